@@ -1,0 +1,97 @@
+"""circuitvit finds the circuit inside a Vision Transformer and compiles it into a smaller one.
+
+    import circuitvit as cv
+    vit     = cv.load_vit(timm_module_or_folder)
+    circuit = cv.acdc(vit, pairs, tau=0.01)
+    small   = cv.compile(vit, circuit, level="unit", ablation="zero")
+
+Importing the package loads no torch: names are looked up on first touch (PEP 562).
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuitvit.ablation import MaskedViT, run_circuit
+    from circuitvit.circuit import Circuit, Provenance
+    from circuitvit.compiler import compile  # noqa: A004
+    from circuitvit.config import ViTConfig
+    from circuitvit.discover import EdgeScores, acdc, eap
+    from circuitvit.edge_graph import edge_graph
+    from circuitvit.errors import CircuitError
+    from circuitvit.hooked import HookedViT
+    from circuitvit.images import ImageSet, Pairs, load_splits
+    from circuitvit.measure import Report, faithfulness, measure
+    from circuitvit.pretrained import load_vit
+    from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
+    from circuitvit.train import Recipe, train
+    from circuitvit.vit import ViT
+
+__version__ = "0.1.0"
+
+_WITHOUT_TORCH = {
+    "Circuit": "circuit",
+    "CircuitError": "errors",
+    "Provenance": "circuit",
+    "ViTConfig": "config",
+    "edge_graph": "edge_graph",
+}
+_WITH_TORCH = {
+    "EdgeScores": "discover",
+    "HookedViT": "hooked",
+    "ImageSet": "images",
+    "MaskedViT": "ablation",
+    "Pairs": "images",
+    "Recipe": "train",
+    "Report": "measure",
+    "ViT": "vit",
+    "acdc": "discover",
+    "compile": "compiler",
+    "eap": "discover",
+    "faithfulness": "measure",
+    "load_splits": "images",
+    "load_vit": "pretrained",
+    "measure": "measure",
+    "prune_heads": "surgery",
+    "prune_mlp": "surgery",
+    "retain_circuit": "surgery",
+    "run_circuit": "ablation",
+    "train": "train",
+}
+_HOME = _WITHOUT_TORCH | _WITH_TORCH
+
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "Circuit", "CircuitError", "EdgeScores", "HookedViT", "ImageSet", "MaskedViT", "Pairs",
+    "Provenance", "Recipe", "Report", "ViT", "ViTConfig", "acdc", "compile", "eap", "edge_graph",
+    "faithfulness", "load_splits", "load_vit", "measure", "prune_heads", "prune_mlp",
+    "retain_circuit", "run_circuit", "train",
+]  # fmt: skip
+
+
+class _Package(ModuleType):
+    """The package itself: public names come on first touch and win over modules so called.
+
+    `circuitvit.measure` is the function, though there is a sub-package of that name; import from
+    that as `from circuitvit.measure import …`.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'circuitvit' has no attribute {name!r}")
+        if name in _WITH_TORCH:
+            import_module("circuitvit.torchvision_ops").register_missing_ops()
+        value = getattr(import_module(f"circuitvit.{_HOME[name]}"), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

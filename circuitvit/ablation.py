@@ -1,0 +1,401 @@
+"""The one forward pass with edges replaced.
+
+For a set C of kept edges every reader r reads
+
+    x_r = constants + Σ_{(w→r)∈C} a_w + Σ_{(w→r)∉C} ã_w,
+
+where a_w is what w writes in this same run and ã_w its ablated value. LayerNorm is recomputed on
+the sum, and with all edges kept this is the model itself. Everything that runs a circuit runs it
+here: discovery, faithfulness, the compiler's check.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from circuitvit.circuit import Ablation, Circuit, same_edge_set
+from circuitvit.config import ViTConfig
+from circuitvit.edge_graph import Node, Qkv, node_named, writers_before, writers_of
+from circuitvit.errors import CircuitError
+from circuitvit.vit import PARTS, Attention, Block, ViT
+
+IMAGES_AT_ONCE = 64
+
+
+class ImagePairs(Protocol):
+    """The part of `Pairs` that a run needs."""
+
+    @property
+    def clean(self) -> Float[Tensor, "image channel height width"]:
+        """The images that are run."""
+        ...
+
+    @property
+    def corrupt(self) -> Float[Tensor, "image channel height width"] | None:
+        """The images that `patch` takes its values from."""
+        ...
+
+
+@dataclass(frozen=True)
+class EdgeMask:
+    """Which edges are kept, as rows over the writers before each reader.
+
+    Attributes:
+        attention: for each block [part head writer]; no heads, no rows.
+        mlp: for each block [writer]; empty where there is no MLP.
+        logits: [writer].
+    """
+
+    attention: tuple[Bool[Tensor, "part head writer"], ...]
+    mlp: tuple[Bool[Tensor, " writer"], ...]
+    logits: Bool[Tensor, " writer"]
+
+    @classmethod
+    def of(cls, config: ViTConfig, edges: Iterable[str], qkv: Qkv = "split") -> "EdgeMask":
+        """The mask that keeps exactly these edges."""
+        before, places = writers_before(config), _places(config)
+        mask = cls.full(config, kept=False)
+        for name in edges:
+            writer, reader = name.split("->")
+            node = node_named(reader)
+            row = mask.row(node)
+            row[..., places[writer]] = True
+            assert places[writer] < before[node.unit]
+        return mask
+
+    @classmethod
+    def full(cls, config: ViTConfig, *, kept: bool = True) -> "EdgeMask":
+        """The mask that keeps every edge, or none."""
+        before = writers_before(config)
+        return cls(
+            tuple(
+                torch.full((3, heads, before.get(f"a{block}.h0", 0)), kept)
+                for block, heads in enumerate(config.heads)
+            ),
+            tuple(torch.full((before.get(f"m{block}", 0),), kept) for block in range(config.depth)),
+            torch.full((before["logits"],), kept),
+        )
+
+    def row(self, reader: Node) -> Bool[Tensor, "*part writer"]:
+        """The row of a reader, as a view; all three rows of a head with joint q/k/v."""
+        if reader.block is None:
+            return self.logits
+        if reader.head is None:
+            return self.mlp[reader.block]
+        rows = self.attention[reader.block][:, reader.head]
+        return rows if reader.part is None else rows[PARTS.index(reader.part)]
+
+    def to(self, device: torch.device) -> "EdgeMask":
+        """The same mask on another device."""
+        return EdgeMask(
+            tuple(rows.to(device) for rows in self.attention),
+            tuple(row.to(device) for row in self.mlp),
+            self.logits.to(device),
+        )
+
+
+def _places(config: ViTConfig) -> dict[str, int]:
+    return {name: place for place, name in enumerate(writers_of(config))}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an ablated run computed.
+
+    Attributes:
+        logits: [image class].
+        values: what each writer wrote in this run, [writer image token width].
+    """
+
+    logits: Float[Tensor, "image class"]
+    values: Float[Tensor, "writer image token width"]
+
+
+def run_embedded(
+    vit: ViT,
+    embedded: Float[Tensor, "image token width"],
+    mask: EdgeMask,
+    ablated: Float[Tensor, " writer #image #token #width"],
+    *,
+    on_read: Callable[[str, Tensor], None] | None = None,
+) -> Run:
+    """The ablated run, from what `embed` wrote on.
+
+    Args:
+        vit: the model.
+        embedded: the live value of `embed`.
+        mask: the kept edges.
+        ablated: ã of every writer; axes of size 1 are broadcast.
+        on_read: called with (`a{l}`, [part head image token width]), (`m{l}`, [image token
+            width]) and (`logits`, [image token width]): the copies that the readers read.
+    """
+    mask = mask.to(embedded.device)
+    tell = on_read or (lambda _name, _read: None)
+    live = [embedded]
+    constants = embedded.new_zeros(())
+    for index, block in enumerate(vit.blocks):
+        assert isinstance(block, Block)
+        if block.attention is not None:
+            reads = _read(mask.attention[index], live, ablated) + constants
+            tell(f"a{index}", reads)
+            live.extend(head_values(block, reads).unbind())
+        constants = constants + attention_constants(block)
+        if block.mlp is not None:
+            reads = _read(mask.mlp[index], live, ablated) + constants
+            tell(f"m{index}", reads)
+            live.append(mlp_value(block, reads))
+        constants = constants + (0 if block.mlp_constant is None else block.mlp_constant)
+    reads = _read(mask.logits, live, ablated) + constants
+    tell("logits", reads)
+    return Run(vit.read_out(reads), torch.stack(live))
+
+
+def _read(
+    rows: Bool[Tensor, "*reader writer"],
+    live: list[Tensor],
+    ablated: Float[Tensor, " all_writers #image #token #width"],
+) -> Float[Tensor, "*reader image token width"]:
+    kept = rows.to(live[0].dtype)
+    values = torch.tensordot(kept, torch.stack(live), dims=1)
+    if bool(rows.all()):
+        return values
+    return values + torch.tensordot(1 - kept, ablated[: len(live)], dims=1)
+
+
+def attention_constants(block: Block) -> Tensor | float:
+    """What the block adds after its heads that belongs to no writer: b_O and the constant."""
+    parts = [c for c in (block.output_bias, block.attention_constant) if c is not None]
+    return sum(parts[1:], start=parts[0]) if parts else 0.0
+
+
+def head_values(
+    block: Block, reads: Float[Tensor, "part head image token width"]
+) -> Float[Tensor, "head image token width"]:
+    """What each head writes, given what its q, k and v read (before the LayerNorm)."""
+    attention, norm = block.attention, block.ln1
+    assert attention is not None
+    assert norm is not None
+    q, k, v = (project(attention, part, norm(x)) for part, x in zip(PARTS, reads, strict=True))
+    return head_writes(attention, q, k, v)
+
+
+def project(
+    attention: Attention,
+    part: str,
+    normalized: Float[Tensor, "head image token width"],
+    heads: slice = slice(None),
+) -> Float[Tensor, "head image token head_width"]:
+    """The queries, keys or values of some heads, each from its own copy of the stream."""
+    weight, bias = attention.projection(part)
+    projected = torch.einsum("hitw,hdw->hitd", normalized, weight[heads])
+    if bias is not None:
+        projected = projected + bias[heads, None, None]
+    return attention.normalize(part, projected)
+
+
+def head_writes(
+    attention: Attention,
+    q: Float[Tensor, "head image token head_width"],
+    k: Float[Tensor, "head image token head_width"],
+    v: Float[Tensor, "head image token head_width"],
+    heads: slice = slice(None),
+) -> Float[Tensor, "head image token width"]:
+    """What some heads write, given their queries, keys and values."""
+    z = F.scaled_dot_product_attention(q, k, v)
+    return torch.einsum("hitd,hdw->hitw", z, attention.output_weight()[heads])
+
+
+def mlp_value(
+    block: Block, reads: Float[Tensor, "image token width"]
+) -> Float[Tensor, "image token width"]:
+    """What the MLP writes, given what it reads (before the LayerNorm)."""
+    assert block.mlp is not None
+    assert block.ln2 is not None
+    return block.mlp(block.ln2(reads))
+
+
+def writer_values(vit: ViT, images: Float[Tensor, "image channel height width"]) -> Run:
+    """The logits and what every writer writes in the untouched model."""
+    mask = EdgeMask.full(vit.config)
+    embedded = vit.embed(images)
+    return run_embedded(vit, embedded, mask, _zeros(vit))
+
+
+def _zeros(vit: ViT) -> Float[Tensor, "writer 1 1 1"]:
+    return vit.positions.new_zeros(len(writers_of(vit.config)), 1, 1, 1)
+
+
+def ablated_values(
+    vit: ViT,
+    ablation: Ablation,
+    *,
+    corrupt: Float[Tensor, "image channel height width"] | None = None,
+    reference: Tensor | None = None,
+) -> Float[Tensor, " writer #image #token #width"]:
+    """ã of every writer: its value on the corrupt images, zero, or its mean over the reference.
+
+    Raises:
+        CircuitError: the ablation is unknown, or the images that it needs are not given.
+    """
+    check_ablation(ablation, corrupt=corrupt, reference=reference)
+    if ablation == "zero":
+        return _zeros(vit)
+    if ablation == "patch":
+        assert corrupt is not None
+        return writer_values(vit, corrupt).values
+    assert reference is not None
+    vit.check_images(reference, name="reference images")
+    total = torch.zeros((), dtype=torch.float64, device=reference.device)
+    for chunk in reference.split(IMAGES_AT_ONCE):
+        total = total + writer_values(vit, chunk).values.sum(dim=1, keepdim=True, dtype=total.dtype)
+    return (total / len(reference)).to(reference.dtype)
+
+
+def check_ablation(ablation: str, *, corrupt: Tensor | None, reference: Tensor | None) -> None:
+    """Refuse an ablation that is unknown or lacks its images.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if ablation not in get_args(Ablation):
+        raise CircuitError(f"ablation is {ablation!r}, expected one of {get_args(Ablation)}.")
+    if ablation == "patch" and corrupt is None:
+        raise CircuitError(
+            "ablation='patch' needs corrupt images, but the pairs have none. Give "
+            "Pairs(corrupt=...), or use ablation='zero' or 'mean'."
+        )
+    if ablation == "mean" and (reference is None or len(reference) == 0):
+        raise CircuitError(
+            "ablation='mean' needs reference images to take the mean over. Give reference=images."
+        )
+
+
+def check_vit(vit: object) -> None:
+    """Refuse anything but a ViT with finite weights.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if not isinstance(vit, ViT):
+        raise CircuitError(
+            f"expected a circuitvit.ViT, got {type(vit).__name__}. "
+            "circuitvit.load_vit(model) makes one."
+        )
+    vit.check_weights()
+
+
+def check_circuit(vit: ViT, circuit: Circuit) -> None:
+    """Refuse a circuit of a model with other edges; warn where only the weights differ.
+
+    Raises:
+        CircuitError: the circuit belongs to a ViT with another edge set.
+    """
+    if not same_edge_set(vit.config, circuit.config):
+        raise CircuitError(
+            f"this circuit belongs to another model: it has heads {circuit.config.heads} and MLPs "
+            f"{circuit.config.mlp_width}, this ViT heads {vit.config.heads} and MLPs "
+            f"{vit.config.mlp_width}. Find a circuit on this model."
+        )
+    known = circuit.provenance.model
+    if known is not None and known != vit.fingerprint():
+        warnings.warn(
+            f"this circuit was found on other weights of the same shape (fingerprint {known}).",
+            stacklevel=3,
+        )
+
+
+def run_circuit(
+    vit: ViT,
+    circuit: Circuit | Iterable[str],
+    pairs: ImagePairs | Tensor,
+    *,
+    ablation: Ablation = "patch",
+    reference: Tensor | None = None,
+) -> Float[Tensor, "image class"]:
+    """The logits of a circuit on the clean images of some pairs.
+
+    Args:
+        vit: the model.
+        circuit: a circuit, or names of kept edges with split q/k/v.
+        pairs: image pairs; images [image channel height width] do for `zero` and `mean`.
+        ablation: what removed edges carry.
+        reference: images for `mean`, [image channel height width].
+
+    Raises:
+        CircuitError: the circuit, the images or the weights don't fit, or an edge doesn't exist.
+    """
+    check_vit(vit)
+    if not isinstance(circuit, Circuit):
+        circuit = Circuit(vit.config, circuit)
+    check_circuit(vit, circuit)
+    clean = pairs if isinstance(pairs, Tensor) else pairs.clean
+    corrupt = None if isinstance(pairs, Tensor) else pairs.corrupt
+    check_ablation(ablation, corrupt=corrupt, reference=reference)
+    vit.check_images(clean, name="clean images")
+    check_finite(clean)
+    mask = EdgeMask.of(vit.config, circuit.edges, circuit.qkv)
+    with torch.no_grad():
+        if ablation == "patch":
+            assert corrupt is not None
+            vit.check_images(corrupt, name="corrupt images")
+            chunks = zip(clean.split(IMAGES_AT_ONCE), corrupt.split(IMAGES_AT_ONCE), strict=True)
+            return torch.cat([_run(vit, c, mask, writer_values(vit, d).values) for c, d in chunks])
+        ablated = ablated_values(vit, ablation, reference=reference)
+        return torch.cat([_run(vit, c, mask, ablated) for c in clean.split(IMAGES_AT_ONCE)])
+
+
+def check_finite(images: Tensor) -> None:
+    """Refuse images that hold NaN or infinity.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise CircuitError("the images hold NaN or infinity. Look at how they were normalised.")
+
+
+def _run(vit: ViT, images: Tensor, mask: EdgeMask, ablated: Tensor) -> Tensor:
+    return run_embedded(vit, vit.embed(images), mask, ablated).logits
+
+
+class MaskedViT(nn.Module):
+    """A circuit as a module: the whole model, with the removed edges replaced at every run.
+
+    It computes what the circuit computes but saves nothing; `circuitvit.compile` makes a smaller
+    model. Only `zero` and `mean` can run without a corrupt image.
+
+    Args:
+        vit: the model; its parameters are shared.
+        circuit: the circuit.
+        ablation: `zero` or `mean`.
+        reference: images for `mean`.
+    """
+
+    def __init__(
+        self,
+        vit: ViT,
+        circuit: Circuit,
+        *,
+        ablation: Ablation = "zero",
+        reference: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_vit(vit)
+        check_circuit(vit, circuit)
+        if ablation == "patch":
+            raise CircuitError("a circuit under 'patch' needs corrupt images; use run_circuit.")
+        self.vit = vit
+        self._mask = EdgeMask.of(vit.config, circuit.edges, circuit.qkv)
+        with torch.no_grad():
+            values = ablated_values(vit, ablation, reference=reference)
+        self.register_buffer("ablated", values)
+
+    def forward(self, images: Tensor) -> Float[Tensor, "image class"]:
+        """The circuit's logits for images [image channel height width]."""
+        return _run(self.vit, images, self._mask, self.get_buffer("ablated"))

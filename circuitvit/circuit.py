@@ -1,0 +1,370 @@
+"""A circuit: the kept edges of a ViT, where they came from, and its file.
+
+Knows no torch: a saved circuit can be read, compared and drawn anywhere. Running one is
+`circuitvit.ablation`'s work, finding one `circuitvit.discover`'s.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import networkx as nx
+
+from circuitvit.config import ViTConfig
+from circuitvit.edge_graph import (
+    ORDER,
+    Edge,
+    Qkv,
+    edge_graph,
+    edge_names_of,
+    edges_of,
+    graph_of,
+    node_named,
+    units_of,
+    writers_of,
+)
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json, write_json
+from circuitvit.html import figure, notebook_html, page
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+Ablation = Literal["patch", "zero", "mean"]
+Level = Literal["edge", "node", "block"]
+FORMAT = "circuitvit.circuit"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a circuit was found, so that it can be found again.
+
+    Attributes:
+        method: `acdc`, `eap`, …, or `hand`.
+        selection: how the edges were chosen from scores, such as `top 40 by |score|`.
+        level: what was tried or scored: edges, nodes or blocks.
+        ablation: what removed edges were replaced by; it restricts nothing later on.
+        metric: the metric's name, or the name of the callable.
+        order: the order in which readers and writers were tried, and in which ties fall.
+        tau: the ACDC threshold.
+        steps: interpolation steps of the gradient methods.
+        seed: the seed, where anything was drawn.
+        images: number of image pairs.
+        evaluations: number of ablated runs that ACDC needed.
+        divergence: the metric of the circuit minus that of the full model, on its own images.
+        ties: edges whose ACDC decision lies within the numerical error of τ.
+        model: fingerprint of the weights.
+        data: fingerprint of the image pairs.
+        reference: fingerprint of the reference images.
+        versions: versions of circuitvit and torch.
+    """
+
+    method: str = "hand"
+    selection: str | None = None
+    level: str = "edge"
+    ablation: str | None = None
+    metric: str | None = None
+    order: str = ORDER
+    tau: float | None = None
+    steps: int | None = None
+    seed: int | None = None
+    images: int | None = None
+    evaluations: int | None = None
+    divergence: float | None = None
+    ties: tuple[str, ...] = ()
+    model: str | None = None
+    data: str | None = None
+    reference: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Circuit:
+    """The kept edges of a ViT of one shape.
+
+    Circuits are immutable and compare by shape and edges. `a | b`, `a & b`, `a - b` and `a ^ b` are
+    set operations on the edges; `a <= b` asks whether b has every edge of a.
+
+    Args:
+        config: the shape of the ViT.
+        edges: names of the kept edges, in any order.
+        qkv: granularity of the heads' readers.
+        scores: what each kept edge scored, for drawing.
+        provenance: how it was found.
+
+    Raises:
+        CircuitError: an edge does not exist in a ViT of this shape.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        edges: Iterable[str],
+        *,
+        qkv: Qkv = "split",
+        scores: Mapping[str, float] | None = None,
+        provenance: Provenance | None = None,
+    ) -> None:
+        kept = set(edges)
+        order = edge_names_of(config, qkv)
+        unknown = kept - set(order)
+        if unknown:
+            names = ", ".join(sorted(unknown)[:5])
+            raise CircuitError(
+                f"{len(unknown)} edges do not exist in this ViT ({names}). It has {len(order)} "
+                f"edges with qkv={qkv!r}, such as {order[0]}; "
+                f"edge_graph(vit.config, {qkv!r}) lists them."
+            )
+        self.config = config
+        self.qkv: Qkv = qkv
+        self.edges: tuple[str, ...] = tuple(name for name in order if name in kept)
+        self._kept = frozenset(kept)
+        self.scores: Mapping[str, float] = {
+            name: float(scores[name]) for name in self.edges if scores and name in scores
+        }
+        self.provenance = provenance or Provenance()
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.edges)
+
+    def __contains__(self, edge: object) -> bool:
+        return edge in self._kept
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Circuit)
+            and self.edges == other.edges
+            and self.qkv == other.qkv
+            and same_edge_set(self.config, other.config)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.edges, self.qkv))
+
+    def __repr__(self) -> str:
+        total = len(edge_names_of(self.config, self.qkv))
+        return f"Circuit({len(self)} of {total} edges, {self.provenance.method})"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self.graph(), title=repr(self))
+
+    def __or__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, set(self.edges) | set(other.edges), "|")
+
+    def __and__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, set(self.edges) & set(other.edges), "&")
+
+    def __sub__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, set(self.edges) - set(other.edges), "-")
+
+    def __xor__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, set(self.edges) ^ set(other.edges), "^")
+
+    def __le__(self, other: "Circuit") -> bool:
+        self._check_comparable(other)
+        return set(self.edges) <= set(other.edges)
+
+    def _check_comparable(self, other: "Circuit") -> None:
+        if self.qkv != other.qkv or not same_edge_set(self.config, other.config):
+            raise CircuitError(
+                f"{self!r} and {other!r} belong to ViTs with different edges, so they can't be "
+                "compared. Find both on models of one shape, with the same qkv."
+            )
+
+    def _combined(self, other: "Circuit", edges: Iterable[str], sign: str) -> "Circuit":
+        self._check_comparable(other)
+        mine, theirs = self.provenance, other.provenance
+        merged = Provenance(
+            method=f"{mine.method} {sign} {theirs.method}",
+            ablation=mine.ablation if mine.ablation == theirs.ablation else None,
+            model=mine.model if mine.model == theirs.model else None,
+        )
+        scores = {**other.scores, **self.scores}
+        return Circuit(self.config, edges, qkv=self.qkv, scores=scores, provenance=merged)
+
+    def keeping(self, edges: Iterable[str]) -> "Circuit":
+        """A circuit of the same model and origin with other edges; scores are kept where known."""
+        return Circuit(
+            self.config, edges, qkv=self.qkv, scores=self.scores, provenance=self.provenance
+        )
+
+    def complement(self) -> "Circuit":
+        """The edges that this circuit removes."""
+        return self.keeping(set(edge_names_of(self.config, self.qkv)) - set(self.edges))
+
+    def graph(self) -> nx.DiGraph:
+        """The kept edges as a DiGraph with `Node`, `Edge` and `score` attributes.
+
+        Its nodes are `embed`, `logits` and every node that a kept edge touches.
+        """
+        kept = tuple(edge for edge in edges_of(self.config, self.qkv) if edge.name in self)
+        return self._graph_of(kept)
+
+    def _graph_of(self, kept: tuple[Edge, ...]) -> nx.DiGraph:
+        touched = {"embed", "logits"}
+        for edge in kept:
+            touched |= {edge.writer, edge.reader, node_named(edge.reader).unit}
+        nodes = tuple(n for n in edge_graph(self.config, self.qkv).nodes if n in touched)
+        graph = graph_of(kept, nodes=nodes, qkv=self.qkv)
+        everything = ["embed", *units_of(self.config), "logits"]
+        graph.graph["units"] = [node_named(name) for name in everything]
+        for edge in kept:
+            if edge.name in self.scores:
+                graph.edges[edge.writer, edge.reader]["score"] = self.scores[edge.name]
+        return graph
+
+    def units(self) -> tuple[str, ...]:
+        """The heads and MLPs on a kept path from `embed` to `logits`, in forward order."""
+        flow = self._flow()
+        on_path = nx.descendants(flow, "embed") & nx.ancestors(flow, "logits")
+        return tuple(name for name in units_of(self.config) if name in on_path)
+
+    def _flow(self) -> nx.DiGraph:
+        """The kept edges between units: a head's q, k and v lead to what the head writes."""
+        flow = nx.DiGraph()
+        flow.add_nodes_from(["embed", "logits"])
+        flow.add_edges_from(
+            (writer, node_named(reader).unit)
+            for writer, reader in (name.split("->") for name in self.edges)
+        )
+        return flow
+
+    def unit_circuit(self) -> "Circuit":
+        """The unit-level circuit: every edge among the kept units, `embed` and `logits`."""
+        return self.keeping(edges_among(self.config, self.units(), self.qkv))
+
+    def without_dangling(self, ablation: Ablation | None = None) -> "Circuit":
+        """Drop edges that can't matter, until none is left.
+
+        Edges into a reader that reaches no logits are always dropped. Edges from a writer with no
+        kept in-edge are dropped under `patch` only: there such a writer writes its ablated value
+        anyway, while under `zero` and `mean` it still writes a constant.
+
+        Args:
+            ablation: by default the one under which the circuit was found.
+        """
+        ablation = ablation or self.provenance.ablation  # pyright: ignore[reportAssignmentType]
+        flow = self._flow()
+        useful = nx.ancestors(flow, "logits") | {"logits"}
+        live = nx.descendants(flow, "embed") | {"embed"} if ablation == "patch" else set(flow)
+        return self.keeping(
+            name
+            for name in self.edges
+            if node_named(name.split("->")[1]).unit in useful and name.split("->")[0] in live
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the circuit as JSON (networkx node-link layout, with a checksum)."""
+        links = nx.node_link_data(self._plain_graph(), edges="edges")
+        body = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "config": self.config.as_dict(),
+            "qkv": self.qkv,
+            "provenance": asdict(self.provenance),
+            "graph": links,
+        }
+        body = json.loads(json.dumps(body))
+        return write_json(path, {**body, "checksum": _checksum(body)})
+
+    def _plain_graph(self) -> nx.DiGraph:
+        graph = nx.DiGraph()
+        for edge in (Edge(*name.split("->")) for name in self.edges):
+            score = self.scores.get(edge.name)
+            graph.add_edge(edge.writer, edge.reader, **({} if score is None else {"score": score}))
+        return graph
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Circuit":
+        """Read a circuit that `save` wrote.
+
+        Raises:
+            CircuitError: the file is missing, cut short, altered, or something else.
+        """
+        body = read_json(path, what="circuit")
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise CircuitError(f"{path} is not a circuit: it lacks the mark {FORMAT!r}.")
+        if body.get("schema") != SCHEMA:
+            raise CircuitError(
+                f"{path} has circuit schema {body.get('schema')!r}, this version reads {SCHEMA}. "
+                "Update circuitvit, or find the circuit again."
+            )
+        checksum = body.pop("checksum", None)
+        if checksum != _checksum(body):
+            raise CircuitError(
+                f"{path} was altered after it was saved: its checksum does not match. "
+                "Take the file from its source again."
+            )
+        try:
+            return cls._from_body(body)
+        except (KeyError, TypeError, ValueError) as cause:
+            raise CircuitError(f"{path} is not a whole circuit: {cause!s}") from cause
+
+    @classmethod
+    def _from_body(cls, body: Mapping[str, Any]) -> "Circuit":
+        graph = nx.node_link_graph(body["graph"], edges="edges")
+        known = {item.name for item in fields(Provenance)}
+        origin = {key: value for key, value in body["provenance"].items() if key in known}
+        origin["ties"] = tuple(origin.get("ties", ()))
+        names = {Edge(w, r).name: data.get("score") for w, r, data in graph.edges(data=True)}
+        return cls(
+            ViTConfig.from_dict(body["config"]),
+            names,
+            qkv=body["qkv"],
+            scores={name: score for name, score in names.items() if score is not None},
+            provenance=Provenance(**origin),
+        )
+
+    def figure(self) -> "Figure":
+        """The circuit as a plotly figure: depth from left to right, heads upwards."""
+        return figure(self.graph(), title=repr(self))
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        plotlyjs: bool | Literal["directory"] = True,
+    ) -> Path:
+        """Write an interactive page that works offline.
+
+        Args:
+            path: the file to write.
+            title: the page's heading; by default a summary of the circuit.
+            plotlyjs: True puts plotly.js (5 MB) into the page, `"directory"` beside it.
+        """
+        details = {
+            key: value
+            for key, value in asdict(self.provenance).items()
+            if value not in (None, (), {}, "") and key not in ("ties", "versions")
+        }
+        return page(
+            path, self.graph(), title=title or repr(self), details=details, plotlyjs=plotlyjs
+        )
+
+
+def same_edge_set(one: ViTConfig, other: ViTConfig) -> bool:
+    """Whether two ViTs have the same writers and readers."""
+    return writers_of(one) == writers_of(other) and one.depth == other.depth
+
+
+def edges_among(config: ViTConfig, kept_units: Iterable[str], qkv: Qkv) -> tuple[str, ...]:
+    """Every edge among some units, `embed` and `logits`."""
+    inside = {"embed", "logits", *kept_units}
+    return tuple(
+        edge.name
+        for edge in edges_of(config, qkv)
+        if edge.writer in inside and node_named(edge.reader).unit in inside
+    )
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,5 @@
+"""Turns a circuit into a physically smaller plain-PyTorch ViT; one pass a file."""
+
+from circuitvit.compiler.compiling import compile  # noqa: A004
+
+__all__ = ["compile"]

@@ -1,0 +1,65 @@
+"""Pass: every reason why a circuit can't be compiled, collected before work starts."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from circuitvit.ablation import check_vit
+from circuitvit.circuit import Circuit, same_edge_set
+from circuitvit.errors import CircuitError
+from circuitvit.vit import ViT
+
+
+def check(
+    vit: ViT, circuit: Circuit, *, level: str, ablation: str, reference: Tensor | None
+) -> None:
+    """Refuse what can't be compiled.
+
+    Raises:
+        CircuitError: names every reason.
+    """
+    check_vit(vit)
+    reasons = list(_reasons(vit, circuit, level, ablation, reference))
+    if reasons:
+        raise CircuitError("this can't be compiled: " + "; ".join(reasons) + ".")
+
+
+def _reasons(
+    vit: ViT, circuit: Circuit, level: str, ablation: str, reference: Tensor | None
+) -> Iterator[str]:
+    if level == "edge":
+        yield "level='edge' is not there yet, use level='unit'"
+    elif level != "unit":
+        yield f"level is {level!r}, expected 'unit'"
+    yield from _ablation_reasons(ablation, reference)
+    if reference is not None and len(reference):
+        try:
+            vit.check_images(reference, name="reference images")
+        except CircuitError as cause:
+            yield str(cause).rstrip(".")
+        if not bool(torch.isfinite(reference).all()):
+            yield "the reference images hold NaN or infinity"
+    if not same_edge_set(vit.config, circuit.config):
+        yield (
+            f"the circuit belongs to another model, with heads {circuit.config.heads} and MLPs "
+            f"{circuit.config.mlp_width}, this one has heads {vit.config.heads} and MLPs "
+            f"{vit.config.mlp_width}"
+        )
+    elif not circuit.units() and "embed->logits" not in circuit:
+        yield (
+            f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so nothing "
+            "of the image would reach them; keep more edges, as with scores.greedy(n)"
+        )
+
+
+def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
+    if ablation == "patch":
+        yield (
+            "ablation='patch' needs a corrupt image at run time, use ablation='zero' or 'mean' "
+            "(the ablation under which the circuit was found does not matter)"
+        )
+    elif ablation not in ("zero", "mean"):
+        yield f"ablation is {ablation!r}, expected 'zero' or 'mean'"
+    elif ablation == "mean" and (reference is None or not len(reference)):
+        yield "ablation='mean' needs reference images, give reference=images"

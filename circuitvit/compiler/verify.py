@@ -1,0 +1,49 @@
+"""Pass: the compiled model against the masked run, on real images, always."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.ablation import IMAGES_AT_ONCE, EdgeMask, run_embedded
+from circuitvit.circuit import edges_among
+from circuitvit.errors import CircuitError
+from circuitvit.vit import ViT
+
+IMAGES = 8
+SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@torch.no_grad()
+def verify(
+    vit: ViT,
+    compiled: ViT,
+    units: Iterable[str],
+    ablated: Float[Tensor, " writer #image #token #width"],
+    *,
+    reference: Tensor | None,
+) -> None:
+    """Refuse a compiled model that differs from the run in which removed units write ã.
+
+    Raises:
+        CircuitError: the largest difference exceeds the tolerance.
+    """
+    images = sample_images(vit) if reference is None else reference[:IMAGES_AT_ONCE]
+    mask = EdgeMask.of(vit.config, edges_among(vit.config, units, "split"))
+    expected = run_embedded(vit, vit.embed(images), mask, ablated).logits
+    error = float((compiled(images) - expected).abs().max())
+    allowed = SHARE.get(images.dtype, 1e-1) * max(1.0, float(expected.abs().max()))
+    if not error <= allowed:
+        raise CircuitError(
+            f"the compiled model differs from the masked run by {error:.2g}, allowed are "
+            f"{allowed:.2g}. It is not returned; please report this with the circuit's file."
+        )
+
+
+def sample_images(vit: ViT) -> Float[Tensor, "image channel height width"]:
+    """8 seeded normal images of the model's shape, dtype and device."""
+    config = vit.config
+    shape = (IMAGES, config.channels, config.image_size, config.image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return images.to(vit.positions)

@@ -1,0 +1,225 @@
+"""The shape of a ViT: heads, head width and MLP width may differ block by block.
+
+Knows no torch, so that a saved circuit can be read and drawn anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from circuitvit.errors import CircuitError
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Pooling = Literal["class", "mean"]
+
+
+@dataclass(frozen=True, init=False)
+class ViTConfig:
+    """Everything that decides a ViT's parameters and computation, except their values.
+
+    Per-block fields take one value for all blocks or a sequence with one value a block, and are
+    stored as tuples. `depth` is needed only where no field gives a sequence (default 12).
+
+    Attributes:
+        image_size: side of the square input image, in pixels.
+        patch_size: side of a square patch, in pixels; divides `image_size`.
+        channels: channels of the input image.
+        classes: number of logits.
+        width: width of the residual stream.
+        heads: attention heads of each block; 0 means that the block has no attention.
+        head_width: width of a head's q, k, v and z in each block.
+        mlp_width: hidden neurons of each block's MLP; 0 means that the block has no MLP.
+        class_token: whether a learned class token comes first.
+        register_tokens: learned tokens after the class token that no one reads out.
+        pooling: what the head reads: the class token, or the mean of the patch tokens.
+        fc_norm: with mean pooling, whether the final LayerNorm comes after the mean.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys go through a LayerNorm of their own.
+        output_bias: whether each block's attention has its bias b_O (kept by an empty attention).
+        attention_constant: whether a constant [token width] is added after each attention.
+        mlp_constant: whether a constant [token width] is added after each MLP.
+        layer_norm_eps: ε of every LayerNorm.
+        activation: the MLP's activation: erf GELU, tanh GELU or QuickGELU.
+    """
+
+    image_size: int
+    patch_size: int
+    channels: int
+    classes: int
+    width: int
+    heads: tuple[int, ...]
+    head_width: tuple[int, ...]
+    mlp_width: tuple[int, ...]
+    class_token: bool
+    register_tokens: int
+    pooling: Pooling
+    fc_norm: bool
+    qkv_bias: bool
+    qk_norm: bool
+    output_bias: tuple[bool, ...]
+    attention_constant: tuple[bool, ...]
+    mlp_constant: tuple[bool, ...]
+    layer_norm_eps: float
+    activation: Activation
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        patch_size: int = 16,
+        channels: int = 3,
+        classes: int = 1000,
+        width: int = 768,
+        depth: int | None = None,
+        heads: int | Sequence[int] = 12,
+        head_width: int | Sequence[int] | None = None,
+        mlp_width: int | Sequence[int] | None = None,
+        class_token: bool = True,
+        register_tokens: int = 0,
+        pooling: Pooling = "class",
+        fc_norm: bool = False,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        output_bias: bool | Sequence[bool] = True,
+        attention_constant: bool | Sequence[bool] = False,
+        mlp_constant: bool | Sequence[bool] = False,
+        layer_norm_eps: float = 1e-6,
+        activation: Activation = "gelu",
+    ) -> None:
+        if head_width is None:
+            head_width = (
+                width // max(heads, 1) if isinstance(heads, int) else _one_width(width, heads)
+            )
+        per_block = {
+            "heads": heads,
+            "head_width": head_width,
+            "mlp_width": 4 * width if mlp_width is None else mlp_width,
+            "output_bias": output_bias,
+            "attention_constant": attention_constant,
+            "mlp_constant": mlp_constant,
+        }
+        depth = _depth(depth, per_block)
+        values = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "channels": channels,
+            "classes": classes,
+            "width": width,
+            "class_token": class_token,
+            "register_tokens": register_tokens,
+            "pooling": pooling,
+            "fc_norm": fc_norm,
+            "qkv_bias": qkv_bias,
+            "qk_norm": qk_norm,
+            "layer_norm_eps": layer_norm_eps,
+            "activation": activation,
+        }
+        for name, value in per_block.items():
+            values[name] = tuple(value) if isinstance(value, Sequence) else (value,) * depth
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        problems = list(_problems(self))
+        if problems:
+            raise CircuitError("a ViTConfig cannot be made: " + "; ".join(problems) + ".")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.heads)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the first patch: class token and registers."""
+        return int(self.class_token) + self.register_tokens
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of an image: prefix and patches."""
+        return self.prefix_tokens + self.patches
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ViTConfig":
+        """Make a config from what `as_dict` gave.
+
+        Raises:
+            CircuitError: a field is unknown, missing or of the wrong kind.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        missing = sorted({"heads", "mlp_width", "width"} - set(values))
+        if unknown or missing:
+            raise CircuitError(
+                f"this is not the config of a ViT of circuitvit: unknown fields {unknown}, missing "
+                f"fields {missing}. It belongs to another library or a newer version."
+            )
+        try:
+            return cls(**values)
+        except TypeError as cause:
+            raise CircuitError(
+                f"this is not the config of a ViT of circuitvit: {cause}."
+            ) from cause
+
+
+def _one_width(width: int, heads: Sequence[int]) -> int:
+    if len(set(heads)) != 1:
+        raise CircuitError(
+            f"heads differ by block ({tuple(heads)}), so their width can't be guessed: "
+            "give head_width too."
+        )
+    return width // max(heads[0], 1)
+
+
+def _depth(depth: int | None, per_block: Mapping[str, Any]) -> int:
+    lengths = {name: len(v) for name, v in per_block.items() if isinstance(v, Sequence)}
+    if depth is not None:
+        lengths["depth"] = depth
+    if len(set(lengths.values())) > 1:
+        raise CircuitError(
+            f"the fields disagree on the number of blocks: {lengths}. "
+            "Give one value a block in each."
+        )
+    return next(iter(lengths.values()), 12)
+
+
+def _problems(config: ViTConfig):
+    for name in ("image_size", "patch_size", "channels", "classes", "width"):
+        if not _is_count(getattr(config, name), least=1):
+            yield f"{name} is {getattr(config, name)!r}, expected a whole number ≥ 1"
+    for name in ("heads", "head_width", "mlp_width"):
+        least = 1 if name == "head_width" else 0
+        if not all(_is_count(value, least=least) for value in getattr(config, name)):
+            yield f"{name} is {getattr(config, name)!r}, expected whole numbers ≥ {least}"
+    if not _is_count(config.register_tokens, least=0):
+        yield f"register_tokens is {config.register_tokens!r}, expected a whole number ≥ 0"
+    elif _is_count(config.patch_size, least=1) and config.image_size % config.patch_size:
+        yield f"patch_size {config.patch_size} does not divide image_size {config.image_size}"
+    yield from _choice_problems(config)
+
+
+def _choice_problems(config: ViTConfig):
+    if config.pooling not in get_args(Pooling):
+        yield f"pooling is {config.pooling!r}, expected one of {get_args(Pooling)}"
+    if config.pooling == "class" and not config.class_token:
+        yield "pooling is 'class' but there is no class token; use pooling='mean'"
+    if config.fc_norm and config.pooling != "mean":
+        yield "fc_norm goes with pooling='mean' only"
+    if config.activation not in get_args(Activation):
+        yield f"activation is {config.activation!r}, expected one of {get_args(Activation)}"
+    if not config.layer_norm_eps > 0:
+        yield f"layer_norm_eps is {config.layer_norm_eps!r}, expected a number > 0"
+
+
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,123 @@
+"""What a discovery is asked: the model, the pairs, the metric and the ablation, checked once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol, Self, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.ablation import (
+    ImagePairs,
+    ablated_values,
+    check_ablation,
+    check_finite,
+    check_vit,
+)
+from circuitvit.circuit import Ablation, Level, Provenance
+from circuitvit.errors import CircuitError
+from circuitvit.images.tensors import fingerprint
+from circuitvit.metrics import Labelled, Loss, Metric, loss_of, metric_name
+from circuitvit.vit import ViT
+
+
+class Pairs(ImagePairs, Labelled, Protocol):
+    """What discovery needs of `circuitvit.Pairs`."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Any) -> Self:
+        """Some of the pairs."""
+        ...
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """The pairs on another device."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A name for the data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A checked question to `acdc` or `eap`; make it with `Problem.checked`.
+
+    Attributes:
+        vit: the model, untouched.
+        pairs: the image pairs, on the model's device.
+        metric: what was asked for.
+        loss: the metric of some logits, one value an image.
+        ablation: what removed edges carry.
+        reference: images for `mean`.
+    """
+
+    vit: ViT
+    pairs: Pairs
+    metric: Metric
+    loss: Loss
+    ablation: Ablation
+    reference: Float[Tensor, "image channel height width"] | None
+
+    @classmethod
+    def checked(
+        cls,
+        vit: ViT,
+        pairs: Pairs,
+        *,
+        metric: Metric,
+        ablation: Ablation,
+        level: str,
+        reference: Tensor | None,
+    ) -> "Problem":
+        """Check everything that can be checked before work starts.
+
+        Raises:
+            CircuitError: the model, pairs, metric, level or ablation don't fit together.
+        """
+        check_vit(vit)
+        if level not in get_args(Level):
+            raise CircuitError(
+                f"level is {level!r}, expected one of {get_args(Level)}. (Scores of single neurons "
+                "are not there yet.)"
+            )
+        check_ablation(ablation, corrupt=pairs.corrupt, reference=reference)
+        for name in ("clean", "corrupt"):
+            images = getattr(pairs, name)
+            if images is not None:
+                vit.check_images(images, name=f"{name} images")
+                check_finite(images)
+        if reference is not None:
+            check_finite(reference)
+            reference = reference.to(vit.positions.device)
+        loss = loss_of(metric, pairs, vit.config.classes)
+        pairs = pairs.to(device=vit.positions.device)
+        return cls(vit, pairs, metric, loss, ablation, reference)
+
+    def ablated(self, pairs: Pairs) -> Float[Tensor, " writer #image #token #width"]:
+        """ã of every writer for some of the pairs."""
+        with torch.no_grad():
+            return ablated_values(
+                self.vit, self.ablation, corrupt=pairs.corrupt, reference=self.reference
+            )
+
+    def chunks(self, images: int) -> Iterator[Pairs]:
+        """The pairs, at most so many at a time."""
+        for start in range(0, len(self.pairs), images):
+            yield self.pairs.subset(slice(start, start + images))
+
+    def provenance(self, **details: Any) -> Provenance:
+        """What is recorded of this problem, with the method's own details."""
+        reference = None if self.reference is None else fingerprint(self.reference)
+        return Provenance(
+            ablation=self.ablation,
+            metric=metric_name(self.metric),
+            images=len(self.pairs),
+            model=self.vit.fingerprint(),
+            data=self.pairs.fingerprint(),
+            reference=reference,
+            versions={"circuitvit": version("circuitvit"), "torch": version("torch")},
+            **details,
+        )

@@ -1,0 +1,184 @@
+"""The graph of a ViT's edges: who writes to the residual stream, and who reads it.
+
+Names, order and counts are pinned: `embed`, then per block the heads `a{l}.h{h}` and the MLP
+`m{l}` write; `a{l}.h{h}.q|k|v`, `m{l}` and `logits` read. Every reader reads every earlier writer.
+The step from a reader to its own writer is not an edge. Knows no torch and no weights.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, cast, get_args
+
+import networkx as nx
+
+from circuitvit.config import ViTConfig
+from circuitvit.errors import CircuitError
+
+Qkv = Literal["split", "joint"]
+Kind = Literal["embed", "head", "mlp", "logits"]
+ORDER = "reverse-topological"
+
+_NAME = re.compile(r"a(?P<ablock>\d+)\.h(?P<head>\d+)(?:\.(?P<part>[qkv]))?|m(?P<mblock>\d+)")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A writer, a reader, or (an MLP, a head with joint q/k/v) both.
+
+    Attributes:
+        name: `embed`, `a2.h1`, `a2.h1.q`, `m3` or `logits`.
+        kind: what the node is part of.
+        block: its block; None for `embed` and `logits`.
+        head: its head in the block, for heads.
+        part: `q`, `k` or `v` for a reader of a split head.
+    """
+
+    name: str
+    kind: Kind
+    block: int | None = None
+    head: int | None = None
+    part: Literal["q", "k", "v"] | None = None
+
+    @property
+    def unit(self) -> str:
+        """The name of the unit it belongs to: `a2.h1.q` belongs to `a2.h1`."""
+        return self.name.removesuffix(f".{self.part}") if self.part else self.name
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What `writer` wrote, as `reader` reads it."""
+
+    writer: str
+    reader: str
+
+    @property
+    def name(self) -> str:
+        """The pinned name, such as `embed->a0.h3.q`."""
+        return f"{self.writer}->{self.reader}"
+
+
+def node_named(name: str) -> Node:
+    """Read a node's name.
+
+    Raises:
+        CircuitError: it is not the name of a writer or a reader.
+    """
+    if name == "embed" or name == "logits":
+        return Node(name, name)
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise CircuitError(
+            f"{name!r} names no writer or reader. Names are 'embed', 'a2.h1', 'a2.h1.q', 'm3' "
+            "and 'logits'."
+        )
+    if match["mblock"] is not None:
+        return Node(name, "mlp", int(match["mblock"]))
+    part = cast(Literal["q", "k", "v"] | None, match["part"])
+    return Node(name, "head", int(match["ablock"]), int(match["head"]), part)
+
+
+def units_of(config: ViTConfig) -> tuple[str, ...]:
+    """The heads and MLPs, in forward order."""
+    return writers_of(config)[1:]
+
+
+@lru_cache(maxsize=64)
+def writers_of(config: ViTConfig) -> tuple[str, ...]:
+    """The writers, in forward order; a writer's place in it is its index everywhere."""
+    names = ["embed"]
+    for block in range(config.depth):
+        names += [f"a{block}.h{head}" for head in range(config.heads[block])]
+        names += [f"m{block}"] if config.mlp_width[block] else []
+    return tuple(names)
+
+
+@lru_cache(maxsize=64)
+def writers_before(config: ViTConfig) -> dict[str, int]:
+    """How many writers come before each unit and `logits` read; heads of a block read alike."""
+    counts: dict[str, int] = {}
+    count = 1
+    for block in range(config.depth):
+        for head in range(config.heads[block]):
+            counts[f"a{block}.h{head}"] = count
+        count += config.heads[block]
+        if config.mlp_width[block]:
+            counts[f"m{block}"] = count
+            count += 1
+    counts["logits"] = count
+    return counts
+
+
+@lru_cache(maxsize=64)
+def readers_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[str, ...]:
+    """The readers in the pinned order: `logits`, then block by block from the last.
+
+    Within a block: the MLP, then the heads from the last to the first, each `v`, `k`, `q`.
+    """
+    _check_qkv(qkv)
+    names = ["logits"]
+    for block in reversed(range(config.depth)):
+        names += [f"m{block}"] if config.mlp_width[block] else []
+        for head in reversed(range(config.heads[block])):
+            name = f"a{block}.h{head}"
+            names += [name] if qkv == "joint" else [f"{name}.v", f"{name}.k", f"{name}.q"]
+    return tuple(names)
+
+
+@lru_cache(maxsize=64)
+def edges_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[Edge, ...]:
+    """Every edge in the pinned order: reader by reader, for each the latest writer first."""
+    names, before = writers_of(config), writers_before(config)
+    return tuple(
+        Edge(writer, reader)
+        for reader in readers_of(config, qkv)
+        for writer in reversed(names[: before[node_named(reader).unit]])
+    )
+
+
+@lru_cache(maxsize=64)
+def edge_names_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[str, ...]:
+    """The names of `edges_of`, in the same order."""
+    return tuple(edge.name for edge in edges_of(config, qkv))
+
+
+def edge_graph(config: ViTConfig, qkv: Qkv = "split") -> nx.DiGraph:
+    """The full graph of a ViT of this shape.
+
+    Args:
+        config: the model's shape, `vit.config`.
+        qkv: `"split"` gives every head three readers, `"joint"` one.
+
+    Returns:
+        A DiGraph over node names. Nodes carry a frozen `Node` as attribute `node`, edges a frozen
+        `Edge` as attribute `edge`; both are in forward order, and `graph.graph` holds `qkv`.
+    """
+    return graph_of(edges_of(config, qkv), nodes=_all_nodes(config, qkv), qkv=qkv)
+
+
+def graph_of(kept: tuple[Edge, ...], *, nodes: tuple[str, ...], qkv: Qkv) -> nx.DiGraph:
+    """A DiGraph of some edges over some nodes, with the same attributes as `edge_graph`."""
+    graph = nx.DiGraph(qkv=qkv)
+    graph.add_nodes_from((name, {"node": node_named(name)}) for name in nodes)
+    graph.add_edges_from((edge.writer, edge.reader, {"edge": edge}) for edge in reversed(kept))
+    return graph
+
+
+def _all_nodes(config: ViTConfig, qkv: Qkv) -> tuple[str, ...]:
+    """Every node, readers of a head before their writer."""
+    return tuple(_nodes_forward(config, qkv))
+
+
+def _nodes_forward(config: ViTConfig, qkv: Qkv) -> Iterator[str]:
+    for unit in writers_of(config):
+        if qkv == "split" and node_named(unit).kind == "head":
+            yield from (f"{unit}.{part}" for part in "qkv")
+        yield unit
+    yield "logits"
+
+
+def _check_qkv(qkv: str) -> None:
+    if qkv not in get_args(Qkv):
+        raise CircuitError(f"qkv is {qkv!r}, expected one of {get_args(Qkv)}.")

@@ -1,0 +1,81 @@
+"""Files are written beside their place and renamed, so a kill never leaves half a file."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from circuitvit.errors import CircuitError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a fresh path in the same folder; when the block succeeds, it becomes `path`.
+
+    Raises:
+        CircuitError: the folder can't be made or written to. `path` is then as it was.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as cause:
+        raise CircuitError(
+            f"cannot write {target}: {cause.strerror or cause}. "
+            "Name a folder that can be written to."
+        ) from cause
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        # mkstemp makes private files; the result gets the mode that `open` would have given it.
+        mask = os.umask(0)
+        os.umask(mask)
+        beside.chmod(0o666 & ~mask)
+        _move(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _move(beside: Path, target: Path) -> None:
+    try:
+        beside.replace(target)
+    except OSError as cause:
+        raise CircuitError(
+            f"cannot write {target}: {cause.strerror or cause}. Name a file, not a folder."
+        ) from cause
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write `text` to `path` in one step and return the path."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON to `path` in one step and return the path."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], *, what: str) -> Any:
+    """Read a JSON file; `what` names its kind in the error message.
+
+    Raises:
+        CircuitError: there is no such file, or it is not whole JSON.
+    """
+    source = Path(path)
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise CircuitError(f"no {what} at {source}: there is no such file.") from cause
+    except OSError as cause:
+        raise CircuitError(f"cannot read the {what} at {source}: {cause.strerror}.") from cause
+    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise CircuitError(
+            f"{source} is not a whole {what}: {cause}. It was cut short or is another kind "
+            "of file; make it again or take it from a backup."
+        ) from cause

@@ -1,0 +1,264 @@
+"""The same ViT under TransformerLens hooks: every residual read and write has a name.
+
+`HookedViT` shares its parameters with the `ViT` it wraps and computes the same logits, step by step
+and head by head, so it is slower; use it to look and to intervene. Names and shapes are
+TransformerLens's own.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from circuitvit.config import ViTConfig
+from circuitvit.errors import CircuitError
+from circuitvit.vit import PARTS, Attention, Block, ViT, activate
+
+
+class HookedLayerNorm(nn.Module):
+    """A LayerNorm with `hook_scale` [… 1] and `hook_normalized` [… width], affine part included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, norm: nn.LayerNorm, x: Float[Tensor, "*any width"]) -> Tensor:
+        """The LayerNorm of x."""
+        centred = x - x.mean(dim=-1, keepdim=True)
+        scale = self.hook_scale((centred.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt())
+        return self.hook_normalized(centred / scale * norm.weight + norm.bias)
+
+
+class HookedAttention(nn.Module):
+    """The heads of a block; q, k, v, z are [image token head head_width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_q = HookPoint()
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_attn_scores = HookPoint()  # [image head query key]
+        self.hook_pattern = HookPoint()  # [image head query key]
+        self.hook_z = HookPoint()
+        self.hook_result = HookPoint()  # [image token head width]
+
+    def forward(
+        self, attention: Attention, normalized: dict[str, Float[Tensor, "image token head width"]]
+    ) -> Float[Tensor, "image token head width"]:
+        """What each head writes, given what its q, k and v read (normalised)."""
+        q, k, v = (self._project(attention, part, normalized[part]) for part in PARTS)
+        scores = torch.einsum("iqhd,ikhd->ihqk", q, k) / attention.head_width**0.5
+        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(dim=-1))
+        z = self.hook_z(torch.einsum("ihqk,ikhd->iqhd", pattern, v))
+        return self.hook_result(torch.einsum("ithd,hdw->ithw", z, attention.output_weight()))
+
+    def _project(self, attention: Attention, part: str, x: Tensor) -> Tensor:
+        weight, bias = attention.projection(part)
+        projected = torch.einsum("ithw,hdw->ithd", x, weight)
+        projected = projected if bias is None else projected + bias
+        hook = cast(HookPoint, getattr(self, f"hook_{part}"))
+        return hook(attention.normalize(part, projected))
+
+
+class HookedMLP(nn.Module):
+    """The neurons of a block before and after the activation, [image token neuron]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_pre = HookPoint()
+        self.hook_post = HookPoint()
+
+
+class HookedBlock(nn.Module):
+    """One block. Sub-layers that are absent have no hooks, except what they still add."""
+
+    def __init__(self, config: ViTConfig, block: int, *, split_qkv: bool) -> None:
+        super().__init__()
+        self.heads = config.heads[block]
+        self.split_qkv = split_qkv
+        self.hook_resid_pre = HookPoint()
+        if self.heads and split_qkv:
+            for part in PARTS:
+                self.add_module(f"hook_{part}_input", HookPoint())
+                self.add_module(f"ln1_{part}", HookedLayerNorm())
+        elif self.heads:
+            self.hook_attn_in = HookPoint()
+            self.ln1 = HookedLayerNorm()
+        if self.heads:
+            self.attn = HookedAttention()
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_mid = HookPoint()
+        if config.mlp_width[block]:
+            self.hook_mlp_in = HookPoint()
+            self.ln2 = HookedLayerNorm()
+            self.mlp = HookedMLP()
+        self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(self, block: Block, stream: Float[Tensor, "image token width"]) -> Tensor:
+        """The stream after this block."""
+        stream = self.hook_resid_pre(stream)
+        written = torch.zeros_like(stream)
+        if block.attention is not None:
+            normalized = self._normalized(cast(nn.LayerNorm, block.ln1), stream)
+            written = self.attn(block.attention, normalized).sum(dim=2)
+        stream = stream + self.hook_attn_out(_plus(written, block.output_bias))
+        stream = self.hook_resid_mid(_plus(stream, block.attention_constant))
+        written = torch.zeros_like(stream)
+        if block.mlp is not None:
+            x = self.ln2(cast(nn.LayerNorm, block.ln2), self.hook_mlp_in(stream))
+            pre = self.mlp.hook_pre(block.mlp.fc1(x))
+            written = block.mlp.fc2(self.mlp.hook_post(activate(block.mlp.activation, pre)))
+        stream = stream + self.hook_mlp_out(written)
+        return self.hook_resid_post(_plus(stream, block.mlp_constant))
+
+    def _normalized(self, norm: nn.LayerNorm, stream: Tensor) -> dict[str, Tensor]:
+        copies = stream[:, :, None].expand(-1, -1, self.heads, -1)
+        if not self.split_qkv:
+            normalized = self.ln1(norm, self.hook_attn_in(copies))
+            return dict.fromkeys(PARTS, normalized)
+        parts = {}
+        for part in PARTS:
+            hook = cast(HookPoint, getattr(self, f"hook_{part}_input"))
+            parts[part] = cast(HookedLayerNorm, getattr(self, f"ln1_{part}"))(norm, hook(copies))
+        return parts
+
+
+class HookedViT(HookedRootModule):
+    """A ViT whose residual reads and writes are TransformerLens hook points.
+
+    Args:
+        vit: the model; its parameters are shared, not copied.
+        split_qkv: give each head's query, key and value its own copy of the stream
+            (`hook_q_input`, … and `ln1_q`, …); else a head has one (`hook_attn_in`, `ln1`).
+    """
+
+    def __init__(self, vit: ViT, *, split_qkv: bool = True) -> None:
+        super().__init__()
+        self.vit = vit
+        self.split_qkv = split_qkv
+        self.cfg = _lens_config(vit.config)
+        self.hook_embed = HookPoint()
+        self.blocks = nn.ModuleList(
+            HookedBlock(vit.config, block, split_qkv=split_qkv) for block in range(vit.config.depth)
+        )
+        self.ln_final = HookedLayerNorm()
+        self.setup()
+
+    def forward(self, images: Tensor) -> Float[Tensor, "image class"]:
+        """The logits of the wrapped ViT for images [image channel height width]."""
+        config, norm = self.vit.config, self.vit.final_norm
+        stream = self.hook_embed(self.vit.embed(images))
+        for hooked, block in zip(self.blocks, self.vit.blocks, strict=True):
+            stream = hooked(block, stream)
+        patches = slice(config.prefix_tokens, None)
+        if config.fc_norm:
+            return self.vit.head(self.ln_final(norm, stream[:, patches].mean(dim=1)))
+        normalized = self.ln_final(norm, stream)
+        class_pooled = config.pooling == "class"
+        return self.vit.head(normalized[:, 0] if class_pooled else normalized[:, patches].mean(1))
+
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: Tensor,
+        *,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+        **lens: Any,
+    ) -> tuple[Float[Tensor, "image class"], ActivationCache]:
+        """The logits and the activations at the hooks, by name.
+
+        Args:
+            images: the batch.
+            names_filter: which hooks to keep: a name, names, or a function of the name.
+            **lens: further arguments of TransformerLens's `run_with_cache`.
+
+        Raises:
+            CircuitError: a name is not that of a hook, or the function takes none.
+        """
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        if callable(names):
+            kept = [name for name in self.hook_dict if names(name)]
+            if not kept:
+                raise CircuitError("names_filter takes none of the model's hooks; see hook_dict.")
+        else:
+            kept = list(self.hook_dict) if names is None else list(names)
+        self._check_names(kept)
+        lens.pop("return_cache_object", None)
+        logits, cache = super().run_with_cache(
+            images, names_filter=lambda name: name in set(kept), **lens
+        )
+        has_batch = not lens.get("remove_batch_dim", False)
+        return logits, ActivationCache(cache, self, has_batch_dim=has_batch)
+
+    def setup(self) -> None:
+        """Name the hook points as TransformerLens does, leaving the wrapped ViT's modules alone."""
+        modules = [(n, m) for n, m in self.named_modules() if n and n.split(".")[0] != "vit"]
+        self.mod_dict = dict(modules)
+        self.hook_dict = {n: m for n, m in modules if isinstance(m, HookPoint)}
+        for name, hook_point in self.hook_dict.items():
+            hook_point.name = name
+
+    def add_hook(self, name: Any, *hook: Any, **lens: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """TransformerLens's `add_hook`; an unknown name raises a CircuitError."""
+        self._check_names([name] if isinstance(name, str) else [])
+        super().add_hook(name, *hook, **lens)
+
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), **lens: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """TransformerLens's context manager; unknown names raise a CircuitError at once."""
+        self._check_names(name for name, _ in [*fwd_hooks, *bwd_hooks] if isinstance(name, str))
+        return super().hooks(fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **lens)
+
+    def write_hook(self, writer: str) -> tuple[str, int | None]:
+        """The hook where a writer writes and, for a head, its index along the head axis."""
+        return self._hook(writer, "hook_mlp_out", "attn.hook_result", ending="")
+
+    def read_hook(self, reader: str) -> tuple[str, int | None]:
+        """The hook where a reader reads its copy of the stream and, for a head, its index."""
+        part = reader.rpartition(".")[2]
+        hook = f"hook_{part}_input" if self.split_qkv else "hook_attn_in"
+        return self._hook(reader, "hook_mlp_in", hook, ending=f".{part}" if self.split_qkv else "")
+
+    def _hook(self, name: str, mlp: str, head: str, *, ending: str) -> tuple[str, int | None]:
+        if name == "embed":
+            return "hook_embed", None
+        if name == "logits":
+            last = len(self.blocks) - 1
+            return (f"blocks.{last}.hook_resid_post" if last >= 0 else "hook_embed"), None
+        if name.startswith("m"):
+            return f"blocks.{name[1:]}.{mlp}", None
+        block, _, index = name.removesuffix(ending)[1:].partition(".h")
+        return f"blocks.{block}.{head}", int(index)
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        unknown = sorted(set(names) - set(self.hook_dict))
+        if unknown:
+            raise CircuitError(
+                f"no hooks named {unknown}. Names are such as 'blocks.0.attn.hook_z'; "
+                "HookedViT.hook_dict lists all."
+            )
+
+
+def _plus(stream: Tensor, constant: Tensor | None) -> Tensor:
+    return stream if constant is None else stream + constant
+
+
+def _lens_config(config: ViTConfig) -> SimpleNamespace:
+    """What ActivationCache looks up; per-block numbers are those of the largest block."""
+    return SimpleNamespace(
+        n_layers=config.depth,
+        d_model=config.width,
+        n_heads=max(config.heads, default=0),
+        d_head=max(config.head_width, default=0),
+        d_mlp=max(config.mlp_width, default=0),
+        n_ctx=config.tokens,
+        attn_only=not any(config.mlp_width),
+        normalization_type="LN",
+        positional_embedding_type="standard",
+        model_name="circuitvit",
+    )

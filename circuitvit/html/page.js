@@ -1,0 +1,413 @@
+/* The page's behaviour: filter edges, light up paths, search, describe, download.
+   Text is set through textContent only, so no name can become markup. Geometry comes from Python
+   and is only copied: an edge is `stride` points, the last of them NaN. */
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const page = JSON.parse($("graph-data").textContent);
+  const kinds = { f4: Float32Array, f8: Float64Array, i4: Int32Array };
+  const typed = ({ dtype, bdata }) =>
+    new kinds[dtype](Uint8Array.from(atob(bdata), (letter) => letter.charCodeAt(0)).buffer);
+
+  // ---- the graph ---------------------------------------------------------------------------
+
+  const { units, readers, stride } = page;
+  const writer = typed(page.writer), reader = typed(page.reader), score = typed(page.score);
+  const count = score.length;
+  const owner = (edge) => readers[reader[edge]].unit;
+  const edgeName = (edge) => `${units[writer[edge]].name}->${readers[reader[edge]].name}`;
+  const size = (edge) => Math.abs(score[edge]) || 0; // no score counts as zero
+  const sign = (edge) => (score[edge] > 0 ? "positive" : score[edge] < 0 ? "negative" : "neutral");
+  const all = Array.from({ length: count }, (_, edge) => edge);
+  const into = units.map(() => []), from = units.map(() => []);
+  for (const edge of all) {
+    into[owner(edge)].push(edge);
+    from[writer[edge]].push(edge);
+  }
+  const sizes = all.map(size).sort((a, b) => a - b);
+  const inModel = units.filter((unit) => unit.kind === "head" || unit.kind === "mlp").length;
+
+  /* What a name means: the edges it starts from, upwards and downwards. Units come first, since
+     an MLP is its own reader. */
+  const items = new Map();
+  units.forEach((unit, place) =>
+    items.set(unit.name, { what: unit.kind, unit: place, up: into[place], down: from[place] }));
+  readers.forEach(({ name, unit, part }, place) => {
+    const up = into[unit].filter((edge) => reader[edge] === place);
+    if (!items.has(name)) items.set(name, { what: `${part} reader`, unit, up, down: from[unit] });
+  });
+  for (const edge of all)
+    items.set(edgeName(edge), { what: "edge", edge, up: [edge], down: [edge] });
+
+  // ---- what is shown -----------------------------------------------------------------------
+
+  const state = { threshold: 0, selected: [], lit: null };
+  const visible = new Uint8Array(count).fill(1);
+  const hidden = { part: new Set(), sign: new Set() };
+
+  function filter() {
+    for (const edge of all)
+      visible[edge] =
+        !hidden.part.has(readers[reader[edge]].part) &&
+        !hidden.sign.has(sign(edge)) &&
+        size(edge) >= state.threshold;
+  }
+
+  /* Adds to `lit` every visible edge that a walk meets; each unit's edges are looked at once. */
+  function walk(start, edgesOf, farEnd, lit) {
+    const reached = new Set(), queue = [...start];
+    while (queue.length) {
+      const edge = queue.pop();
+      if (!visible[edge]) continue;
+      lit.add(edge);
+      const unit = farEnd(edge);
+      if (reached.has(unit)) continue;
+      reached.add(unit);
+      for (const next of edgesOf[unit]) queue.push(next);
+    }
+  }
+
+  function light() {
+    state.lit = state.selected.length ? new Set() : null;
+    for (const name of state.selected) {
+      const { up, down } = items.get(name);
+      walk(up, into, (edge) => writer[edge], state.lit);
+      walk(down, from, owner, state.lit);
+    }
+  }
+
+  const shown = () => all.filter((edge) => visible[edge]);
+  const touched = (edges) => new Set(edges.flatMap((edge) => [writer[edge], owner(edge)]));
+  const isCounted = (place) => units[place].kind === "head" || units[place].kind === "mlp";
+
+  // ---- drawing -----------------------------------------------------------------------------
+
+  const { data: base, layout } = page.figure;
+  const dots = base.pop();
+  const whole = base.map(({ x, y }) => ({ x: typed(x), y: typed(y) }));
+  const starts = page.counts.map((_, trace) => page.counts.slice(0, trace).reduce((a, b) => a + b, 0));
+  const canvas = document.createElement("canvas");
+  const hasWebGL = canvas.getContext("webgl") !== null;
+  if (!hasWebGL) base.forEach((trace) => (trace.type = "scatter"));
+  const type = base.length ? base[0].type : "scatter";
+  // What is not lit lies under everything as one grey trace.
+  const rest = { type, mode: "lines", hoverinfo: "skip", line: { color: "#9aa5b1", width: 0.8 } };
+  rest.opacity = Math.min(0.32, 6 / Math.sqrt(count || 1));
+  const settings = { responsive: true, scrollZoom: true, displaylogo: false, displayModeBar: false };
+  layout.uirevision = "zoom stays";
+
+  /* Copies the edges that pass into fresh arrays; `trace` is one stroke's index. */
+  function gather(pieces) {
+    const length = pieces.reduce((sum, { edges }) => sum + edges.length, 0) * stride;
+    const x = new Float32Array(length), y = new Float32Array(length);
+    let end = 0;
+    for (const { trace, edges } of pieces)
+      for (const edge of edges) {
+        const at = (edge - starts[trace]) * stride;
+        x.set(whole[trace].x.subarray(at, at + stride), end);
+        y.set(whole[trace].y.subarray(at, at + stride), end);
+        end += stride;
+      }
+    return { x, y };
+  }
+
+  function strokeEdges(trace, passes) {
+    const edges = [];
+    for (let edge = starts[trace]; edge < starts[trace] + page.counts[trace]; edge++)
+      if (visible[edge] && passes(edge)) edges.push(edge);
+    return { trace, edges };
+  }
+
+  function traces() {
+    const { lit } = state;
+    const dim = base.map((_, trace) => strokeEdges(trace, (edge) => lit && !lit.has(edge)));
+    const bright = base.map((_, trace) => strokeEdges(trace, (edge) => !lit || lit.has(edge)));
+    return [
+      { ...rest, ...gather(dim) },
+      ...base.map((trace, place) => ({ ...trace, ...gather([bright[place]]) })),
+      dotTrace(),
+    ];
+  }
+
+  function dotTrace() {
+    const { lit, selected } = state;
+    const live = touched(shown()), bright = lit && touched([...lit]);
+    const chosen = new Set(selected.map((name) => items.get(name).unit));
+    const marker = { ...dots.marker, line: { ...dots.marker.line } };
+    const look = (place) =>
+      chosen.has(place) ? "chosen" : !live.has(place) && isCounted(place) ? "ghost"
+        : bright && !bright.has(place) ? "dim" : "plain";
+    const looks = units.map((_, place) => look(place));
+    const pick = (table, plain) => looks.map((name, place) => table[name] ?? plain[place]);
+    const { marker: { color, size: wide, line }, textfont } = dots;
+    marker.color = pick({ ghost: page.ghost.fill, dim: "#c3ccd5" }, color);
+    marker.size = looks.map((name, place) => wide[place] + (name === "chosen" ? 5 : 0));
+    marker.line.color = pick({ chosen: "#a78bfa", ghost: page.ghost.line, dim: "#fff" }, line.color);
+    marker.line.width = looks.map((name) => (name === "chosen" ? 4 : line.width));
+    const text = pick({ ghost: page.ghost.text }, textfont.color);
+    return { ...dots, marker, textfont: { ...textfont, color: text } };
+  }
+
+  let drawn = Promise.resolve(), waiting = false;
+  /* Draws at the next frame; a slider that moves faster than that is drawn once. */
+  function draw() {
+    if (waiting) return;
+    waiting = true;
+    drawn = new Promise(requestAnimationFrame).then(() => {
+      waiting = false;
+      return Plotly.react("plot", traces(), layout, settings);
+    });
+  }
+
+  function update() {
+    filter();
+    light();
+    tell();
+    describe();
+    draw();
+  }
+
+  // ---- words -------------------------------------------------------------------------------
+
+  function make(tag, text, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    if (text !== null) element.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  }
+
+  const number = (value) => value.toLocaleString("en");
+  const points = (value) =>
+    Number.isNaN(value) ? "–" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Number(Math.abs(value).toPrecision(3))}`;
+
+  function tell() {
+    const edges = shown();
+    const live = [...touched(edges)].filter(isCounted).length;
+    const lit = state.lit ? ` · ${number(state.lit.size)} lit` : "";
+    $("counts").textContent =
+      `${number(edges.length)} of ${number(count)} edges · ${live} of ${inModel} units${lit}`;
+  }
+
+  function edgeRow(edge, largest) {
+    const name = edgeName(edge);
+    const row = make("button", null, { type: "button", class: "edge", "data-edge": name, title: name },
+      make("span", name), make("data", points(score[edge]), { value: score[edge] }), make("i", null));
+    row.style.setProperty("--tint", `var(--${sign(edge)})`);
+    row.querySelector("i").style.width = `${(100 * size(edge)) / (largest || 1)}%`;
+    row.addEventListener("click", (event) => select(name, event.shiftKey));
+    return make("li", null, {}, row);
+  }
+
+  function edgeList(id, heading, edges, limit) {
+    const strong = edges.filter((edge) => visible[edge]).sort((a, b) => size(b) - size(a));
+    const more = strong.length > limit ? `, strongest of ${number(strong.length)}` : "";
+    const rows = strong.slice(0, limit).map((edge) => edgeRow(edge, sizes[count - 1]));
+    if (!rows.length) rows.push(make("li", "none visible", { class: "edge" }));
+    return [make("h4", heading + more), make("ol", null, { id }, ...rows)];
+  }
+
+  function nameButtons(className, names, act) {
+    const buttons = names.map((name) => {
+      const button = make("button", name, { type: "button", "data-name": name });
+      button.addEventListener("click", () => act(name));
+      return button;
+    });
+    return make("div", null, { class: `pins ${className}` }, ...buttons);
+  }
+
+  function describe() {
+    const name = state.selected.at(-1);
+    if (name === undefined) {
+      $("selection").replaceChildren(
+        make("h2", "Strongest edges"), ...edgeList("strongest", "In all", all, 8),
+        make("p", "Click a unit to light up every path through it."));
+      return;
+    }
+    const item = items.get(name);
+    const clear = make("button", "Clear", { id: "clear", type: "button", title: "Clear the selection (Esc)" });
+    clear.addEventListener("click", clearSelection);
+    const parts = [
+      make("h2", item.what),
+      make("div", null, { class: "title" }, make("h3", name), clear),
+      make("p", `${number(state.lit.size)} edges on ${state.selected.length > 1 ? "the" : "its"} paths`),
+    ];
+    if (item.what === "edge") {
+      const ends = [units[writer[item.edge]].name, readers[reader[item.edge]].name];
+      parts.push(nameButtons("ends", ends, (end) => select(end)));
+      parts.push(...edgeList("this-edge", visible[item.edge] ? "Score" : "Hidden by the filter", [item.edge], 1));
+    } else {
+      parts.push(...edgeList("strongest-in", "Reads", item.up, 6));
+      parts.push(...edgeList("strongest-out", "Is read by", item.down, 6));
+    }
+    if (state.selected.length > 1)
+      parts.push(make("h4", "Pinned; click to let go"), nameButtons("held", state.selected, (pin) => select(pin, true)));
+    $("selection").replaceChildren(...parts);
+  }
+
+  // ---- controls ----------------------------------------------------------------------------
+
+  /* Selects a name; with `add` it joins or leaves the pins. */
+  function select(name, add = false) {
+    const { selected } = state;
+    const held = selected.includes(name);
+    if (add) state.selected = held ? selected.filter((other) => other !== name) : [...selected, name];
+    else state.selected = [name];
+    update();
+  }
+
+  function clearSelection() {
+    state.selected = [];
+    $("search").value = "";
+    showMatches([]);
+    update();
+  }
+
+  /* The slider moves through the sizes by rank, since most scores are small. */
+  const last = Math.min(count, 1000);
+  const sizeAt = (place) => (place <= 0 ? 0 : sizes[Math.round((place / last) * (count - 1))]);
+  function startThreshold() {
+    const slider = $("threshold"), field = $("threshold-value");
+    slider.max = last;
+    slider.disabled = field.disabled = !(sizes[count - 1] > 0);
+    slider.addEventListener("input", () => {
+      state.threshold = sizeAt(Number(slider.value));
+      field.value = Number(state.threshold.toPrecision(6));
+      slider.setAttribute("aria-valuetext", `|score| at least ${field.value}`);
+      update();
+    });
+    field.addEventListener("change", () => {
+      state.threshold = Math.max(0, Number(field.value) || 0);
+      const below = sizes.filter((value) => value < state.threshold).length;
+      slider.value = state.threshold ? Math.round((below / Math.max(count - 1, 1)) * last) : 0;
+      update();
+    });
+  }
+
+  function startChips() {
+    const words = { joint: "head", positive: "hurts +", negative: "helps −", neutral: "none" };
+    const has = { part: new Set(readers.map((item) => item.part)), sign: new Set(all.map(sign)) };
+    const order = { part: ["q", "k", "v", "joint", "mlp", "logits"], sign: ["positive", "negative", "neutral"] };
+    for (const kind of ["part", "sign"])
+      for (const value of order[kind].filter((name) => has[kind].has(name))) {
+        const box = make("input", null, { type: "checkbox", checked: "", [`data-${kind}`]: value });
+        const label = make("label", null, { class: "chip" }, box, make("span", words[value] ?? value));
+        if (kind === "sign") label.style.setProperty("--chip", `var(--${value})`);
+        box.addEventListener("change", () => {
+          hidden[kind][box.checked ? "delete" : "add"](value);
+          update();
+        });
+        $(`${kind}s`).append(label);
+      }
+  }
+
+  let matches = [], active = 0;
+  function find(query) {
+    const wanted = query.trim().toLowerCase();
+    if (!wanted) return [];
+    const rank = (name) => {
+      const place = name.toLowerCase().indexOf(wanted);
+      return place < 0 ? 3 : place > 0 ? 2 : name.length > wanted.length ? 1 : 0;
+    };
+    const ranked = [[], [], []];
+    for (const name of items.keys()) ranked[rank(name)]?.push(name);
+    return ranked.flat().slice(0, 8); // items hold units, readers, edges, in this order
+  }
+
+  function showMatches(names, at = 0) {
+    [matches, active] = [names, at];
+    const rows = names.map((name, place) => {
+      const row = make("li", null, { role: "option", id: `match-${place}`, "aria-selected": place === at, "data-name": name },
+        make("span", name), make("small", items.get(name).what));
+      row.addEventListener("pointerdown", (event) => { event.preventDefault(); choose(name); });
+      return row;
+    });
+    $("matches").replaceChildren(...rows);
+    $("matches").hidden = !names.length;
+    $("search").setAttribute("aria-expanded", names.length > 0);
+    $("search").setAttribute("aria-activedescendant", names.length ? `match-${at}` : "");
+  }
+
+  function choose(name) {
+    select(name);
+    showMatches([]);
+  }
+
+  function startSearch() {
+    const field = $("search");
+    field.addEventListener("input", () => showMatches(find(field.value)));
+    field.addEventListener("blur", () => showMatches([]));
+    field.addEventListener("keydown", (event) => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (step && matches.length) {
+        event.preventDefault();
+        showMatches(matches, (active + step + matches.length) % matches.length);
+      }
+      const name = matches[active] ?? find(field.value)[0];
+      if (event.key === "Enter" && name !== undefined) choose(name);
+    });
+  }
+
+  function startKeys() {
+    document.addEventListener("keydown", (event) => {
+      const typing = event.target.matches("input:not([type=range], [type=checkbox])");
+      if (event.key === "/" && !typing) {
+        event.preventDefault();
+        $("search").focus();
+        $("search").select();
+      }
+      if (event.key === "Escape") {
+        clearSelection();
+        if (typing) event.target.blur();
+      }
+    });
+  }
+
+  const fileName = page.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60) || "circuit";
+  function asJson() {
+    const edges = shown().map((edge) => ({
+      name: edgeName(edge), writer: units[writer[edge]].name, reader: readers[reader[edge]].name,
+      score: Number.isNaN(score[edge]) ? null : score[edge],
+    }));
+    return JSON.stringify({ title: page.title, threshold: state.threshold, selected: state.selected, edges }, null, 1);
+  }
+
+  function startDownloads() {
+    $("download-png").addEventListener("click", () =>
+      Plotly.downloadImage("plot", { format: "png", scale: 2, filename: fileName }));
+    $("download-json").addEventListener("click", () => {
+      const address = URL.createObjectURL(new Blob([asJson()], { type: "application/json" }));
+      make("a", null, { href: address, download: `${fileName}.json` }).click();
+      setTimeout(() => URL.revokeObjectURL(address), 10_000);
+    });
+  }
+
+  // ---- start -------------------------------------------------------------------------------
+
+  if (typeof Plotly === "undefined") {
+    $("plot").append(make("p", "plotly.min.js is missing: keep it beside this page.", { class: "notice" }));
+    return;
+  }
+  window.circuitvit = {
+    state: () => ({
+      visibleEdges: shown().map(edgeName),
+      visibleUnits: [...touched(shown())].filter(isCounted).map((place) => units[place].name),
+      highlightedEdges: [...(state.lit ?? [])].map(edgeName),
+      selected: [...state.selected],
+      threshold: state.threshold,
+    }),
+    drawn: () => drawn,
+  };
+  startThreshold();
+  startChips();
+  startSearch();
+  startKeys();
+  startDownloads();
+  filter();
+  tell();
+  describe();
+  Plotly.newPlot("plot", traces(), layout, settings).then((plot) => {
+    plot.on("plotly_click", ({ points: [point], event }) => select(units[point.pointNumber].name, event.shiftKey));
+    document.documentElement.dataset.ready = "true";
+  });
+})();

@@ -1,0 +1,143 @@
+"""The interactive page: one file that opens anywhere, offline.
+
+Behaviour is in page.js, looks are in page.css, the skeleton is page.html; this module fills it. A
+Content-Security-Policy lets only the page's own scripts run, by their hashes, and loads nothing.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+
+from circuitvit.files import write_text
+from circuitvit.html.drawing import Drawing, read
+from circuitvit.html.escaping import escape, json_in_script
+from circuitvit.html.plotly_figure import GHOST, figure_of
+from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
+
+_HERE = Path(__file__).parent
+_PLOTLY_FILE = "plotly.min.js"
+
+
+def page(
+    path: str | os.PathLike[str],
+    graph: nx.DiGraph,
+    *,
+    title: str,
+    details: Mapping[str, object],
+    plotlyjs: bool | Literal["directory"],
+) -> Path:
+    """Write an interactive page of a graph.
+
+    Args:
+        path: the file to write.
+        graph: a graph that `edge_graph` or `Circuit.graph` made.
+        title: the page's heading; it is shown literally, as are the details.
+        details: what to tell beside the graph: how it was found.
+        plotlyjs: True puts plotly.js (4.8 MB) into the page, `"directory"` puts it beside the page
+            as plotly.min.js. False leaves it out, for a page that is put into another with Plotly.
+
+    Returns:
+        The path.
+
+    Raises:
+        CircuitError: the graph can't be drawn or the file can't be written.
+    """
+    from plotly.offline import get_plotlyjs  # plotly takes longer to import than all the rest
+
+    drawing = read(graph)
+    js = _resource("page.js")
+    library = get_plotlyjs() if plotlyjs else ""
+    sources, element = [_hash(js)], ""
+    if plotlyjs == "directory":
+        # A page opened as a file has no origin, so 'self' does not cover its neighbour.
+        sources += ["'self'", "file:"]
+        element = f'<script src="{_PLOTLY_FILE}"></script>'
+    elif plotlyjs:
+        sources.append(_hash(library))
+        element = f"<script>{library}</script>"
+    text = Template(_resource("page.html")).substitute(
+        policy=_policy(sources),
+        title=escape(title),
+        positive=POSITIVE,
+        negative=NEGATIVE,
+        neutral=NEUTRAL,
+        css=_resource("page.css"),
+        details=_details(details),
+        data=json_in_script(_data(drawing, title)),
+        plotly=element,
+        js=js,
+    )
+    if plotlyjs == "directory":
+        write_text(Path(path).parent / _PLOTLY_FILE, library)
+    return write_text(path, text)
+
+
+def _resource(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """A script's name in a Content-Security-Policy."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _policy(sources: list[str]) -> str:
+    # WebGL traces compile their drawing code at run time, which needs 'unsafe-eval'; plotly sets
+    # styles on elements; a picture is made through blob: and data: URLs.
+    return (
+        f"default-src 'none'; script-src {' '.join(sources)} 'unsafe-eval'; "
+        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _details(details: Mapping[str, object]) -> str:
+    if not details:
+        return ""
+    rows = "".join(
+        f"<div><dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(_shown(value))}</dd></div>"
+        for key, value in details.items()
+    )
+    return f'<section id="details"><h2>How it was found</h2><dl>{rows}</dl></section>'
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _data(drawing: Drawing, title: str) -> dict[str, Any]:
+    """What page.js reads; edges come trace by trace, as in the figure's own arrays."""
+    kinds: tuple[Stroke, ...] = strokes(drawing.score)
+    order = np.concatenate([np.zeros(0, np.int64), *(kind.edges for kind in kinds)])
+    figure = json.loads(figure_of(drawing, kinds).to_json() or "{}")
+    return {
+        "title": title,
+        "figure": {"data": figure["data"], "layout": figure["layout"]},
+        "ghost": GHOST,
+        "stride": drawing.points_per_edge() + 1,
+        "counts": [len(kind.edges) for kind in kinds],
+        "units": [{"name": unit.name, "kind": unit.kind} for unit in drawing.units],
+        "readers": [vars(reader) for reader in drawing.readers],
+        "writer": _typed(drawing.writer[order]),
+        "reader": _typed(drawing.reader[order]),
+        "score": _typed(drawing.score[order]),
+    }
+
+
+def _typed(array: np.ndarray) -> dict[str, str]:
+    """An array as plotly writes it, little-endian in base64: `{"dtype": "f8", "bdata": …}`."""
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {
+        "dtype": little.dtype.str[1:],
+        "bdata": base64.b64encode(little.tobytes()).decode(),
+    }

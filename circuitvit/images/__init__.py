@@ -1,0 +1,7 @@
+"""Images: loading them, splitting them, and pairing clean with corrupt ones."""
+
+from circuitvit.images.image_set import ImageSet, Splits
+from circuitvit.images.loading import load_splits
+from circuitvit.images.pairs import Pairs
+
+__all__ = ["ImageSet", "Pairs", "Splits", "load_splits"]

@@ -1,0 +1,47 @@
+"""Parameters and multiply-accumulates.
+
+MACs of a ViT are counted from its shape, attention products included; LayerNorms, activations,
+sums and softmax are left out, as torch's counter does. They equal half of what
+`torch.utils.flop_counter` counts under the math attention kernel (fused ones count as zero).
+"""
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from circuitvit.config import ViTConfig
+from circuitvit.vit import ViT
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, constants of removed units included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates for one image of shape [channel height width]."""
+    return vit_macs(model.config) if isinstance(model, ViT) else counted_macs(model, image_shape)
+
+
+def vit_macs(config: ViTConfig) -> int:
+    """Multiply-accumulates of a ViT of this shape for one image."""
+    tokens, width = config.tokens, config.width
+    total = config.patches * width * config.channels * config.patch_size**2
+    for heads, head_width, neurons in zip(
+        config.heads, config.head_width, config.mlp_width, strict=True
+    ):
+        inner = heads * head_width
+        total += 4 * tokens * width * inner + 2 * tokens * tokens * inner
+        total += 2 * tokens * width * neurons
+    return total + width * config.classes
+
+
+def counted_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates as torch's counter sees them, for any module."""
+    parameter = next(model.parameters())
+    images = torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(images)
+    return counter.get_total_flops() // 2

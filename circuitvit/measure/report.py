@@ -1,0 +1,180 @@
+"""Models side by side: accuracy, cost and latency in one table."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.files import write_json, write_text
+from circuitvit.measure.accuracy import Accuracy, accuracy
+from circuitvit.measure.cost import macs, parameters
+from circuitvit.measure.latency import NULL, Latency, latency
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's figures.
+
+    Attributes:
+        name: what it was called.
+        accuracy: on the images that were given.
+        parameters: their number.
+        macs: multiply-accumulates for one image.
+        latency: by batch size.
+    """
+
+    name: str
+    accuracy: Accuracy
+    parameters: int
+    macs: int
+    latency: Mapping[int, Latency]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `measure` found; in a notebook it shows itself as a table.
+
+    Attributes:
+        rows: one a model, in the order given.
+        baseline: the model that ratios refer to.
+        null: the baseline's latency against itself, by batch size: what the noise alone claims.
+        machine: processor, threads, device and versions.
+    """
+
+    rows: tuple[Row, ...]
+    baseline: str
+    null: Mapping[int, Latency]
+    machine: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def realised(self, name: str, batch: int) -> float | None:
+        """Share of the saved MACs that became saved time; None where no MACs were saved."""
+        row, base = self[name], self[self.baseline]
+        saved = 1 - row.macs / base.macs
+        return (1 - row.latency[batch].ratio) / saved if saved > 0 else None
+
+    def table(self) -> list[list[str]]:
+        """Header and rows as text."""
+        batches = sorted(self.null)
+        header = ["model", "top-1", "loss", "parameters", "MACs"]
+        header += [f"latency ratio, batch {batch}" for batch in batches]
+        rows = [self._cells(row, batches) for row in self.rows]
+        if batches:
+            nulls = [_interval(self.null[batch]) for batch in batches]
+            rows.append([f"{self.baseline} against itself", "", "", "", "", *nulls])
+        return [header, *rows]
+
+    def _cells(self, row: Row, batches: Sequence[int]) -> list[str]:
+        base = self[self.baseline]
+        cells = [row.name, f"{row.accuracy.top1:.2%}", f"{row.accuracy.loss:.3f}"]
+        cells += [_change(row.parameters, base.parameters), _change(row.macs, base.macs)]
+        own = row.name == self.baseline
+        return cells + ["1" if own else _interval(row.latency[batch]) for batch in batches]
+
+    def markdown(self) -> str:
+        """The table and the machine, as Markdown."""
+        header, *rows = self.table()
+        lines = [header, ["---"] * len(header), *rows]
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
+        images = self.rows[0].accuracy.images
+        notes = f"{images} images; latency against `{self.baseline}` in one process (95% interval)"
+        return f"{text}\n\n{notes}; {machine}.\n"
+
+    def _repr_html_(self) -> str:
+        header, *rows = self.table()
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+            for cells in rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return asdict(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `report.json` and `report.md` into a folder."""
+        write_json(Path(folder) / "report.json", self.as_dict())
+        write_text(Path(folder) / "report.md", self.markdown())
+        return Path(folder)
+
+
+def _change(value: int, base: int) -> str:
+    return f"{value:,}" if value == base else f"{value:,} ({value / base - 1:+.0%})"
+
+
+def _interval(item: Latency) -> str:
+    return f"{item.ratio:.2f} ({item.ratio_low:.2f}–{item.ratio_high:.2f})"
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    baseline: str | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    rounds: int = 15,
+    seed: int = 0,
+) -> Report:
+    """Measure models on the same images in one process.
+
+    Args:
+        models: by name; a `ViT`, or any module from images to logits.
+        images: [image channel height width], resident where the models are.
+        labels: [image], each 0 to classes − 1.
+        baseline: the name that ratios refer to; by default the first.
+        batches: batch sizes for the latency; none to leave it out.
+        rounds: how often each model is timed at each batch size.
+        seed: draws the bootstrap samples of the confidence intervals.
+
+    Raises:
+        CircuitError: there are no models or images, or labels that don't fit.
+    """
+    if not models:
+        raise CircuitError("there are no models to measure. Give {name: model}.")
+    baseline = next(iter(models)) if baseline is None else baseline
+    if baseline not in models:
+        raise CircuitError(f"the baseline {baseline!r} is not among the models {list(models)}.")
+    found = {name: accuracy(model, images, labels) for name, model in models.items()}
+    timed = {
+        batch: latency(models, images, baseline=baseline, batch=batch, rounds=rounds, seed=seed)
+        for batch in batches
+    }
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    rows = tuple(
+        Row(
+            name,
+            found[name],
+            parameters(model),
+            macs(model, shape),
+            {batch: timed[batch][name] for batch in batches},
+        )
+        for name, model in models.items()
+    )
+    return Report(
+        rows, baseline, {batch: timed[batch][NULL] for batch in batches}, _machine(images)
+    )
+
+
+def _machine(images: Tensor) -> dict[str, str]:
+    on_gpu = images.device.type == "cuda"
+    device = torch.cuda.get_device_name(images.device) if on_gpu else platform.machine()
+    return {
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "circuitvit": version("circuitvit"),
+    }

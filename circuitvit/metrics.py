@@ -1,0 +1,140 @@
+"""What is asked of the logits: one value an image, to be minimised."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitvit.errors import CircuitError
+
+
+class Labelled(Protocol):
+    """The part of `Pairs` that metrics look at."""
+
+    @property
+    def labels(self) -> Int[Tensor, " image"] | None:
+        """The classes of the clean images."""
+        ...
+
+    @property
+    def corrupt_labels(self) -> Int[Tensor, " image"] | None:
+        """The classes of the corrupt images."""
+        ...
+
+
+Metric = str | Callable[[Tensor, Labelled], Tensor]
+"""A name of `NAMES`, or a callable from logits [image class] and pairs to values [image]."""
+
+Loss = Callable[[Float[Tensor, "image class"], Labelled, Float[Tensor, "image class"]], Tensor]
+"""The metric of some logits, given their pairs and the full model's logits on the clean images."""
+
+_NEEDS = {
+    "logit_difference": ("labels", "corrupt_labels"),
+    "cross_entropy": ("labels",),
+    "probability": ("labels",),
+    "accuracy": ("labels",),
+    "kl": (),
+}
+NAMES = tuple(_NEEDS)
+
+
+def metric_name(metric: Metric) -> str:
+    """The metric's name as it is recorded."""
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
+
+
+def loss_of(metric: Metric, pairs: Labelled, classes: int) -> Loss:
+    """The loss that a metric stands for, checked against the pairs it is to be used with.
+
+    * `logit_difference`: −(logit[label] − logit[corrupt_label])
+    * `cross_entropy`: −log p[label]
+    * `probability`: −p[label]
+    * `kl`: KL(p_full ‖ p)
+    * `accuracy`: −1[argmax = label]
+
+    Raises:
+        CircuitError: the name is unknown, or the pairs lack the labels it needs, or these are out
+            of range. A callable's result is checked when it comes.
+    """
+    if callable(metric):
+        return _checked(metric)
+    if metric not in _NEEDS:
+        raise CircuitError(f"metric is {metric!r}, expected one of {NAMES} or a callable.")
+    for name in _NEEDS[metric]:
+        _check_labels(getattr(pairs, name), name, metric, classes)
+    return lambda logits, chunk, full: _named_loss(metric, logits, chunk, full)
+
+
+def check_differentiable(metric: Metric, method: str) -> None:
+    """Refuse metrics without a useful gradient.
+
+    Raises:
+        CircuitError: `accuracy`, whose gradient is zero everywhere, or `kl` with plain `eap`.
+    """
+    if metric == "accuracy":
+        raise CircuitError(
+            "accuracy has no gradient. Use metric='logit_difference' or 'cross_entropy', or "
+            "method='exact'."
+        )
+    if metric == "kl" and method == "eap":
+        raise CircuitError(
+            "the gradient of kl is zero where the model is its own reference, so plain eap would "
+            "score every edge 0. Use method='eap-ig-inputs', or metric='logit_difference'."
+        )
+
+
+def _check_labels(labels: Tensor | None, name: str, metric: str, classes: int) -> None:
+    if labels is None:
+        raise CircuitError(
+            f"metric {metric!r} needs {name}, but the pairs have none. Give Pairs({name}=...)."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise CircuitError(
+            f"{name} are out of range: they go from {low} to {high}, this model has {classes} "
+            f"classes, expected 0 to {classes - 1}."
+        )
+
+
+def _named_loss(metric: str, logits: Tensor, pairs: Labelled, full: Tensor) -> Tensor:
+    if metric == "kl":
+        reference, own = F.log_softmax(full, dim=-1), F.log_softmax(logits, dim=-1)
+        return (reference.exp() * (reference - own)).sum(dim=-1)
+    labels = pairs.labels
+    assert labels is not None
+    if metric == "logit_difference":
+        assert pairs.corrupt_labels is not None
+        return _at(logits, pairs.corrupt_labels) - _at(logits, labels)
+    if metric == "cross_entropy":
+        return -_at(F.log_softmax(logits, dim=-1), labels)
+    if metric == "probability":
+        return -_at(logits.softmax(dim=-1), labels)
+    return -(logits.argmax(dim=-1) == labels).to(logits.dtype)
+
+
+def _at(
+    values: Float[Tensor, "image class"], labels: Int[Tensor, " image"]
+) -> Float[Tensor, " image"]:
+    return values.gather(-1, labels[:, None])[:, 0]
+
+
+def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
+    def loss(logits: Tensor, pairs: Labelled, full: Tensor) -> Tensor:
+        values = metric(logits, pairs)
+        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise CircuitError(
+                f"the metric {metric_name(metric)} returned {shape}, expected one value an image, "
+                f"[{len(logits)}]. Leave out the mean over images."
+            )
+        if not torch.isfinite(values).all():
+            raise CircuitError(
+                f"the metric {metric_name(metric)} returned NaN or infinity. Clamp what it divides "
+                "by or takes the logarithm of."
+            )
+        return values
+
+    return loss

@@ -1,0 +1,53 @@
+"""A progress bar with a rate and an ETA on a terminal; silence elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show how far some work is, on standard error, if that is a terminal.
+
+    Args:
+        what: the work, in a word or two.
+        total: how many steps it has.
+
+    Yields:
+        A function to call after each step, with an optional note to show, such as `kept 12`.
+    """
+    if not sys.stderr.isatty():
+        yield lambda note="", steps=1: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(note: str = "", steps: int = 1) -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance

@@ -1,0 +1,341 @@
+"""The ViT: one class for trained, loaded, pruned and compiled models.
+
+Read it from top to bottom: MLP, Attention, Block, ViT. Heads, head width and MLP width are those of
+`ViTConfig`, block by block, so a pruned model is an ordinary one with a ragged shape. Hooks, edges
+and training live elsewhere.
+
+Axis words, here and in all shapes of the package: image, channel, height, width (of the residual
+stream; of a picture next to height), token, part (q, k, v), head, head_width, neuron, class,
+writer, reader.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from circuitvit.config import ViTConfig
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json, replacing, write_json
+
+PARTS = ("q", "k", "v")
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """The MLP's activation, by its name in the config."""
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them; its bias is part of what it writes."""
+
+    def __init__(self, config: ViTConfig, block: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.fc1 = nn.Linear(config.width, config.mlp_width[block])
+        self.fc2 = nn.Linear(config.mlp_width[block], config.width)
+
+    def forward(self, x: Float[Tensor, "*image width"]) -> Float[Tensor, "*image width"]:
+        """What the MLP writes, given the normalised stream."""
+        return self.fc2(activate(self.activation, self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """The heads of a block, without the output bias, which belongs to the block.
+
+    `qkv` has its rows in the order (part head head_width), as in timm.
+    """
+
+    def __init__(self, config: ViTConfig, block: int) -> None:
+        super().__init__()
+        self.heads = config.heads[block]
+        self.head_width = config.head_width[block]
+        inner = self.heads * self.head_width
+        self.qkv = nn.Linear(config.width, 3 * inner, bias=config.qkv_bias)
+        self.q_norm = (
+            nn.LayerNorm(self.head_width, config.layer_norm_eps) if config.qk_norm else None
+        )
+        self.k_norm = (
+            nn.LayerNorm(self.head_width, config.layer_norm_eps) if config.qk_norm else None
+        )
+        self.out = nn.Linear(inner, config.width, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "image token width"], output_bias: Float[Tensor, " width"] | None
+    ) -> Float[Tensor, "image token width"]:
+        """What all heads write together, given the normalised stream, and the output bias."""
+        q, k, v = rearrange(
+            self.qkv(x),
+            "image token (part head head_width) -> part image head token head_width",
+            part=3,
+            head=self.heads,
+        )
+        q, k = self.normalize("q", q), self.normalize("k", k)
+        z = F.scaled_dot_product_attention(q, k, v)
+        z = rearrange(z, "image head token head_width -> image token (head head_width)")
+        return F.linear(z, self.out.weight, output_bias)
+
+    def normalize(self, part: str, x: Float[Tensor, "*any head_width"]) -> Tensor:
+        """The LayerNorm of queries and keys, where the model has one."""
+        norm = {"q": self.q_norm, "k": self.k_norm}.get(part)
+        return x if norm is None else norm(x)
+
+    def projection(self, part: str) -> tuple[Float[Tensor, "head head_width width"], Tensor | None]:
+        """Weight and bias [head head_width] that make the queries, keys or values; views."""
+        index, shape = PARTS.index(part), (3, self.heads, self.head_width)
+        bias = None if self.qkv.bias is None else self.qkv.bias.view(shape)[index]
+        return self.qkv.weight.view(*shape, -1)[index], bias
+
+    def output_weight(self) -> Float[Tensor, "head head_width width"]:
+        """W_O of each head; a view."""
+        return rearrange(
+            self.out.weight, "width (head head_width) -> head head_width width", head=self.heads
+        )
+
+
+class Block(nn.Module):
+    """LayerNorm and attention, then LayerNorm and MLP; either may be absent.
+
+    What is added to the stream but belongs to no writer is held here: the attention's output bias
+    b_O, which an absent attention keeps, and the constants [token width] of removed units.
+    """
+
+    def __init__(self, config: ViTConfig, block: int) -> None:
+        super().__init__()
+        attends, thinks = config.heads[block] > 0, config.mlp_width[block] > 0
+        self.ln1 = nn.LayerNorm(config.width, config.layer_norm_eps) if attends else None
+        self.attention = Attention(config, block) if attends else None
+        self.output_bias = _zeros(config.width) if config.output_bias[block] else None
+        self.attention_constant = _constant(config) if config.attention_constant[block] else None
+        self.ln2 = nn.LayerNorm(config.width, config.layer_norm_eps) if thinks else None
+        self.mlp = MLP(config, block) if thinks else None
+        self.mlp_constant = _constant(config) if config.mlp_constant[block] else None
+
+    def forward(self, x: Float[Tensor, "image token width"]) -> Float[Tensor, "image token width"]:
+        """The stream after this block."""
+        if self.attention is not None and self.ln1 is not None:
+            x = x + self.attention(self.ln1(x), self.output_bias)
+        elif self.output_bias is not None:
+            x = x + self.output_bias
+        if self.attention_constant is not None:
+            x = x + self.attention_constant
+        if self.mlp is not None and self.ln2 is not None:
+            x = x + self.mlp(self.ln2(x))
+        if self.mlp_constant is not None:
+            x = x + self.mlp_constant
+        return x
+
+
+class ViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="circuitvit",
+    license="mit",
+    tags=["vision-transformer", "image-classification"],
+):
+    """A pre-LayerNorm Vision Transformer (Dosovitskiy et al. 2021) whose blocks may differ.
+
+    Args:
+        config: its shape.
+        seed: draws the initial weights, leaving torch's own generator as it was; by default they
+            come from torch's generator.
+    """
+
+    def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            self._build(config)
+
+    def _build(self, config: ViTConfig) -> None:
+        self.patch = nn.Conv2d(
+            config.channels, config.width, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.class_token = _zeros(config.width) if config.class_token else None
+        self.register_tokens = (
+            _zeros(config.register_tokens, config.width) if config.register_tokens else None
+        )
+        self.positions = _constant(config)
+        self.blocks = nn.ModuleList(Block(config, block) for block in range(config.depth))
+        self.final_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.head = nn.Linear(config.width, config.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (self.positions, self.class_token, self.register_tokens):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, images: Tensor) -> Float[Tensor, "image class"]:
+        """Logits of a batch of images [image channel height width].
+
+        Raises:
+            CircuitError: the images have another shape or dtype than the model.
+        """
+        stream = self.embed(images)
+        for block in self.blocks:
+            stream = block(stream)
+        return self.read_out(stream)
+
+    def embed(self, images: Tensor) -> Float[Tensor, "image token width"]:
+        """What `embed` writes: patches, class and register tokens, and positions."""
+        self.check_images(images)
+        patches = rearrange(self.patch(images), "image width y x -> image (y x) width")
+        prefix = [t for t in (self.class_token, self.register_tokens) if t is not None]
+        if not prefix:
+            return patches + self.positions
+        rows = [t.view(-1, self.config.width).expand(len(images), -1, -1) for t in prefix]
+        return torch.cat([*rows, patches], dim=1) + self.positions
+
+    def read_out(self, stream: Float[Tensor, "image token width"]) -> Float[Tensor, "image class"]:
+        """What `logits` makes of its copy of the stream: pooling, final LayerNorm, head."""
+        config = self.config
+        if config.pooling == "class":
+            return self.head(self.final_norm(stream[:, 0]))
+        if config.fc_norm:
+            return self.head(self.final_norm(stream[:, config.prefix_tokens :].mean(dim=1)))
+        return self.head(self.final_norm(stream[:, config.prefix_tokens :]).mean(dim=1))
+
+    def check_images(self, images: Tensor, *, name: str = "images") -> None:
+        """Refuse images that the model can't take.
+
+        Raises:
+            CircuitError: they have another shape or dtype than the model.
+        """
+        config, dtype = self.config, self.positions.dtype
+        shape = (config.channels, config.image_size, config.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+            raise CircuitError(
+                f"{name} have shape {tuple(images.shape)}, this model expects [image, "
+                f"{shape[0]}, {shape[1]}, {shape[2]}]. Resize them, or add the image axis."
+            )
+        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+            raise CircuitError(
+                f"{name} have dtype {images.dtype}, this model's weights {dtype}. "
+                f"Use images.to({dtype}), or convert the model."
+            )
+
+    def check_weights(self) -> None:
+        """Refuse weights with which nothing can be computed.
+
+        Raises:
+            CircuitError: a parameter holds NaN or infinity.
+        """
+        bad = [name for name, p in self.named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            raise CircuitError(
+                f"the weights hold NaN or infinity ({', '.join(bad[:5])}), so nothing computed "
+                "with them means anything. Load or train the model again."
+            )
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the shape and the weights."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any
+    ) -> str | None:
+        """Write `model.safetensors` and `config.json` into a folder, each in one step.
+
+        Args:
+            save_directory: the folder; made if need be.
+            push_to_hub: also upload it, with `repo_id=` and the other arguments of
+                `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
+            **hub: those arguments.
+        """
+        folder = Path(save_directory)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(folder / "model.safetensors") as beside:
+            save_file(weights, beside, metadata={"format": "pt"})
+        write_json(folder / "config.json", self.config.as_dict())
+        return self.push_to_hub(**hub) if push_to_hub else None
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", **hub: Any
+    ) -> "ViT":
+        """Load a model that `save_pretrained` wrote, in eval mode and in its own dtype.
+
+        Args:
+            folder: the folder, or the id of a repository on the Hugging Face hub.
+            device: where the model goes.
+            **hub: further arguments of `huggingface_hub.snapshot_download`.
+
+        Raises:
+            CircuitError: there is no such folder, or it doesn't hold a whole model of circuitvit.
+        """
+        source = Path(folder)
+        if not source.is_dir():
+            source = _downloaded(str(folder), hub)
+        config = ViTConfig.from_dict(read_json(source / "config.json", what="model config"))
+        vit = cls(config)
+        try:
+            weights = load_file(source / "model.safetensors", device=str(device))
+        except (OSError, SafetensorError) as cause:
+            raise CircuitError(
+                f"{source / 'model.safetensors'} is missing or cut short ({cause}). "
+                "Save the model again."
+            ) from cause
+        vit.load_weights(weights, source=str(source))
+        return vit.eval()
+
+    def load_weights(self, weights: dict[str, Tensor], *, source: str) -> None:
+        """Take over a state dict whole, with its dtype and device.
+
+        Raises:
+            CircuitError: a key is missing, surplus, or of another shape; every one is named.
+        """
+        own = self.state_dict()
+        problems = [f"{name} is missing" for name in sorted(set(own) - set(weights))]
+        problems += [f"{name} is surplus" for name in sorted(set(weights) - set(own))]
+        problems += [
+            f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in sorted(set(own) & set(weights))
+            if own[name].shape != weights[name].shape
+        ]
+        if problems:
+            raise CircuitError(
+                f"the weights from {source} don't fit this ViT: " + "; ".join(problems) + "."
+            )
+        self.load_state_dict(weights, assign=True)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+
+
+def _downloaded(name: str, hub: dict[str, Any]) -> Path:
+    try:
+        return Path(snapshot_download(name, **hub))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
+        reason = str(cause).splitlines()[0]
+        raise CircuitError(
+            f"no model at {name}: there is no such folder, and it can't be had from the hub "
+            f"({reason}). Check the path; a model folder holds model.safetensors and config.json."
+        ) from cause
+
+
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape))
+
+
+def _constant(config: ViTConfig) -> nn.Parameter:
+    return _zeros(config.tokens, config.width)
