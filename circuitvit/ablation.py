@@ -12,7 +12,7 @@ here: discovery, faithfulness, the compiler's check.
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +23,10 @@ from circuitvit.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Node, Qkv, node_named, writers_before, writers_of
 from circuitvit.errors import CircuitError
+from circuitvit.images import Pairs
 from circuitvit.vit import PARTS, Attention, Block, ViT
 
 IMAGES_AT_ONCE = 64
-
-
-class ImagePairs(Protocol):
-    """The part of `Pairs` that a run needs."""
-
-    @property
-    def clean(self) -> Float[Tensor, "image channel height width"]:
-        """The images that are run."""
-        ...
-
-    @property
-    def corrupt(self) -> Float[Tensor, "image channel height width"] | None:
-        """The images that `patch` takes its values from."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -52,9 +39,9 @@ class EdgeMask:
         logits: [writer].
     """
 
-    attention: tuple[Bool[Tensor, "part head writer"], ...]
-    mlp: tuple[Bool[Tensor, " writer"], ...]
-    logits: Bool[Tensor, " writer"]
+    attention: tuple[Bool[Tensor, "part _head _writer"], ...]
+    mlp: tuple[Bool[Tensor, " _writer"], ...]
+    logits: Bool[Tensor, " _writer"]
 
     @classmethod
     def of(cls, config: ViTConfig, edges: Iterable[str], qkv: Qkv = "split") -> "EdgeMask":
@@ -188,7 +175,7 @@ def head_values(
 def project(
     attention: Attention,
     part: str,
-    normalized: Float[Tensor, "head image token width"],
+    normalized: Float[Tensor, "_head image token width"],
     heads: slice = slice(None),
 ) -> Float[Tensor, "head image token head_width"]:
     """The queries, keys or values of some heads, each from its own copy of the stream."""
@@ -220,7 +207,7 @@ def mlp_value(
     return block.mlp(block.ln2(reads))
 
 
-def writer_values(vit: ViT, images: Float[Tensor, "image channel height width"]) -> Run:
+def writer_values(vit: ViT, images: Float[Tensor, "image channel _height _width"]) -> Run:
     """The logits and what every writer writes in the untouched model."""
     mask = EdgeMask.full(vit.config)
     embedded = vit.embed(images)
@@ -235,7 +222,7 @@ def ablated_values(
     vit: ViT,
     ablation: Ablation,
     *,
-    corrupt: Float[Tensor, "image channel height width"] | None = None,
+    corrupt: Float[Tensor, "image channel _height _width"] | None = None,
     reference: Tensor | None = None,
 ) -> Float[Tensor, " writer #image #token #width"]:
     """ã of every writer: its value on the corrupt images, zero, or its mean over the reference.
@@ -313,7 +300,7 @@ def check_circuit(vit: ViT, circuit: Circuit) -> None:
 def run_circuit(
     vit: ViT,
     circuit: Circuit | Iterable[str],
-    pairs: ImagePairs | Tensor,
+    pairs: Pairs | Tensor,
     *,
     ablation: Ablation = "patch",
     reference: Tensor | None = None,

@@ -209,10 +209,10 @@ class HookedViT(HookedRootModule):
         self._check_names([name] if isinstance(name, str) else [])
         super().add_hook(name, *hook, **lens)
 
-    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), **lens: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *switches: bool, **more: bool):  # pyright: ignore[reportIncompatibleMethodOverride]
         """TransformerLens's context manager; unknown names raise a CircuitError at once."""
         self._check_names(name for name, _ in [*fwd_hooks, *bwd_hooks] if isinstance(name, str))
-        return super().hooks(fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **lens)
+        return super().hooks(list(fwd_hooks), list(bwd_hooks), *switches, **more)
 
     def write_hook(self, writer: str) -> tuple[str, int | None]:
         """The hook where a writer writes and, for a head, its index along the head axis."""

@@ -1,7 +1,7 @@
 """What is asked of the logits: one value an image, to be minimised."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitError
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """The part of `Pairs` that metrics look at."""
 

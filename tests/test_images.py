@@ -213,7 +213,7 @@ def test_images_of_several_sizes_are_resized_and_cropped_to_the_middle(tmp_path)
     folder = write_folder(tmp_path / "pets")
     for file in (folder / "cat").iterdir():
         wide = Image.new("RGB", (20, 10), "black")
-        wide.paste("white", (5, 0, 15, 10))  # the middle square is white
+        wide.paste("white", (3, 0, 17, 10))  # the middle square and what a filter sees of its sides
         wide.save(file)
     with pytest.raises(CircuitError, match=r"8×8, 10×20 pixels.*Give image_size"):
         load_splits(str(folder))
@@ -427,7 +427,8 @@ def test_impossible_settings_are_refused(wrong, message):
 def test_images_loads_no_datasets_before_it_reads():
     import subprocess
 
-    code = "import sys, circuitvit.images; print({'datasets', 'sklearn', 'torchvision'} & {*sys.modules})"
+    heavy = {"datasets", "sklearn", "torchvision"}
+    code = f"import sys, circuitvit.images; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -575,9 +576,8 @@ def rows(images: torch.Tensor) -> list[bytes]:
 
 def test_pairs_by_class_are_of_those_classes_and_no_clean_image_comes_twice(digits):
     pairs = Pairs.by_class(digits.test, clean="3", corrupt=8, count=30)
-    of_class = {
-        row: label for row, label in zip(rows(digits.test.images), digits.test.labels.tolist())
-    }
+    labels = digits.test.labels.tolist()
+    of_class = dict(zip(rows(digits.test.images), labels, strict=True))
     assert [of_class[row] for row in rows(pairs.clean)] == [3] * 30 == pairs.labels.tolist()
     assert (
         [of_class[row] for row in rows(pairs.corrupt)] == [8] * 30 == pairs.corrupt_labels.tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.incremental import IncrementalRun
-from circuitvit.discover.problem import Pairs, Problem
+from circuitvit.discover.problem import Problem
 from circuitvit.discover.scores import names_at, units_at
 from circuitvit.edge_graph import (
     Qkv,
@@ -27,6 +27,7 @@ from circuitvit.edge_graph import (
     writers_of,
 )
 from circuitvit.errors import CircuitError
+from circuitvit.images import Pairs
 from circuitvit.metrics import Metric
 from circuitvit.progress import progress
 from circuitvit.vit import PARTS, ViT

@@ -15,10 +15,11 @@ from circuitvit.ablation import EdgeMask, run_embedded, writer_values
 from circuitvit.circuit import Ablation, Level
 from circuitvit.config import ViTConfig
 from circuitvit.discover.exact import exact_scores
-from circuitvit.discover.problem import Pairs, Problem
+from circuitvit.discover.problem import Problem
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
 from circuitvit.edge_graph import Qkv, edges_of, node_named, writers_before, writers_of
 from circuitvit.errors import CircuitError
+from circuitvit.images import Pairs
 from circuitvit.metrics import Metric, check_differentiable
 from circuitvit.progress import progress
 from circuitvit.vit import PARTS, ViT
@@ -26,7 +27,7 @@ from circuitvit.vit import PARTS, ViT
 METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "exact", "random")
 IMAGES_AT_ONCE = 16
 
-ReadScores = dict[str, Float[Tensor, "*part_head writer"]]
+ReadScores = dict[str, Float[Tensor, "*_part_head _writer"]]
 """By `a{l}` [part head writer], `m{l}` [writer] and `logits` [writer]; float64 image sums."""
 
 

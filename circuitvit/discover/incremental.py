@@ -56,7 +56,7 @@ class IncrementalRun:
     def __init__(
         self,
         vit: ViT,
-        clean: Float[Tensor, "image channel height width"],
+        clean: Float[Tensor, "image channel _height _width"],
         ablated: Float[Tensor, " writer #image #token #width"],
     ) -> None:
         run = writer_values(vit, clean)

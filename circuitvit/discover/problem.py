@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Protocol, Self, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import (
-    ImagePairs,
     ablated_values,
     check_ablation,
     check_finite,
@@ -18,27 +17,9 @@ from circuitvit.ablation import (
 )
 from circuitvit.circuit import Ablation, Level, Provenance
 from circuitvit.errors import CircuitError
-from circuitvit.images.tensors import fingerprint
-from circuitvit.metrics import Labelled, Loss, Metric, loss_of, metric_name
+from circuitvit.images import Pairs, fingerprint
+from circuitvit.metrics import Loss, Metric, loss_of, metric_name
 from circuitvit.vit import ViT
-
-
-class Pairs(ImagePairs, Labelled, Protocol):
-    """What discovery needs of `circuitvit.Pairs`."""
-
-    def __len__(self) -> int: ...
-
-    def subset(self, indices: Any) -> Self:
-        """Some of the pairs."""
-        ...
-
-    def to(self, device: Any = None, dtype: Any = None) -> Self:
-        """The pairs on another device."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A name for the data."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy as np
 from circuitvit.errors import CircuitError
 
 KINDS = ("embed", "head", "mlp", "logits")
-MLP_ROW = -1.8
+MLP_ROW = -1.6
 _PORTS = {"q": 0.1, "k": 0.0, "v": -0.1}
-_POINTS_IN_ALL = 150_000
+_POINTS_IN_ALL = 230_000
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,18 @@ class Drawing:
         return int(np.clip(_POINTS_IN_ALL // max(len(self.score), 1), 3, 24))
 
     def curves(self) -> np.ndarray:
-        """The curves as points, each closed by a NaN; float32 [edge, points + 1, 2]."""
+        """The curves as points; float64 [edge, point, 2]."""
         t = np.linspace(0.0, 1.0, self.points_per_edge())
         weights = np.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
-        points = np.einsum("pc,ecd->epd", weights, self.controls)
-        return np.pad(points, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).astype(np.float32)
+        return np.einsum("pc,ecd->epd", weights, self.controls)
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Smallest and largest x, then y, with room for the dots."""
         dots = np.array([(unit.x, unit.y) for unit in self.units]).reshape(-1, 2)
-        points = np.concatenate([dots, self.curves()[:, :-1].reshape(-1, 2), [(0.0, MLP_ROW)]])
-        (left, low), (right, high) = points.min(0), points.max(0)
-        return float(left) - 1.0, float(right) + 1.0, float(low) - 0.5, float(high) + 0.6
+        points = np.concatenate([dots, self.curves().reshape(-1, 2), [(0.0, MLP_ROW)]])
+        (left, low), (right, high) = points.min(0).tolist(), points.max(0).tolist()
+        aside = max(1.0, 0.08 * (right - left))  # where `embed` and `logits` are written
+        return left - aside, right + aside, low - 0.5, high + 0.5
 
 
 def read(graph: nx.DiGraph) -> Drawing:

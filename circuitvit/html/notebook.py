@@ -14,7 +14,7 @@ import numpy as np
 from circuitvit.html.drawing import MLP_ROW, Drawing, Unit, read
 from circuitvit.html.escaping import escape
 from circuitvit.html.plotly_figure import FONT, GHOST, HEAD, INK
-from circuitvit.html.strokes import strokes
+from circuitvit.html.strokes import NEGATIVE, POSITIVE, strokes
 
 DRAWN_EDGES = 1500
 Place = Callable[[np.ndarray], np.ndarray]  # from the drawing's coordinates to pixels
@@ -59,12 +59,14 @@ def _svg(drawing: Drawing, title: str) -> str:
 def _frame(drawing: Drawing, place: Place, height: int, title: str) -> list[str]:
     """Title, block bands and the names of the rows."""
     total = len(drawing.score)
+    title = title if len(title) <= 80 else f"{title[:79]}…"
     shown = (
         f"{total:,} edges" if total <= DRAWN_EDGES else f"{DRAWN_EDGES:,} of {total:,} edges drawn"
     )
     parts = [
         f'<text x="16" y="24" font-size="14" font-weight="600" fill="{INK}">{escape(title)}</text>',
-        f'<text x="{_WIDTH - 16}" y="24" text-anchor="end" fill="#7b8794">{shown}</text>',
+        f'<text x="{_WIDTH - 16}" y="24" text-anchor="end" fill="#7b8794">{shown} · removing '
+        f'<tspan fill="{POSITIVE}">hurts</tspan> or <tspan fill="{NEGATIVE}">helps</tspan></text>',
     ]
     for block in range(drawing.blocks):
         (x0, _), (x1, _) = place(np.array([[2 * block + 0.5, 0.0], [2 * block + 2.5, 0.0]]))

@@ -1,17 +1,17 @@
 /* The page's behaviour: filter edges, light up paths, search, describe, download.
    Text is set through textContent only, so no name can become markup. Geometry comes from Python
-   and is only copied: an edge is `stride` points, the last of them NaN. */
+   and is only unpacked and copied: an edge is `stride` points, the last of them NaN. */
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
   const page = JSON.parse($("graph-data").textContent);
-  const kinds = { f4: Float32Array, f8: Float64Array, i4: Int32Array };
+  const kinds = { f4: Float32Array, f8: Float64Array, u2: Uint16Array };
   const typed = ({ dtype, bdata }) =>
     new kinds[dtype](Uint8Array.from(atob(bdata), (letter) => letter.charCodeAt(0)).buffer);
 
   // ---- the graph ---------------------------------------------------------------------------
 
-  const { units, readers, stride } = page;
+  const { units, readers } = page;
   const writer = typed(page.writer), reader = typed(page.reader), score = typed(page.score);
   const count = score.length;
   const owner = (edge) => readers[reader[edge]].unit;
@@ -84,49 +84,42 @@
 
   const { data: base, layout } = page.figure;
   const dots = base.pop();
-  const whole = base.map(({ x, y }) => ({ x: typed(x), y: typed(y) }));
-  const starts = page.counts.map((_, trace) => page.counts.slice(0, trace).reduce((a, b) => a + b, 0));
-  const canvas = document.createElement("canvas");
-  const hasWebGL = canvas.getContext("webgl") !== null;
-  if (!hasWebGL) base.forEach((trace) => (trace.type = "scatter"));
-  const type = base.length ? base[0].type : "scatter";
+  const packed = typed(page.points);
+  const stride = packed.length / 2 / (count || 1) + 1;
+  const whole = [0, 1].map((axis) => {
+    const line = new Float32Array(count * stride).fill(NaN);
+    for (let point = 0; point < packed.length / 2; point++)
+      line[point + Math.floor(point / (stride - 1))] = page.corner[axis] + page.step[axis] * packed[2 * point + axis];
+    return line;
+  });
+  const traceOf = page.counts.flatMap((edges, trace) => new Array(edges).fill(trace));
+  // Without a GPU, WebGL is three times slower than SVG where it works at all.
+  const gl = document.createElement("canvas").getContext("webgl");
+  const unmasked = gl?.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL;
+  const isSoftware = gl && /swiftshader|llvmpipe|software|basic render/i.test(gl.getParameter(unmasked ?? gl.RENDERER));
+  const type = gl && !isSoftware ? dots.type : "scatter";
+  for (const trace of [dots, ...base]) trace.type = type;
   // What is not lit lies under everything as one grey trace.
   const rest = { type, mode: "lines", hoverinfo: "skip", line: { color: "#9aa5b1", width: 0.8 } };
   rest.opacity = Math.min(0.32, 6 / Math.sqrt(count || 1));
   const settings = { responsive: true, scrollZoom: true, displaylogo: false, displayModeBar: false };
   layout.uirevision = "zoom stays";
 
-  /* Copies the edges that pass into fresh arrays; `trace` is one stroke's index. */
-  function gather(pieces) {
-    const length = pieces.reduce((sum, { edges }) => sum + edges.length, 0) * stride;
-    const x = new Float32Array(length), y = new Float32Array(length);
-    let end = 0;
-    for (const { trace, edges } of pieces)
-      for (const edge of edges) {
-        const at = (edge - starts[trace]) * stride;
-        x.set(whole[trace].x.subarray(at, at + stride), end);
-        y.set(whole[trace].y.subarray(at, at + stride), end);
-        end += stride;
-      }
+  /* The points of some edges, as fresh arrays. */
+  function gather(edges) {
+    const [x, y] = whole.map((line) => {
+      const part = new Float32Array(edges.length * stride);
+      edges.forEach((edge, place) => part.set(line.subarray(edge * stride, (edge + 1) * stride), place * stride));
+      return part;
+    });
     return { x, y };
   }
 
-  function strokeEdges(trace, passes) {
-    const edges = [];
-    for (let edge = starts[trace]; edge < starts[trace] + page.counts[trace]; edge++)
-      if (visible[edge] && passes(edge)) edges.push(edge);
-    return { trace, edges };
-  }
-
   function traces() {
-    const { lit } = state;
-    const dim = base.map((_, trace) => strokeEdges(trace, (edge) => lit && !lit.has(edge)));
-    const bright = base.map((_, trace) => strokeEdges(trace, (edge) => !lit || lit.has(edge)));
-    return [
-      { ...rest, ...gather(dim) },
-      ...base.map((trace, place) => ({ ...trace, ...gather([bright[place]]) })),
-      dotTrace(),
-    ];
+    const bright = base.map(() => []), dim = [];
+    for (const edge of shown()) (!state.lit || state.lit.has(edge) ? bright[traceOf[edge]] : dim).push(edge);
+    const strokes = base.map((trace, place) => ({ ...trace, ...gather(bright[place]) }));
+    return [{ ...rest, ...gather(dim) }, ...strokes, dotTrace()];
   }
 
   function dotTrace() {
@@ -216,14 +209,20 @@
     return make("div", null, { class: `pins ${className}` }, ...buttons);
   }
 
+  /* Fills the panel; a keyboard user who pressed a button in it stays in it. */
   function describe() {
+    const focused = $("selection").contains(document.activeElement);
     const name = state.selected.at(-1);
-    if (name === undefined) {
-      $("selection").replaceChildren(
-        make("h2", "Strongest edges"), ...edgeList("strongest", "In all", all, 8),
-        make("p", "Click a unit to light up every path through it."));
-      return;
-    }
+    $("selection").replaceChildren(...(name === undefined ? summary() : description(name)));
+    if (focused) $("selection").querySelector("button")?.focus();
+  }
+
+  const summary = () => [
+    make("h2", "Strongest edges"), ...edgeList("strongest", "In all", all, 8),
+    make("p", "Click a unit to light up every path through it.", { class: "hint" }),
+  ];
+
+  function description(name) {
     const item = items.get(name);
     const clear = make("button", "Clear", { id: "clear", type: "button", title: "Clear the selection (Esc)" });
     clear.addEventListener("click", clearSelection);
@@ -242,7 +241,7 @@
     }
     if (state.selected.length > 1)
       parts.push(make("h4", "Pinned; click to let go"), nameButtons("held", state.selected, (pin) => select(pin, true)));
-    $("selection").replaceChildren(...parts);
+    return parts;
   }
 
   // ---- controls ----------------------------------------------------------------------------
@@ -272,7 +271,7 @@
     slider.disabled = field.disabled = !(sizes[count - 1] > 0);
     slider.addEventListener("input", () => {
       state.threshold = sizeAt(Number(slider.value));
-      field.value = Number(state.threshold.toPrecision(6));
+      field.value = Number(state.threshold.toPrecision(4));
       slider.setAttribute("aria-valuetext", `|score| at least ${field.value}`);
       update();
     });

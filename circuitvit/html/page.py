@@ -19,7 +19,7 @@ import numpy as np
 from circuitvit.files import write_text
 from circuitvit.html.drawing import Drawing, read
 from circuitvit.html.escaping import escape, json_in_script
-from circuitvit.html.plotly_figure import GHOST, figure_of
+from circuitvit.html.plotly_figure import GHOST, SVG_EDGES, figure_of
 from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
 
 _HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ def page(
         sources.append(_hash(library))
         element = f"<script>{library}</script>"
     text = Template(_resource("page.html")).substitute(
-        policy=_policy(sources),
+        policy=_policy(sources, webgl=len(drawing.score) > SVG_EDGES),
         title=escape(title),
         positive=POSITIVE,
         negative=NEGATIVE,
@@ -90,12 +90,13 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _policy(sources: list[str]) -> str:
+def _policy(sources: list[str], *, webgl: bool) -> str:
     # WebGL traces compile their drawing code at run time, which needs 'unsafe-eval'; plotly sets
     # styles on elements; a picture is made through blob: and data: URLs.
+    scripts = [*sources, "'unsafe-eval'"] if webgl else sources
     return (
-        f"default-src 'none'; script-src {' '.join(sources)} 'unsafe-eval'; "
-        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(scripts)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -120,18 +121,32 @@ def _data(drawing: Drawing, title: str) -> dict[str, Any]:
     kinds: tuple[Stroke, ...] = strokes(drawing.score)
     order = np.concatenate([np.zeros(0, np.int64), *(kind.edges for kind in kinds)])
     figure = json.loads(figure_of(drawing, kinds).to_json() or "{}")
+    for trace in figure["data"][:-1]:
+        del trace["x"], trace["y"]  # `points` holds them in a quarter of the size
+    points, corner, step = _packed(drawing.curves()[order])
     return {
         "title": title,
         "figure": {"data": figure["data"], "layout": figure["layout"]},
         "ghost": GHOST,
-        "stride": drawing.points_per_edge() + 1,
+        "points": _typed(points),
+        "corner": corner,
+        "step": step,
         "counts": [len(kind.edges) for kind in kinds],
         "units": [{"name": unit.name, "kind": unit.kind} for unit in drawing.units],
         "readers": [vars(reader) for reader in drawing.readers],
-        "writer": _typed(drawing.writer[order]),
-        "reader": _typed(drawing.reader[order]),
+        "writer": _typed(drawing.writer[order].astype(np.uint16)),
+        "reader": _typed(drawing.reader[order].astype(np.uint16)),
         "score": _typed(drawing.score[order]),
     }
+
+
+def _packed(points: np.ndarray) -> tuple[np.ndarray, list[float], list[float]]:
+    """Points on a grid of 65,536 steps a side, far finer than a screen: uint16, corner, step."""
+    flat = points.reshape(-1, 2)
+    low = flat.min(0) if len(flat) else np.zeros(2)
+    step = (flat.max(0) - low) / 65535 if len(flat) else np.ones(2)
+    step[step == 0] = 1.0
+    return np.rint((flat - low) / step).astype(np.uint16), low.tolist(), step.tolist()
 
 
 def _typed(array: np.ndarray) -> dict[str, str]:

@@ -43,11 +43,13 @@ def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "plotly.graph_object
     """The figure without a title; trace t holds the edges of stroke t, then come the units."""
     import plotly.graph_objects as go  # plotly takes longer to import than all the rest
 
-    curves = drawing.curves()
-    gl = "scattergl" if len(curves) > SVG_EDGES else "scatter"
+    gap = ((0, 0), (0, 1), (0, 0))  # a NaN after each edge lifts the pen
+    curves = np.pad(drawing.curves(), gap, constant_values=np.nan).astype(np.float32)
+    # WebGL draws above SVG, so the units go where the edges go.
+    kind_of_trace = "scattergl" if len(curves) > SVG_EDGES else "scatter"
     traces: list[dict[str, Any]] = [
         {
-            "type": gl,
+            "type": kind_of_trace,
             "mode": "lines",
             "name": kind.name,
             "x": curves[kind.edges, :, 0].ravel(),
@@ -58,7 +60,7 @@ def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "plotly.graph_object
         }
         for kind in kinds
     ]
-    return go.Figure([*traces, _unit_trace(drawing)], layout=_layout(drawing))
+    return go.Figure([*traces, {"type": kind_of_trace, **_unit_trace(drawing)}], layout=_layout(drawing))
 
 
 def _unit_trace(drawing: Drawing) -> dict[str, Any]:
@@ -69,7 +71,6 @@ def _unit_trace(drawing: Drawing) -> dict[str, Any]:
     outer = [unit.block is None for unit in units]
     ends = {"embed": "middle left", "logits": "middle right"}
     return {
-        "type": "scatter",
         "mode": "markers+text",
         "name": "units",
         "x": [unit.x for unit in units],
@@ -92,7 +93,6 @@ def _unit_trace(drawing: Drawing) -> dict[str, Any]:
         },
         "customdata": _hover_rows(drawing),
         "hovertemplate": _HOVER,
-        "cliponaxis": False,
     }
 
 

@@ -54,20 +54,22 @@ def strokes(score: np.ndarray) -> tuple[Stroke, ...]:
     for step in range(LEVELS):
         for sign, color in ((-1, NEGATIVE), (1, POSITIVE)):
             inside = np.flatnonzero(scored & (level == step) & (np.sign(score) == sign))
-            buckets.append(_stroke(score, inside, step, color, count))
+            buckets.append(_stroke(score, inside, step, color, squeeze))
     return tuple(stroke for stroke in buckets if len(stroke.edges))
 
 
-def _stroke(score: np.ndarray, inside: np.ndarray, step: int, color: str, count: int) -> Stroke:
-    strength = ((step + 1) / LEVELS) ** 2
+def _stroke(
+    score: np.ndarray, inside: np.ndarray, step: int, color: str, squeeze: float
+) -> Stroke:
+    share, count = (step + 1) / LEVELS, len(score)
     thick = float(np.clip(4.8 - 0.8 * np.log10(count), 1.4, 3.6))
-    faint = min(0.35, 8 / count**0.5)
+    faint = min(0.35, 6 / count**0.5)
     sign = "positive" if color == POSITIVE else "negative"
     least = np.abs(score[inside]).min(initial=np.inf)
     return Stroke(
         name=f"{sign}, |score| from {least:.3g}",
         color=color,
-        width=round(0.2 * thick + 0.8 * thick * strength, 2),
-        opacity=round(faint + (0.92 - faint) * strength, 3),
+        width=round(thick * (0.2 + 0.8 * share**2), 2),
+        opacity=round(float(faint + (0.92 - faint) * share ** (2 * squeeze)), 3),
         edges=inside,
     )

@@ -3,5 +3,6 @@
 from circuitvit.images.image_set import ImageSet, Splits
 from circuitvit.images.loading import load_splits
 from circuitvit.images.pairs import Pairs
+from circuitvit.images.tensors import fingerprint
 
-__all__ = ["ImageSet", "Pairs", "Splits", "load_splits"]
+__all__ = ["ImageSet", "Pairs", "Splits", "fingerprint", "load_splits"]

@@ -1,6 +1,7 @@
 """Labelled images in memory, and the three disjoint parts of a data set."""
 
 from dataclasses import dataclass
+from typing import no_type_check
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +16,7 @@ from circuitvit.images.tensors import (
 )
 
 
+@no_type_check  # it checks its own input, with words for people
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Images with their classes, normalised and ready for a model.

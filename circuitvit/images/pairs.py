@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import no_type_check
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from circuitvit.images.tensors import (
 )
 
 
+@no_type_check  # it checks its own input, with words for people
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Pairs:
     """Clean images, each with a corrupt one that differs in what is under study.

@@ -94,8 +94,9 @@ def _column(features: Mapping[str, Any], role: str) -> str:
     if len(candidates) != 1:
         raise CircuitError(
             f"which column holds the {role}s is not clear: the columns are {list(features)}. "
-            "Images are found by the feature Image, labels by ClassLabel or by being whole numbers "
-            f"or text (a folder of images needs one folder a class, all equally deep). Name the column {role!r}."
+            "Images are found by the feature Image, labels by ClassLabel or as whole numbers or "
+            "text (a folder of images needs one folder a class, all equally deep). "
+            f"Name the column {role!r}."
         )
     return candidates[0]
 

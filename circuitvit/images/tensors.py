@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ def fingerprint(*tensors: Tensor | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def positions_of(indices: Indices, count: int) -> Int[Tensor, " chosen"]:
-    """The places, 0 to `count` − 1, that `indices` names among `count` images.
+def positions_of(indices: Any, count: int) -> Int[Tensor, " chosen"]:
+    """The places, 0 to `count` − 1, that `Indices` name among `count` images.
 
     Raises:
         CircuitError: a place doesn't exist, or a mask has another length.

@@ -1,25 +1,20 @@
 """How much of the model's behaviour a circuit keeps."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from circuitvit.ablation import ImagePairs, run_circuit
+from circuitvit.ablation import run_circuit
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.errors import CircuitError
-from circuitvit.metrics import Labelled, Metric, loss_of
+from circuitvit.images import Pairs
+from circuitvit.metrics import Metric, loss_of
 from circuitvit.vit import ViT
-
-
-class LabelledPairs(ImagePairs, Labelled, Protocol):
-    """Image pairs with labels."""
 
 
 def faithfulness(
     vit: ViT,
     circuit: Circuit,
-    pairs: LabelledPairs,
+    pairs: Pairs,
     *,
     metric: Metric = "kl",
     ablation: Ablation = "patch",

@@ -1,0 +1,44 @@
+"""What all tests share: random models whose every parameter matters, and pairs for them."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import jaxtyping
+import pytest
+import torch
+
+import circuitvit as cv
+
+cv.ViT  # noqa: B018 - the first touch of a torch-backed name makes timm importable
+
+REQUIRE_ALL = os.environ.get("CIRCUITVIT_REQUIRE_ALL") == "1"
+"""Set by .ci/run: there, a test that is skipped for lack of a program is a failure."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors are faster on one thread, and sums come out the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def missing() -> Callable[[str], None]:
+    """Skip with a reason, or fail where everything must be there."""
+
+    def report(reason: str) -> None:
+        if REQUIRE_ALL:
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return report
+
+
+@pytest.fixture
+def as_users_call() -> Iterator[None]:
+    """Without the tests' own shape checker, which would refuse bad input before the package does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,83 @@
+"""Random models, shapes and pairs for tests.
+
+With default weights two different models can look equal, so every parameter is drawn, LayerNorms,
+biases and constants too, and scaled so that logits vary by more than 1 over images.
+"""
+
+import torch
+
+import circuitvit as cv
+
+TINY = {"image_size": 4, "patch_size": 2, "channels": 1, "classes": 4, "width": 8}
+
+SHAPES = {
+    "uniform": dict(**TINY, depth=2, heads=2, head_width=4, mlp_width=6),
+    "ragged": dict(**TINY, heads=(1, 0, 3), head_width=(4, 4, 3), mlp_width=(5, 7, 0)),
+    "mean": dict(**TINY, depth=2, heads=2, head_width=4, mlp_width=6, pooling="mean"),
+    "mean, fc_norm, no class token": dict(
+        **TINY, depth=2, heads=2, head_width=4, mlp_width=6, pooling="mean", fc_norm=True,
+        class_token=False,
+    ),
+    "registers, q/k norm, no qkv bias, tanh": dict(
+        **TINY, depth=2, heads=(2, 1), head_width=4, mlp_width=6, register_tokens=2, qk_norm=True,
+        qkv_bias=False, activation="gelu_tanh", layer_norm_eps=1e-3,
+    ),
+    "constants, quick": dict(
+        **TINY, heads=(2, 0), head_width=4, mlp_width=(0, 6), attention_constant=(True, True),
+        mlp_constant=(True, False), output_bias=(False, True), activation="quick_gelu",
+    ),
+}  # fmt: skip
+
+
+def shape(name: str = "uniform", **changes) -> cv.ViTConfig:
+    return cv.ViTConfig(**{**SHAPES[name], **changes})
+
+
+def random_vit(config: cv.ViTConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> cv.ViT:
+    generator = torch.Generator().manual_seed(seed)
+    vit = cv.ViT(config).double()
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            is_norm = ("ln" in name or "norm" in name) and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * values if is_norm else 0.5 * values)
+        images = torch.randn(16, *image_shape(config), generator=generator, dtype=torch.float64)
+        vit.head.weight.mul_(2.0 / vit(images).std(dim=0).max())
+        spread = vit(images).std(dim=0).max()
+    assert spread > 1, f"logits hardly vary: {spread}"
+    return vit.to(dtype).eval()
+
+
+def image_shape(config: cv.ViTConfig) -> tuple[int, int, int]:
+    return config.channels, config.image_size, config.image_size
+
+
+def random_images(vit: cv.ViT, count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    images = torch.randn(count, *image_shape(vit.config), generator=generator, dtype=torch.float64)
+    return images.to(vit.positions.dtype)
+
+
+def random_pairs(vit: cv.ViT, count: int = 3, seed: int = 0) -> cv.Pairs:
+    generator = torch.Generator().manual_seed(2000 + seed)
+    labels = torch.randint(vit.config.classes, (count,), generator=generator)
+    return cv.Pairs(
+        clean=random_images(vit, count, seed),
+        corrupt=random_images(vit, count, seed + 500),
+        labels=labels,
+        corrupt_labels=(labels + 1) % vit.config.classes,
+    )
+
+
+def as_timm(**shape):
+    """A timm VisionTransformer with every parameter random."""
+    import timm
+
+    module = timm.models.VisionTransformer(**shape).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            is_norm = "norm" in name and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * values if is_norm else 0.3 * values)
+    return module

@@ -1,0 +1,74 @@
+import networkx as nx
+import oracles
+import pytest
+from models import SHAPES, shape
+
+import circuitvit as cv
+from circuitvit.edge_graph import Edge, Node, edge_names_of, node_named, readers_of, writers_of
+
+
+def config_of(depth, heads, **more):
+    return cv.ViTConfig(depth=depth, heads=heads, width=heads * 64, **more)
+
+
+@pytest.mark.parametrize(
+    ("depth", "heads", "count"),
+    [(12, 3, 2845), (12, 6, 9163), (12, 12, 32491), (24, 16, 231877), (6, 8, 3628)],
+    ids=["DeiT-Ti", "DeiT-S", "ViT-B", "ViT-L", "the CIFAR-10 model"],
+)
+def test_the_counts_are_the_published_ones(depth, heads, count, as_users_call):
+    graph = cv.edge_graph(config_of(depth, heads))
+    assert graph.number_of_edges() == count
+    blocks, h = depth, heads
+    assert count == blocks * (5 * h + 2) + 1 + (3 * h + 1) * (h + 1) * blocks * (blocks - 1) // 2
+
+
+def test_the_joint_count_is_the_formula():
+    blocks, h = 5, 3
+    graph = cv.edge_graph(config_of(blocks, h), qkv="joint")
+    expected = blocks * (3 * h + 2) + 1 + (h + 1) ** 2 * blocks * (blocks - 1) // 2
+    assert graph.number_of_edges() == expected
+
+
+@pytest.mark.parametrize("qkv", ["split", "joint"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_names_and_order_are_those_of_an_independent_listing(name, qkv):
+    config = shape(name)
+    assert list(edge_names_of(config, qkv)) == oracles.edges(config, qkv)
+    assert list(readers_of(config, qkv)) == oracles.readers(config, qkv)
+    assert list(writers_of(config)) == oracles.writers(config)
+    graph = cv.edge_graph(config, qkv=qkv)
+    assert {data["edge"].name for *_, data in graph.edges(data=True)} == set(edge_names_of(config, qkv))
+
+
+def test_the_first_and_last_edges_of_two_blocks():
+    names = edge_names_of(shape())
+    assert names[:4] == ("m1->logits", "a1.h1->logits", "a1.h0->logits", "m0->logits")
+    assert names[7:9] == ("a1.h1->m1", "a1.h0->m1")
+    assert names[13:15] == ("m0->a1.h1.v", "a0.h1->a1.h1.v")
+    assert names[-3:] == ("embed->a0.h0.v", "embed->a0.h0.k", "embed->a0.h0.q")
+
+
+def test_nodes_and_edges_are_frozen_objects_in_an_acyclic_graph():
+    graph = cv.edge_graph(shape())
+    assert nx.is_directed_acyclic_graph(graph)
+    assert graph.nodes["a1.h0.q"]["node"] == Node("a1.h0.q", "head", 1, 0, "q")
+    assert graph.nodes["m1"]["node"] == Node("m1", "mlp", 1)
+    assert graph.edges["m0", "a1.h0.k"]["edge"] == Edge("m0", "a1.h0.k")
+    assert not graph.has_edge("a1.h0.q", "a1.h0")  # a reader leads to its writer outside the graph
+    with pytest.raises(AttributeError):
+        graph.nodes["m1"]["node"].name = "m2"
+    assert node_named("a1.h0.q").unit == "a1.h0"
+
+
+def test_an_absent_sub_layer_has_no_nodes():
+    graph = cv.edge_graph(shape("ragged"))  # heads (1, 0, 3), MLPs (5, 7, 0)
+    assert "m2" not in graph
+    assert not any(name.startswith("a1.") for name in graph)
+    assert graph.has_edge("m0", "m1")
+
+
+@pytest.mark.parametrize("name", ["a1", "a1.h", "a1.h0.x", "m", "embed.q", "block1", "", "m1.q"])
+def test_names_of_nothing_are_refused(name):
+    with pytest.raises(cv.CircuitError, match="names no writer or reader"):
+        node_named(name)

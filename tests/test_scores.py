@@ -1,0 +1,86 @@
+import pytest
+from models import random_pairs, random_vit, shape
+
+import circuitvit as cv
+from circuitvit.edge_graph import edge_names_of, edges_of, node_named
+
+CONFIG = shape()
+NAMES = edge_names_of(CONFIG)
+
+
+def scores_of(values, **origin):
+    full = dict.fromkeys(NAMES, 0.0) | values
+    return cv.EdgeScores(CONFIG, full, qkv="split", provenance=cv.Provenance(method="x", **origin))
+
+
+def test_top_takes_exactly_n_by_size_or_by_sign():
+    scores = scores_of({"embed->m0": -3.0, "m0->logits": 2.0, "m1->logits": 1.0})
+    assert set(scores.top(2).edges) == {"embed->m0", "m0->logits"}
+    assert set(scores.top(2, signed=True).edges) == {"m0->logits", "m1->logits"}
+    for n in range(len(NAMES) + 1):
+        assert len(scores.top(n)) == n
+
+
+def test_ties_fall_by_the_pinned_order():
+    scores = scores_of({})
+    assert scores.top(5).edges == NAMES[:5]
+    assert scores.ranked() == NAMES
+
+
+def test_above_takes_what_exceeds_the_threshold():
+    scores = scores_of({"embed->m0": -3.0, "m0->logits": 2.0, "m1->logits": 1.0})
+    assert set(scores.above(1.0).edges) == {"embed->m0", "m0->logits"}
+    assert set(scores.above(0.5, signed=True).edges) == {"m0->logits", "m1->logits"}
+    assert set(scores.above(0).edges) == {"embed->m0", "m0->logits", "m1->logits"}
+
+
+def brute_force_greedy(scores, n):
+    """Step by step, the best edge into a node that is already there."""
+    inside, names = {"embed", "logits"}, []
+    for _ in range(n):
+        open_edges = [
+            edge for edge in edges_of(CONFIG)
+            if node_named(edge.reader).unit in inside and edge.name not in names
+        ]  # fmt: skip
+        best = max(open_edges, key=lambda edge: (abs(scores[edge.name]), -NAMES.index(edge.name)))
+        names.append(best.name)
+        inside.add(best.writer)
+    return set(names)
+
+
+def test_greedy_grows_from_the_logits_and_has_no_dead_ends():
+    vit = random_vit(CONFIG)
+    scores = cv.eap(vit, random_pairs(vit, 2), method="random", seed=3)
+    for n in (0, 1, 5, 17, len(NAMES)):
+        circuit = scores.greedy(n)
+        assert len(circuit) == n
+        assert set(circuit.edges) == brute_force_greedy(scores, n)
+        assert circuit.without_dangling("zero") == circuit
+    assert set(scores.greedy(12).edges) != set(scores.top(12).edges)
+
+
+def test_a_node_level_choice_keeps_all_edges_among_the_nodes():
+    vit = random_vit(CONFIG)
+    scores = cv.eap(vit, random_pairs(vit, 3), level="node")
+    assert set(scores) == {"a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"}
+    circuit = scores.top(3)
+    inside = {"embed", "logits", *scores.ranked()[:3]}
+    assert set(circuit.edges) == {
+        e.name for e in edges_of(CONFIG) if {e.writer, node_named(e.reader).unit} <= inside
+    }
+    with pytest.raises(cv.CircuitError, match="greedy needs scores at level='edge'"):
+        scores.greedy(3)
+
+
+def test_a_choice_says_how_it_was_made():
+    scores = scores_of({"embed->m0": -3.0}, tau=None)
+    assert scores.top(4).provenance.selection == "top 4 by |score|"
+    assert scores.greedy(4, signed=True).provenance.selection == "greedy 4 by score"
+    assert scores.top(1).scores == {"embed->m0": -3.0}
+
+
+@pytest.mark.parametrize("n", [-1, 47, 1000])
+def test_more_edges_than_there_are_can_not_be_had(n):
+    for choose in (scores_of({}).top, scores_of({}).greedy):
+        with pytest.raises(cv.CircuitError, match=f"asked for {n} edges, there are 46"):
+            choose(n)
