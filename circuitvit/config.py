@@ -87,9 +87,7 @@ class ViTConfig:
         activation: Activation = "gelu",
     ) -> None:
         if head_width is None:
-            head_width = (
-                width // max(heads, 1) if isinstance(heads, int) else _one_width(width, heads)
-            )
+            head_width = _guessed_head_width(width, heads)
         per_block = {
             "heads": heads,
             "head_width": head_width,
@@ -172,7 +170,9 @@ class ViTConfig:
             ) from cause
 
 
-def _one_width(width: int, heads: Sequence[int]) -> int:
+def _guessed_head_width(width: int, heads: int | Sequence[int]) -> int:
+    if not isinstance(heads, Sequence):
+        return width // heads if _is_count(heads, least=1) else 1
     if len(set(heads)) != 1:
         raise CircuitError(
             f"heads differ by block ({tuple(heads)}), so their width can't be guessed: "

@@ -79,5 +79,6 @@ def as_timm(**shape):
         for name, parameter in module.named_parameters():
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             is_norm = "norm" in name and name.endswith("weight")
-            parameter.copy_(1 + 0.3 * values if is_norm else 0.3 * values)
+            scale = 1.0 if name == "head.weight" else 0.3
+            parameter.copy_(1 + 0.3 * values if is_norm else scale * values)
     return module

@@ -31,7 +31,7 @@ def test_above_takes_what_exceeds_the_threshold():
     scores = scores_of({"embed->m0": -3.0, "m0->logits": 2.0, "m1->logits": 1.0})
     assert set(scores.above(1.0).edges) == {"embed->m0", "m0->logits"}
     assert set(scores.above(0.5, signed=True).edges) == {"m0->logits", "m1->logits"}
-    assert set(scores.above(0).edges) == {"embed->m0", "m0->logits", "m1->logits"}
+    assert set(scores.above(0.0).edges) == {"embed->m0", "m0->logits", "m1->logits"}
 
 
 def brute_force_greedy(scores, n):

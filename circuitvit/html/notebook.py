@@ -46,7 +46,7 @@ def _svg(drawing: Drawing, title: str) -> str:
         origin, scale = np.array([left, high]), np.array([scale_x, -scale_y])
         return (points - origin) * scale + (_LEFT, _TOP)
 
-    radius = float(np.clip(0.21 * min(2 * scale_x, 2 * scale_y, 56), 2.5, 12))
+    radius = float(np.clip(0.17 * min(2 * scale_x, 2 * scale_y, 70), 2.5, 12))
     body = [*_frame(drawing, place, height, title), *_edges(drawing, place)]
     body += [_dot(unit, place(np.array([unit.x, unit.y])), radius) for unit in drawing.units]
     return (
@@ -118,7 +118,10 @@ def _dot(unit: Unit, center: np.ndarray, radius: float) -> str:
             f'text-anchor="{anchor}">{name}</text>'
         )
     name = f"h{unit.head}" if unit.kind == "head" else f"m{unit.block}"
-    label = f'<text x="{x}" y="{y + 3.5:g}" font-size="9.5" fill="{ink}" text-anchor="middle">{name}</text>'
+    label = (
+        f'<text x="{x}" y="{y + 3.5:g}" font-size="9.5" fill="{ink}" '
+        f'text-anchor="middle">{name}</text>'
+    )
     shape = (
         f'<circle cx="{x}" cy="{y}" r="{radius:g}" {style}/>'
         if unit.kind == "head"

@@ -1,49 +1,20 @@
 /* The page's behaviour: filter edges, light up paths, search, describe, download.
    Text is set through textContent only, so no name can become markup. Geometry comes from Python
    and is only unpacked and copied: an edge is `stride` points, the last of them NaN. */
-"use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
   const page = JSON.parse($("graph-data").textContent);
-  const kinds = { f4: Float32Array, f8: Float64Array, u2: Uint16Array };
-  const typed = ({ dtype, bdata }) =>
-    new kinds[dtype](Uint8Array.from(atob(bdata), (letter) => letter.charCodeAt(0)).buffer);
-
-  // ---- the graph ---------------------------------------------------------------------------
-
-  const { units, readers } = page;
-  const writer = typed(page.writer), reader = typed(page.reader), score = typed(page.score);
-  const count = score.length;
-  const owner = (edge) => readers[reader[edge]].unit;
-  const edgeName = (edge) => `${units[writer[edge]].name}->${readers[reader[edge]].name}`;
-  const size = (edge) => Math.abs(score[edge]) || 0; // no score counts as zero
-  const sign = (edge) => (score[edge] > 0 ? "positive" : score[edge] < 0 ? "negative" : "neutral");
-  const all = Array.from({ length: count }, (_, edge) => edge);
-  const into = units.map(() => []), from = units.map(() => []);
-  for (const edge of all) {
-    into[owner(edge)].push(edge);
-    from[writer[edge]].push(edge);
-  }
-  const sizes = all.map(size).sort((a, b) => a - b);
-  const inModel = units.filter((unit) => unit.kind === "head" || unit.kind === "mlp").length;
-
-  /* What a name means: the edges it starts from, upwards and downwards. Units come first, since
-     an MLP is its own reader. */
-  const items = new Map();
-  units.forEach((unit, place) =>
-    items.set(unit.name, { what: unit.kind, unit: place, up: into[place], down: from[place] }));
-  readers.forEach(({ name, unit, part }, place) => {
-    const up = into[unit].filter((edge) => reader[edge] === place);
-    if (!items.has(name)) items.set(name, { what: `${part} reader`, unit, up, down: from[unit] });
-  });
-  for (const edge of all)
-    items.set(edgeName(edge), { what: "edge", edge, up: [edge], down: [edge] });
+  const graph = readGraph(page);
+  const { units, readers, writer, reader, score, all, edgeName, size, sign, isCounted, touched, items } = graph;
+  const count = all.length;
+  const sizes = Float64Array.from(all, size).sort();
+  const counted = units.filter((_, place) => isCounted(place)).length;
 
   // ---- what is shown -----------------------------------------------------------------------
 
   const state = { threshold: 0, selected: [], lit: null };
-  const visible = new Uint8Array(count).fill(1);
   const hidden = { part: new Set(), sign: new Set() };
+  const visible = new Uint8Array(count);
 
   function filter() {
     for (const edge of all)
@@ -51,34 +22,10 @@
         !hidden.part.has(readers[reader[edge]].part) &&
         !hidden.sign.has(sign(edge)) &&
         size(edge) >= state.threshold;
-  }
-
-  /* Adds to `lit` every visible edge that a walk meets; each unit's edges are looked at once. */
-  function walk(start, edgesOf, farEnd, lit) {
-    const reached = new Set(), queue = [...start];
-    while (queue.length) {
-      const edge = queue.pop();
-      if (!visible[edge]) continue;
-      lit.add(edge);
-      const unit = farEnd(edge);
-      if (reached.has(unit)) continue;
-      reached.add(unit);
-      for (const next of edgesOf[unit]) queue.push(next);
-    }
-  }
-
-  function light() {
-    state.lit = state.selected.length ? new Set() : null;
-    for (const name of state.selected) {
-      const { up, down } = items.get(name);
-      walk(up, into, (edge) => writer[edge], state.lit);
-      walk(down, from, owner, state.lit);
-    }
+    state.lit = state.selected.length ? graph.paths(state.selected, visible) : null;
   }
 
   const shown = () => all.filter((edge) => visible[edge]);
-  const touched = (edges) => new Set(edges.flatMap((edge) => [writer[edge], owner(edge)]));
-  const isCounted = (place) => units[place].kind === "head" || units[place].kind === "mlp";
 
   // ---- drawing -----------------------------------------------------------------------------
 
@@ -118,7 +65,13 @@
   function traces() {
     const bright = base.map(() => []), dim = [];
     for (const edge of shown()) (!state.lit || state.lit.has(edge) ? bright[traceOf[edge]] : dim).push(edge);
-    const strokes = base.map((trace, place) => ({ ...trace, ...gather(bright[place]) }));
+    // Few edges can be plainer than many: faint strokes gain what the others left.
+    const number = bright.reduce((sum, edges) => sum + edges.length, 1);
+    const [plain, thick] = state.lit ? [Math.min(0.85, 8 / Math.sqrt(number)), 1.3] : [Math.min(0.35, 6 / Math.sqrt(number)), 0];
+    const strokes = base.map((trace, place) => ({
+      ...trace, ...gather(bright[place]), opacity: Math.max(trace.opacity, plain),
+      line: { ...trace.line, width: Math.max(trace.line.width, thick) },
+    }));
     return [{ ...rest, ...gather(dim) }, ...strokes, dotTrace()];
   }
 
@@ -154,7 +107,6 @@
 
   function update() {
     filter();
-    light();
     tell();
     describe();
     draw();
@@ -179,7 +131,7 @@
     const live = [...touched(edges)].filter(isCounted).length;
     const lit = state.lit ? ` · ${number(state.lit.size)} lit` : "";
     $("counts").textContent =
-      `${number(edges.length)} of ${number(count)} edges · ${live} of ${inModel} units${lit}`;
+      `${number(edges.length)} of ${number(count)} edges · ${live} of ${counted} units${lit}`;
   }
 
   function edgeRow(edge, largest) {
@@ -263,7 +215,7 @@
   }
 
   /* The slider moves through the sizes by rank, since most scores are small. */
-  const last = Math.min(count, 1000);
+  const last = Math.max(0, Math.min(count - 1, 1000));
   const sizeAt = (place) => (place <= 0 ? 0 : sizes[Math.round((place / last) * (count - 1))]);
   function startThreshold() {
     const slider = $("threshold"), field = $("threshold-value");
@@ -301,18 +253,6 @@
   }
 
   let matches = [], active = 0;
-  function find(query) {
-    const wanted = query.trim().toLowerCase();
-    if (!wanted) return [];
-    const rank = (name) => {
-      const place = name.toLowerCase().indexOf(wanted);
-      return place < 0 ? 3 : place > 0 ? 2 : name.length > wanted.length ? 1 : 0;
-    };
-    const ranked = [[], [], []];
-    for (const name of items.keys()) ranked[rank(name)]?.push(name);
-    return ranked.flat().slice(0, 8); // items hold units, readers, edges, in this order
-  }
-
   function showMatches(names, at = 0) {
     [matches, active] = [names, at];
     const rows = names.map((name, place) => {
@@ -334,7 +274,7 @@
 
   function startSearch() {
     const field = $("search");
-    field.addEventListener("input", () => showMatches(find(field.value)));
+    field.addEventListener("input", () => showMatches(graph.find(field.value, 8)));
     field.addEventListener("blur", () => showMatches([]));
     field.addEventListener("keydown", (event) => {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -342,7 +282,7 @@
         event.preventDefault();
         showMatches(matches, (active + step + matches.length) % matches.length);
       }
-      const name = matches[active] ?? find(field.value)[0];
+      const name = matches[active] ?? graph.find(field.value, 1)[0];
       if (event.key === "Enter" && name !== undefined) choose(name);
     });
   }

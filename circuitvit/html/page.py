@@ -1,7 +1,8 @@
 """The interactive page: one file that opens anywhere, offline.
 
-Behaviour is in page.js, looks are in page.css, the skeleton is page.html; this module fills it. A
-Content-Security-Policy lets only the page's own scripts run, by their hashes, and loads nothing.
+Behaviour is in graph.js and page.js, looks are in page.css, the skeleton is page.html; this module
+fills it. A Content-Security-Policy lets only the page's own scripts run, by their hashes, and
+loads nothing.
 """
 
 import base64
@@ -53,7 +54,7 @@ def page(
     from plotly.offline import get_plotlyjs  # plotly takes longer to import than all the rest
 
     drawing = read(graph)
-    js = _resource("page.js")
+    js = _resource("graph.js") + _resource("page.js")
     library = get_plotlyjs() if plotlyjs else ""
     sources, element = [_hash(js)], ""
     if plotlyjs == "directory":

@@ -60,7 +60,9 @@ def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "plotly.graph_object
         }
         for kind in kinds
     ]
-    return go.Figure([*traces, {"type": kind_of_trace, **_unit_trace(drawing)}], layout=_layout(drawing))
+    return go.Figure(
+        [*traces, {"type": kind_of_trace, **_unit_trace(drawing)}], layout=_layout(drawing)
+    )
 
 
 def _unit_trace(drawing: Drawing) -> dict[str, Any]:

@@ -50,22 +50,22 @@ def strokes(score: np.ndarray) -> tuple[Stroke, ...]:
     cuts = 1 - (1 - np.arange(1, LEVELS) / LEVELS) ** squeeze
     level = np.searchsorted(cuts, share, side="left")
     faint = min(0.6, 12 / count**0.5)
-    buckets = [Stroke("no score, or zero", NEUTRAL, 1.2, faint, np.flatnonzero(~scored))]
+    unscored = np.flatnonzero(~scored)
+    found = [Stroke("no score, or zero", NEUTRAL, 1.2, faint, unscored)] if len(unscored) else []
     for step in range(LEVELS):
         for sign, color in ((-1, NEGATIVE), (1, POSITIVE)):
             inside = np.flatnonzero(scored & (level == step) & (np.sign(score) == sign))
-            buckets.append(_stroke(score, inside, step, color, squeeze))
-    return tuple(stroke for stroke in buckets if len(stroke.edges))
+            if len(inside):
+                found.append(_stroke(score, inside, step, color, squeeze))
+    return tuple(found)
 
 
-def _stroke(
-    score: np.ndarray, inside: np.ndarray, step: int, color: str, squeeze: float
-) -> Stroke:
+def _stroke(score: np.ndarray, inside: np.ndarray, step: int, color: str, squeeze: float) -> Stroke:
     share, count = (step + 1) / LEVELS, len(score)
     thick = float(np.clip(4.8 - 0.8 * np.log10(count), 1.4, 3.6))
     faint = min(0.35, 6 / count**0.5)
     sign = "positive" if color == POSITIVE else "negative"
-    least = np.abs(score[inside]).min(initial=np.inf)
+    least = np.abs(score[inside]).min()
     return Stroke(
         name=f"{sign}, |score| from {least:.3g}",
         color=color,

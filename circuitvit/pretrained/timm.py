@@ -166,7 +166,9 @@ def _move_block(
     new[f"{prefix}attention.out.weight"] = scales[0][:, None] * old.pop(f"{out}weight")
     new[f"{prefix}output_bias"] = scales[0] * old.pop(f"{out}bias", no_bias)
     new[f"{prefix}mlp.fc2.weight"] = scales[1][:, None] * old.pop(f"{fc2}weight")
-    new[f"{prefix}mlp.fc2.bias"] = scales[1] * old.pop(f"{fc2}bias")
+    new[f"{prefix}mlp.fc2.bias"] = scales[1] * old.pop(f"{fc2}bias", no_bias)
+    rows = new[f"{prefix}mlp.fc1.weight"][:, 0]
+    new.setdefault(f"{prefix}mlp.fc1.bias", torch.zeros_like(rows))
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def train(
         CircuitError: images and model don't fit, a batch is larger than the data, the folder holds
             another training or half a checkpoint, or the loss or its gradient is not finite.
     """
-    # Unless told so, processes that torchrun starts on a machine without a GPU don't find each other.
+    # Else processes that torchrun starts on a machine without a GPU don't find each other.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     _check(vit, training, validation, recipe, accelerator)
     loop = _Loop(vit, training, validation, recipe, accelerator)

@@ -1,0 +1,231 @@
+"""The command line: each command is a thin layer over the public names."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from circuitvit.errors import CircuitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Find the circuit inside a Vision Transformer and compile it into a smaller one.",
+    epilog="Start with 'circuitvit demo', or: train, discover, compile, evaluate, draw.",
+)
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="'digits', a folder of images, a parquet file or a folder of them, or a hub id."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Draws everything that is random.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images a split.")]
+Model = Annotated[Path, typer.Argument(help="A folder that 'train' or 'compile' wrote.")]
+
+
+class Ablation(StrEnum):
+    """What removed edges carry."""
+
+    patch = "patch"
+    zero = "zero"
+    mean = "mean"
+
+
+class Constant(StrEnum):
+    """What removed units write in a compiled model."""
+
+    zero = "zero"
+    mean = "mean"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both trainings.")] = 120,
+) -> None:
+    """The main job on handwritten digits: train, discover, draw, compile, retrain, measure."""
+    from circuitvit.demo import demo as run
+
+    result = run(out, seed=seed, epochs=epochs, say=typer.echo)
+    _show(result.report)
+    faithful = result.summary["faithfulness"]
+    typer.echo(
+        f"Faithfulness on held-out pairs: ACDC {faithful['acdc']:.3f}, random circuits of its size "
+        f"{faithful['random_median']:.3f} (median of {len(faithful['random'])})."
+    )
+    typer.echo(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="The folder for the model and its checkpoint.")],
+    data: Data = "digits",
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, in pixels.")] = 2,
+    image_size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    width: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
+    depth: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    heads: Annotated[int, typer.Option(help="Heads in each block.")] = 4,
+    mlp_width: Annotated[int, typer.Option(help="Neurons of each MLP.")] = 128,
+    epochs: Annotated[int, typer.Option(min=1)] = 120,
+    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    batch: Annotated[int, typer.Option(min=1)] = 64,
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a ViT from scratch; an interrupted run goes on where it stopped."""
+    import circuitvit as cv
+    from circuitvit.measure import accuracy
+
+    splits = cv.load_splits(data, image_size=image_size, limit=limit, seed=seed)
+    shape = splits.train.images.shape
+    config = cv.ViTConfig(
+        image_size=shape[2],
+        channels=shape[1],
+        classes=len(splits.train.class_names),
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=mlp_width,
+    )
+    recipe = cv.Recipe(epochs=epochs, learning_rate=learning_rate, batch=batch, seed=seed)
+    vit = cv.ViT(config, seed=seed)
+    trained = cv.train(vit, splits.train, splits.validation, recipe, folder=out).vit
+    trained.save_pretrained(out)
+    found = accuracy(trained, splits.test.images, splits.test.labels)
+    typer.echo(f"Wrote {out}. Test accuracy {found.top1:.2%} ({found.images} images).")
+
+
+@app.command()
+def discover(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The circuit's file, such as circuit.json.")],
+    data: Data = "digits",
+    method: Annotated[
+        str, typer.Option(help="acdc, eap, eap-ig-inputs, clean-corrupted, exact or random.")
+    ] = "acdc",
+    tau: Annotated[float, typer.Option(help="What one edge may cost (acdc).")] = 0.01,
+    edges: Annotated[int | None, typer.Option(help="How many edges to keep (all others).")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="kl (default of acdc), logit_difference (of eap), …")
+    ] = None,
+    ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
+    level: Annotated[str, typer.Option(help="edge, node or block.")] = "edge",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of clean and corrupt images.")] = 64,
+    clean: Annotated[str | None, typer.Option(help="Class of the clean images.")] = None,
+    corrupt: Annotated[str | None, typer.Option(help="Class of the corrupt images.")] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Find a model's circuit on training images and save it."""
+    import circuitvit as cv
+
+    vit = cv.load_vit(model)
+    images = _splits_for(vit, data, limit, seed).train
+    chosen = cv.Pairs.by_class(images, clean=clean, corrupt=corrupt, count=pairs, seed=seed)
+    common: Any = {"ablation": ablation.value, "level": level, "reference": images.images}
+    if metric is not None:
+        common["metric"] = metric
+    if method == "acdc":
+        circuit = cv.acdc(vit, chosen, tau=tau, **common)
+    else:
+        scores = cv.eap(vit, chosen, method=method, seed=seed, **common)
+        circuit = scores.top(max(1, len(scores) // 10) if edges is None else edges)
+    circuit.save(out)
+    typer.echo(f"Wrote {out}: {circuit!r} with {len(circuit.units())} units on a path.")
+
+
+@app.command()
+def compile(  # noqa: A001
+    model: Model,
+    circuit: Annotated[Path, typer.Argument(help="A circuit of this model.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the smaller model.")],
+    ablation: Annotated[
+        Constant, typer.Option(help="What removed units write: nothing, or their mean.")
+    ] = Constant.zero,
+    data: Data = "digits",
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Make the smaller ViT that holds only the circuit's heads and MLPs."""
+    import circuitvit as cv
+    from circuitvit.measure.cost import parameters, vit_macs
+
+    vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
+    reference = None
+    if ablation is Constant.mean:
+        reference = _splits_for(vit, data, limit, seed).train.images
+    small = cv.compile(vit, kept, ablation=ablation.value, reference=reference)
+    small.save_pretrained(out)
+    saved = 1 - vit_macs(small.config) / vit_macs(vit.config)
+    typer.echo(
+        f"Wrote {out}: {sum(small.config.heads)} of {sum(vit.config.heads)} heads, "
+        f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:.0%} fewer MACs."
+    )
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Model folders; the first is the baseline.")],
+    data: Data = "digits",
+    out: Annotated[
+        Path | None, typer.Option(help="Also write report.json and report.md here.")
+    ] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Accuracy, parameters, MACs and latency of models on test images, side by side."""
+    import circuitvit as cv
+
+    loaded = {str(path): cv.load_vit(path) for path in models}
+    test = _splits_for(next(iter(loaded.values())), data, limit, seed).test
+    report = cv.measure(loaded, test.images, test.labels, seed=seed)
+    _show(report)
+    if out is not None:
+        typer.echo(f"Wrote {report.save(out)}: report.json and report.md.")
+
+
+@app.command()
+def draw(
+    circuit: Annotated[Path, typer.Argument(help="A circuit's file.")],
+    out: Annotated[Path, typer.Argument(help="The page to write, such as circuit.html.")],
+    title: Annotated[str | None, typer.Option(help="The page's heading.")] = None,
+) -> None:
+    """Draw a circuit as an interactive page that works offline."""
+    import circuitvit as cv
+
+    cv.Circuit.load(circuit).to_html(out, title=title)
+    typer.echo(f"Wrote {out}.")
+
+
+def _splits_for(vit: Any, data: str, limit: int | None, seed: int) -> Any:
+    import circuitvit as cv
+
+    config = vit.config
+    return cv.load_splits(
+        data, image_size=config.image_size, channels=config.channels, limit=limit, seed=seed
+    )
+
+
+def _show(report: Any) -> None:
+    header, *rows = report.table()
+    table = Table(*header)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one clear line and exit code 2."""
+    try:
+        app()
+    except CircuitError as error:
+        typer.echo(f"circuitvit: {error}", err=True)
+        sys.exit(2)

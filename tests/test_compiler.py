@@ -1,0 +1,170 @@
+import oracles
+import pytest
+import torch
+from models import SHAPES, random_images, random_pairs, random_vit, shape
+
+import circuitvit as cv
+from circuitvit.compiler import compiling
+from circuitvit.compiler.verify import sample_images
+from circuitvit.edge_graph import edge_names_of, units_of
+from circuitvit.surgery import keep_units
+
+
+def circuit_of_units(vit, seed, share=0.5):
+    """A circuit with a path through each of some random units."""
+    generator = torch.Generator().manual_seed(seed)
+    units = [u for u in units_of(vit.config) if torch.rand((), generator=generator) < share]
+    names = set(edge_names_of(vit.config))
+    kept = {"embed->logits"}
+    for unit in units:
+        kept |= {name for name in (f"embed->{unit}", f"embed->{unit}.v") if name in names}
+        kept.add(f"{unit}->logits")
+    return cv.Circuit(vit.config, kept), units
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_compiled_model_equals_a_hooked_run_with_removed_units_replaced(name, ablation):
+    """Against the oracle, which knows nothing of surgery; 6 shapes × 2 ablations × 6 circuits."""
+    vit = random_vit(shape(name), seed=2)
+    pairs, reference = random_pairs(vit, 4), random_images(vit, 9, seed=3)
+    ablated = oracles.ablated_values(vit, pairs, ablation, reference)
+    for seed, share in enumerate((0.0, 0.3, 0.5, 0.5, 0.7, 1.0)):
+        circuit, units = circuit_of_units(vit, seed, share)
+        assert list(circuit.units()) == units
+        kept = [
+            edge for edge in oracles.edges(vit.config, "split")
+            if edge.split("->")[0] in {"embed", *units}
+        ]  # fmt: skip
+        expected = oracles.circuit_logits(vit, kept, pairs.clean, ablated)
+        small = cv.compile(vit, circuit, level="unit", ablation=ablation, reference=reference)
+        assert torch.allclose(small(pairs.clean), expected, rtol=0, atol=1e-10)
+        assert set(units_of(small.config)) or not units
+        assert len(units_of(small.config)) == len(units)
+
+
+def test_the_comparison_fails_when_one_head_or_bias_is_changed():
+    vit = random_vit(shape(), seed=2)
+    images = random_images(vit, 4)
+    circuit, _ = circuit_of_units(vit, 3)
+    small = cv.compile(vit, circuit, ablation="mean", reference=images)
+    expected = small(images)
+    for name, parameter in small.named_parameters():
+        with torch.no_grad():
+            before = parameter.clone()
+            parameter.add_(0.05 * torch.randn(parameter.shape, dtype=parameter.dtype))
+            assert (small(images) - expected).abs().max() > 1e-6, name
+            parameter.copy_(before)
+
+
+def test_an_emptied_block_costs_nothing_under_mean_and_keeps_b_o_under_zero():
+    vit = random_vit(shape(depth=3), seed=2)
+    reference = random_images(vit, 9)
+    kept = ["embed->a0.h0.v", "a0.h0->m2", "m2->logits"]
+    circuit = cv.Circuit(vit.config, kept)
+    small = cv.compile(vit, circuit, ablation="mean", reference=reference)
+    assert small.config.heads == (1, 0, 0)
+    assert small.config.mlp_width == (0, 0, 6)
+    assert small.config.output_bias == (True, False, False)
+    assert small.config.attention_constant == (True, False, False)
+    assert small.config.mlp_constant == (False, False, False)
+    assert not list(small.blocks[1].parameters())
+    small = cv.compile(vit, circuit, ablation="zero")
+    assert small.config.output_bias == (True, True, True)
+    assert not any(small.config.attention_constant + small.config.mlp_constant)
+    assert torch.equal(small.blocks[1].output_bias, vit.blocks[1].output_bias)
+
+
+def test_constants_go_into_the_positions_where_no_sub_layer_comes_before():
+    vit = random_vit(shape(), seed=2)
+    reference = random_images(vit, 9)
+    circuit = cv.Circuit(vit.config, ["embed->m1", "m1->logits"])
+    small = cv.compile(vit, circuit, ablation="mean", reference=reference)
+    assert list(small.blocks[0].parameters()) == []
+    assert not any(small.config.attention_constant + small.config.mlp_constant)
+    values = oracles.write_values(cv.HookedViT(vit), reference)
+    gone = sum(values[unit].mean(0) for unit in ("a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1"))
+    biases = vit.blocks[0].output_bias + vit.blocks[1].output_bias
+    assert torch.allclose(small.positions, vit.positions + gone + biases, atol=1e-12)
+
+
+def test_the_circuits_own_ablation_restricts_nothing():
+    vit = random_vit(shape(), seed=2)
+    circuit = cv.eap(vit, random_pairs(vit, 3), ablation="patch").greedy(12)
+    assert circuit.provenance.ablation == "patch"
+    reference = random_images(vit, 5)
+    for ablation in ("zero", "mean"):
+        assert cv.compile(vit, circuit, ablation=ablation, reference=reference)
+
+
+def test_single_precision_and_train_mode_are_kept():
+    vit = random_vit(shape(), seed=2, dtype=torch.float32).train()
+    circuit, _ = circuit_of_units(vit, 1)
+    small = cv.compile(vit, circuit)
+    assert small.training
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
+    assert all(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_a_fresh_model_of_the_same_shape_can_be_made_of_its_config():
+    vit = random_vit(shape(), seed=2)
+    circuit, _ = circuit_of_units(vit, 3)
+    small = cv.compile(vit, circuit, ablation="mean", reference=random_images(vit, 5))
+    fresh = cv.ViT(small.config, seed=1)
+    assert [p.shape for p in fresh.parameters()] == [p.shape for p in small.parameters()]
+
+
+def test_a_wrong_result_is_not_returned(monkeypatch):
+    def slightly_wrong(vit, units):
+        small = keep_units(vit, units)
+        with torch.no_grad():
+            small.head.bias[0] += 1e-3
+        return small
+
+    monkeypatch.setattr(compiling, "keep_units", slightly_wrong)
+    vit = random_vit(shape(), seed=2)
+    circuit, _ = circuit_of_units(vit, 3)
+    with pytest.raises(cv.CircuitError, match="differs from the masked run by 0.001"):
+        cv.compile(vit, circuit)
+
+
+def test_the_images_to_verify_on_are_seeded():
+    vit = random_vit(shape())
+    assert torch.equal(sample_images(vit), sample_images(vit))
+    assert sample_images(vit).shape == (8, 1, 4, 4)
+
+
+def bad_calls():
+    vit = random_vit(shape())
+    circuit, _ = circuit_of_units(vit, 3)
+    images = random_images(vit, 3)
+    other = cv.Circuit(shape(heads=(2, 1)), [])
+    nan = random_vit(shape())
+    with torch.no_grad():
+        nan.head.bias[0] = float("nan")
+    compile_ = cv.compile
+    return {
+        "ablation='patch' needs a corrupt image at run time": lambda: compile_(vit, circuit, ablation="patch"),
+        "ablation='mean' needs reference images": lambda: compile_(vit, circuit, ablation="mean"),
+        "level='edge' is not there yet": lambda: compile_(vit, circuit, level="edge"),
+        "level is 'head'": lambda: compile_(vit, circuit, level="head"),
+        "the circuit belongs to another model": lambda: compile_(vit, other),
+        "no kept path from embed to logits": lambda: compile_(vit, cv.Circuit(vit.config, ["embed->m0"])),
+        "reference images have shape": lambda: compile_(vit, circuit, reference=torch.zeros(2, 3, 4, 4).double()),
+        "reference images hold NaN": lambda: compile_(vit, circuit, ablation="mean", reference=images / 0),
+        "the weights hold NaN": lambda: compile_(nan, circuit),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("message", bad_calls())
+def test_bad_input_is_refused_with_the_remedy(message, as_users_call):
+    with pytest.raises(cv.CircuitError, match=message):
+        bad_calls()[message]()
+
+
+def test_every_reason_is_named_at_once(as_users_call):
+    vit = random_vit(shape())
+    with pytest.raises(cv.CircuitError) as refusal:
+        cv.compile(vit, cv.Circuit(shape(heads=(2, 1)), []), level="edge", ablation="patch")
+    for reason in ("level='edge'", "corrupt image at run time", "another model"):
+        assert reason in str(refusal.value)

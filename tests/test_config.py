@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import pytest
+from models import SHAPES, shape
+
+import circuitvit as cv
+
+
+def test_one_value_stands_for_all_blocks():
+    config = cv.ViTConfig(depth=3, heads=4, width=64, mlp_width=(1, 2, 3))
+    assert config.heads == (4, 4, 4)
+    assert config.head_width == (16, 16, 16)
+    assert config.mlp_width == (1, 2, 3)
+    assert config.depth == 3
+
+
+def test_the_defaults_are_vit_b_16s():
+    config = cv.ViTConfig()
+    assert (config.depth, config.width, config.tokens) == (12, 768, 197)
+    assert config.heads == (12,) * 12
+    assert config.mlp_width == (3072,) * 12
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_config_survives_its_dict(name):
+    assert cv.ViTConfig.from_dict(shape(name).as_dict()) == shape(name)
+    assert replace(shape(name), classes=9).classes == 9
+
+
+def test_every_problem_is_named_together(as_users_call):
+    with pytest.raises(cv.CircuitError) as refusal:
+        cv.ViTConfig(image_size=10, patch_size=4, classes=0, activation="relu", heads=-1)
+    for part in ("does not divide", "classes is 0", "activation is 'relu'", "heads is (-1"):
+        assert part in str(refusal.value)
+
+
+def test_contradictions_are_refused(as_users_call):
+    for bad, message in (
+        (dict(heads=(1, 2), mlp_width=(3, 4, 5), head_width=2), "disagree on the number of blocks"),
+        (dict(heads=(1, 2)), "give head_width too"),
+        (dict(class_token=False), "there is no class token"),
+        (dict(fc_norm=True), "goes with pooling='mean' only"),
+        (dict(layer_norm_eps=0.0), "layer_norm_eps"),
+        (dict(heads=2.5), "expected whole numbers"),
+    ):
+        with pytest.raises(cv.CircuitError, match=message):
+            cv.ViTConfig(**bad)
+
+
+def test_a_foreign_dict_is_refused():
+    with pytest.raises(cv.CircuitError, match=r"unknown fields \['hidden_size'\]"):
+        cv.ViTConfig.from_dict({"hidden_size": 768})
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(AttributeError):
+        shape().heads = (1,)

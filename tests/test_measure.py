@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from models import SHAPES, image_shape, random_images, random_pairs, random_vit, shape
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch import nn
+
+import circuitvit as cv
+from circuitvit.edge_graph import edge_names_of
+from circuitvit.measure import accuracy, faithfulness, latency, macs, parameters
+from circuitvit.measure.cost import counted_macs, vit_macs
+from circuitvit.measure.latency import bootstrap_interval
+
+
+def test_accuracy_equals_scikit_learns():
+    vit = random_vit(shape(classes=7))
+    images = random_images(vit, 300)
+    labels = torch.randint(7, (300,), generator=torch.Generator().manual_seed(0))
+    logits = vit(images).detach().numpy()
+    found = accuracy(vit, images, labels)
+    assert found.top1 == accuracy_score(labels, logits.argmax(1))
+    assert found.top5 == top_k_accuracy_score(labels, logits, k=5, labels=range(7))
+    shares = torch.tensor(logits).softmax(-1).numpy()
+    assert found.loss == pytest.approx(log_loss(labels, shares, labels=range(7)))
+    assert found.images == 300
+
+
+def test_top5_of_five_classes_or_fewer_is_not_reported():
+    vit = random_vit(shape())
+    assert accuracy(vit, random_images(vit, 4), torch.tensor([0, 1, 2, 3])).top5 is None
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_macs_equal_torchs_counter(name):
+    vit = random_vit(shape(name))
+    assert vit_macs(vit.config) == counted_macs(vit, image_shape(vit.config))
+    assert macs(vit, image_shape(vit.config)) == vit_macs(vit.config)
+
+
+def test_macs_of_deit_ti_are_the_published_ones():
+    config = cv.ViTConfig(width=192, heads=3, depth=12)
+    assert vit_macs(config) == pytest.approx(1.26e9, rel=0.01)  # 1.3 G with attention products
+
+
+def test_parameters_count_the_constants_too():
+    vit = random_vit(shape("constants, quick"))
+    assert parameters(vit) == sum(t.numel() for t in vit.state_dict().values())
+    without = cv.ViT(shape("constants, quick", attention_constant=False))
+    assert parameters(vit) - parameters(without) == 2 * vit.positions.numel()
+
+
+class Slow(nn.Module):
+    """Works several times as long as it must."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+        self.weight = nn.Parameter(torch.randn(200, 200))
+
+    def forward(self, images):
+        x = images.flatten(1)[:, :1].expand(-1, 200)
+        for _ in range(self.times):
+            x = (x @ self.weight).tanh()
+        return x[:, :4]
+
+
+def test_latency_is_a_ratio_with_an_interval_beside_a_null_test():
+    models = {"one": Slow(30), "three": Slow(90).train()}
+    found = latency(models, torch.randn(2, 1, 4, 4), baseline="one", batch=8, rounds=7)
+    assert set(found) == {"one", "three", "null"}
+    assert found["one"].ratio == found["one"].ratio_low == found["one"].ratio_high == 1
+    assert found["three"].ratio > 1.5
+    assert found["three"].ratio_low <= found["three"].ratio <= found["three"].ratio_high
+    assert 0.5 < found["null"].ratio < 2
+    assert found["three"].first_ms > 0
+    assert models["three"].training
+
+
+def test_the_bootstrap_interval_covers_the_median():
+    values = np.random.default_rng(0).normal(3.0, 1.0, 100)
+    low, high = bootstrap_interval(values, seed=0)
+    assert low < np.median(values) < high
+    assert 0.05 < high - low < 0.8
+    assert bootstrap_interval(values, seed=0) == (low, high)
+
+
+def test_measure_puts_models_side_by_side(tmp_path):
+    vit = random_vit(shape(), dtype=torch.float32)
+    small = cv.prune_heads(vit, {0: [0, 1], 1: [0]})
+    images = random_images(vit, 20)
+    labels = vit(images).argmax(-1)
+    report = cv.measure({"dense": vit, "small <b>": small}, images, labels, batches=(1, 4), rounds=3)
+    assert report["dense"].accuracy.top1 == 1
+    assert report["small <b>"].accuracy == accuracy(small, images, labels)
+    assert report["small <b>"].macs == vit_macs(small.config)
+    saved = 1 - report["small <b>"].macs / report["dense"].macs
+    realised = (1 - report["small <b>"].latency[4].ratio) / saved
+    assert report.realised("small <b>", 4) == pytest.approx(realised)
+    assert report.realised("dense", 4) is None
+    folder = report.save(tmp_path / "out")
+    body = json.loads((folder / "report.json").read_text())
+    assert [row["name"] for row in body["rows"]] == ["dense", "small <b>"]
+    assert body["rows"][1]["latency"]["4"]["batch"] == 4
+    text = (folder / "report.md").read_text()
+    assert "| dense | 100.00%" in text
+    assert "dense against itself" in text
+    assert "&lt;b&gt;" in report._repr_html_()
+    assert "<b>" not in report._repr_html_()
+
+
+def test_faithfulness_is_one_for_the_full_and_zero_for_the_empty_circuit():
+    vit = random_vit(shape())
+    pairs = random_pairs(vit, 6)
+    full = cv.Circuit(vit.config, edge_names_of(vit.config))
+    for metric in ("kl", "logit_difference", "probability"):
+        assert faithfulness(vit, full, pairs, metric=metric) == pytest.approx(1)
+        assert faithfulness(vit, full.keeping(()), pairs, metric=metric) == pytest.approx(0)
+    half = cv.eap(vit, pairs).top(30)
+    logits = {c: cv.run_circuit(vit, c, pairs) for c in (full, half, full.keeping(()))}
+    rows = torch.arange(6)
+    means = [float((x[rows, pairs.labels] - x[rows, pairs.corrupt_labels]).mean()) for x in logits.values()]
+    expected = (means[1] - means[2]) / (means[0] - means[2])
+    assert faithfulness(vit, half, pairs, metric="logit_difference") == pytest.approx(expected)
+
+
+def test_faithfulness_without_a_difference_is_refused():
+    vit = random_vit(shape())
+    images = random_images(vit, 3)
+    same = cv.Pairs(clean=images, corrupt=images)
+    circuit = cv.Circuit(vit.config, ["embed->logits"])
+    with pytest.raises(cv.CircuitError, match="faithfulness is undefined"):
+        faithfulness(vit, circuit, same)
+
+
+def test_bad_input_is_refused_with_the_remedy(as_users_call):
+    vit = random_vit(shape())
+    images, labels = random_images(vit, 3), torch.tensor([0, 1, 2])
+    for call, message in (
+        (lambda: cv.measure({}, images, labels), "no models to measure"),
+        (lambda: cv.measure({"a": vit}, images, labels, baseline="b"), "'b' is not among"),
+        (lambda: cv.measure({"a": vit}, images[:0], labels[:0]), "no images"),
+        (lambda: cv.measure({"a": vit}, images, labels[:2]), "3 images and 2 labels"),
+        (lambda: cv.measure({"a": vit}, images, labels + 2), "from 2 to 4, the model has 4 classes"),
+        (lambda: cv.measure({"a": vit}, images.float(), labels), "dtype torch.float32"),
+        (lambda: cv.measure({"a": vit}, images, labels, rounds=1), "rounds ≥ 3"),
+    ):
+        with pytest.raises(cv.CircuitError, match=message):
+            call()
