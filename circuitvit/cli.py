@@ -48,7 +48,7 @@ class Constant(StrEnum):
 def demo(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
     seed: Seed = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both trainings.")] = 120,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both trainings.")] = 100,
 ) -> None:
     """The main job on handwritten digits: train, discover, draw, compile, retrain, measure."""
     from circuitvit.demo import demo as run
@@ -73,8 +73,8 @@ def train(
     depth: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
     heads: Annotated[int, typer.Option(help="Heads in each block.")] = 4,
     mlp_width: Annotated[int, typer.Option(help="Neurons of each MLP.")] = 128,
-    epochs: Annotated[int, typer.Option(min=1)] = 120,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     limit: Limit = None,
     seed: Seed = 0,

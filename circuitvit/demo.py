@@ -18,6 +18,7 @@ from circuitvit.circuit import Circuit
 from circuitvit.compiler import compile  # noqa: A004
 from circuitvit.config import ViTConfig
 from circuitvit.discover import acdc, eap
+from circuitvit.edge_graph import units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_json, write_text
 from circuitvit.images import Pairs, Splits, load_splits
@@ -25,10 +26,13 @@ from circuitvit.measure import Report, accuracy, faithfulness, macs, measure
 from circuitvit.train import Recipe, train
 from circuitvit.vit import ViT
 
-TAUS = (0.01, 0.014, 0.02, 0.028, 0.04, 0.056, 0.08)
+SHAPE = ViTConfig(
+    image_size=8, patch_size=2, channels=1, classes=10, width=64, depth=6, heads=4, mlp_width=128
+)
+TAUS = (0.01, 0.015, 0.02, 0.025, 0.03, 0.04)
 LEAST_SAVING = 0.25
 """The share of MACs that a circuit must save to be chosen."""
-ABLATION = "mean"
+ABLATION = "zero"
 DISCOVERY_PAIRS = 128
 HELD_OUT_PAIRS = 256
 RANDOM_CIRCUITS = 5
@@ -48,12 +52,19 @@ class Demo:
     report: Report
     summary: dict[str, Any]
 
+    def save(self, folder: Path) -> None:
+        """Write report.json, report.md, circuit.json and graph.html."""
+        write_json(folder / "report.json", {"summary": self.summary, **self.report.as_dict()})
+        write_text(folder / "report.md", as_markdown(self.report, self.summary))
+        self.circuit.save(folder / "circuit.json")
+        self.circuit.to_html(folder / "graph.html", title="Handwritten digits: the ACDC circuit")
+
 
 def demo(
     folder: str | os.PathLike[str] = "runs/demo",
     *,
     seed: int = 0,
-    epochs: int = 120,
+    epochs: int = 100,
     say: Callable[[str], None] = print,
 ) -> Demo:
     """Run the main job and write its results.
@@ -66,37 +77,24 @@ def demo(
         say: told what happens.
     """
     start, out = time.perf_counter(), Path(folder)
-    splits = load_splits("digits", seed=seed)
+    splits, recipe = load_splits("digits", seed=seed), Recipe(epochs=epochs, seed=seed)
     sizes = [len(part) for part in (splits.train, splits.validation, splits.test)]
     say(f"Handwritten digits: {sizes[0]} to train on, {sizes[1]} to choose on, {sizes[2]} to test.")
 
-    recipe = Recipe(epochs=epochs, seed=seed, learning_rate=2e-3)
-    config = ViTConfig(
-        image_size=8, patch_size=2, channels=1, classes=10, width=64, depth=4, heads=4,
-        mlp_width=128,
-    )  # fmt: skip
-    say(f"Training a ViT with {config.depth} blocks of {config.heads[0]} heads …")
-    dense = train(ViT(config, seed=seed), splits.train, splits.validation, recipe).vit
-    dense.save_pretrained(out / "dense")
-
+    say(f"Training a ViT with {SHAPE.depth} blocks of {SHAPE.heads[0]} heads …")
+    dense = train(ViT(SHAPE, seed=seed), splits.train, splits.validation, recipe).vit
     say(f"Finding its circuit with ACDC at {len(TAUS)} thresholds …")
     circuit, trials = choose(dense, splits, seed=seed)
     say(f"Chosen on validation: {circuit} at τ={circuit.provenance.tau:g}.")
-    circuit.save(out / "circuit.json")
-    circuit.to_html(out / "graph.html", title="Handwritten digits: the ACDC circuit")
-
-    compiled = compile(dense, circuit, ablation=ABLATION, reference=splits.train.images)
-    compiled.save_pretrained(out / "compiled")
+    compiled = compile(dense, circuit, ablation=ABLATION)
     say("Training the compiled blueprint from scratch …")
     fresh = ViT(compiled.config, seed=seed + 1)
     retrained = train(fresh, splits.train, splits.validation, recipe).vit
-    retrained.save_pretrained(out / "retrained")
 
     say("Measuring on the test split …")
-    masked = MaskedViT(dense, circuit, ablation=ABLATION, reference=splits.train.images)
     models = {
         "dense": dense,
-        "circuit as masked run": masked,
+        "circuit as masked run": MaskedViT(dense, circuit, ablation=ABLATION),
         "compiled": compiled,
         "retrained from scratch": retrained,
     }
@@ -106,15 +104,18 @@ def demo(
         "tau": circuit.provenance.tau,
         "edges": len(circuit),
         "units": list(circuit.units()),
+        "all_units": len(units_of(SHAPE)),
         "macs_saved": 1 - macs(compiled, (1, 8, 8)) / macs(dense, (1, 8, 8)),
         "faithfulness": held_out_faithfulness(dense, circuit, splits, seed=seed),
         "trials": trials,
         "seed": seed,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    write_json(out / "report.json", {"summary": summary, **report.as_dict()})
-    write_text(out / "report.md", as_markdown(report, summary))
-    return Demo(circuit, report, summary)
+    result = Demo(circuit, report, summary)
+    result.save(out)
+    for name, model in (("dense", dense), ("compiled", compiled), ("retrained", retrained)):
+        model.save_pretrained(out / name)
+    return result
 
 
 def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[str, Any]]]:
@@ -124,11 +125,11 @@ def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[s
         CircuitError: none saves enough.
     """
     pairs = Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=seed)
-    reference, validation = splits.train.images, splits.validation
+    validation = splits.validation
     trials, best = [], None
     for tau in TAUS:
-        circuit = acdc(vit, pairs, tau=tau, ablation=ABLATION, reference=reference)
-        small = compile(vit, circuit, ablation=ABLATION, reference=reference)
+        circuit = acdc(vit, pairs, tau=tau, ablation=ABLATION)
+        small = compile(vit, circuit, ablation=ABLATION)
         saved = 1 - macs(small, (1, 8, 8)) / macs(vit, (1, 8, 8))
         top1 = accuracy(small, validation.images, validation.labels).top1
         trials.append(
@@ -153,17 +154,16 @@ def held_out_faithfulness(
     vit: ViT, circuit: Circuit, splits: Splits, *, seed: int
 ) -> dict[str, Any]:
     """Faithfulness on test pairs: ACDC, EAP and random circuits with the same number of edges."""
-    reference = splits.train.images
     known = Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=seed)
     unseen = Pairs.by_class(splits.test, count=HELD_OUT_PAIRS, seed=seed)
-    scores = eap(vit, known, ablation=ABLATION, reference=reference)
+    scores = eap(vit, known, ablation=ABLATION)
     random = [
         eap(vit, known, method="random", seed=seed + draw).top(len(circuit))
         for draw in range(RANDOM_CIRCUITS)
     ]
 
     def kept(candidate: Circuit) -> float:
-        return faithfulness(vit, candidate, unseen, ablation=ABLATION, reference=reference)
+        return faithfulness(vit, candidate, unseen, ablation=ABLATION)
 
     controls = [kept(candidate) for candidate in random]
     return {
@@ -184,13 +184,14 @@ def as_markdown(report: Report, summary: dict[str, Any]) -> str:
     lines = [
         "# circuitvit on handwritten digits",
         "",
-        f"`circuitvit demo --seed {summary['seed']}` took {summary['seconds']:.0f} s. Models learned "
-        "on the training split; τ was chosen on the validation split; all figures below are of the "
-        "test split.",
+        f"`circuitvit demo --seed {summary['seed']}` took {summary['seconds']:.0f} s. "
+        "Models learned on the training split; τ was chosen on the validation split; all figures "
+        "below are of the test split.",
         "",
         report.markdown(),
-        f"The circuit ({summary['edges']} edges, τ={summary['tau']:g}, {len(summary['units'])} units) "
-        f"compiles into a model with {summary['macs_saved']:.0%} fewer MACs.",
+        f"The circuit ({summary['edges']} edges, τ={summary['tau']:g}, {len(summary['units'])} "
+        f"of {summary['all_units']} units) compiles into a model with "
+        f"{summary['macs_saved']:.0%} fewer MACs.",
         "",
         f"Faithfulness on {faithful['pairs']} held-out pairs (1 is the full model, 0 none of it), "
         "circuits of the same number of edges:",

@@ -173,14 +173,21 @@ class ViT(
         self.blocks = nn.ModuleList(Block(config, block) for block in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.head = nn.Linear(config.width, config.classes)
+        self._draw_weights()
+
+    def _draw_weights(self) -> None:
+        """Initial weights as in google-research/big_vision: they scale with the width."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                parts = 3 if module.out_features == 3 * module.in_features else 1
+                for rows in module.weight.chunk(parts):  # queries, keys and values apart
+                    nn.init.xavier_uniform_(rows)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
         for parameter in (self.positions, self.class_token, self.register_tokens):
             if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=self.config.width**-0.5)
 
     def forward(self, images: Tensor) -> Float[Tensor, "image class"]:
         """Logits of a batch of images [image channel height width].

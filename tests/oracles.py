@@ -29,7 +29,9 @@ def writers_before(config: cv.ViTConfig, reader: str) -> list[str]:
     if reader == "logits":
         return writers(config)
     block = int(reader.lstrip("am").split(".")[0])
-    before = [w for w in writers(config) if w == "embed" or int(w.lstrip("am").split(".")[0]) < block]
+    before = [
+        w for w in writers(config) if w == "embed" or int(w.lstrip("am").split(".")[0]) < block
+    ]
     if reader.startswith("m"):
         before += [f"a{block}.h{head}" for head in range(config.heads[block])]
     return before
@@ -185,7 +187,9 @@ def exact_scores(
     return scores
 
 
-def read_gradients(vit: cv.ViT, images: Tensor, full: Tensor, pairs: cv.Pairs, metric: str, embed=None):
+def read_gradients(
+    vit: cv.ViT, images: Tensor, full: Tensor, pairs: cv.Pairs, metric: str, embed=None
+):
     """∂(sum of losses)/∂x_r by autograd at the hook points; `embed` replaces what embed writes."""
     hooked, captured = cv.HookedViT(vit), {}
 
@@ -199,7 +203,9 @@ def read_gradients(vit: cv.ViT, images: Tensor, full: Tensor, pairs: cv.Pairs, m
         hooks.append(("hook_embed", lambda tensor, hook: embed))
     logits = hooked.run_with_hooks(images, fwd_hooks=hooks)
     total = loss(metric, logits, pairs, full).sum()
-    gradients = dict(zip(captured, torch.autograd.grad(total, list(captured.values())), strict=True))
+    gradients = dict(
+        zip(captured, torch.autograd.grad(total, list(captured.values())), strict=True)
+    )
     by_reader = {}
     for reader in readers(vit.config, "split"):
         name, head = hooked.read_hook(reader)
@@ -217,7 +223,10 @@ def eap(
 ) -> Values:
     """Scores edge by edge; `shares` are the points between corrupt (0) and clean (1) embeddings."""
     hooked = cv.HookedViT(vit)
-    clean, ablated = write_values(hooked, pairs.clean), ablated_values(vit, pairs, ablation, reference)
+    clean, ablated = (
+        write_values(hooked, pairs.clean),
+        ablated_values(vit, pairs, ablation, reference),
+    )
     with torch.no_grad():
         full = vit(pairs.clean)
     points = [None]

@@ -59,7 +59,12 @@ def test_the_comparison_fails_when_one_edge_head_or_bias_is_changed():
     on_path = next(e for e in circuit.edges if e.endswith("->logits"))
     without = circuit.keeping(set(circuit.edges) - {on_path})
     assert (cv.run_circuit(vit, without, pairs) - expected).abs().max() > 1e-3
-    for name in ("blocks.0.output_bias", "blocks.1.attention.out.weight", "head.bias", "blocks.1.ln1.bias"):
+    for name in (
+        "blocks.0.output_bias",
+        "blocks.1.attention.out.weight",
+        "head.bias",
+        "blocks.1.ln1.bias",
+    ):
         other = random_vit(shape(), seed=1)
         with torch.no_grad():
             other.get_parameter(name).mul_(1.1)
@@ -82,9 +87,7 @@ def test_a_two_block_model_by_hand(ablation):
         layer, attention = vit.blocks[block], vit.blocks[block].attention
         weight = attention.qkv.weight.view(3, 3, 6)
         bias = attention.qkv.bias.view(3, 3)
-        q, k, v = (
-            layer.ln1(x) @ weight[i].T + bias[i] for i, x in enumerate((q_in, k_in, v_in))
-        )
+        q, k, v = (layer.ln1(x) @ weight[i].T + bias[i] for i, x in enumerate((q_in, k_in, v_in)))
         pattern = (q @ k.transpose(1, 2) / 3**0.5).softmax(-1)
         return pattern @ v @ attention.out.weight.T
 

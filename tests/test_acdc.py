@@ -18,7 +18,9 @@ def taus(vit, pairs, ablation, reference):
     """Five thresholds between those that keep nearly everything and nearly nothing."""
     scores = cv.eap(vit, pairs, method="exact", metric="kl", ablation=ablation, reference=reference)
     sizes = torch.tensor([abs(score) for score in scores.values()]).double()
-    return [float(q) + 1e-9 for q in sizes.quantile(torch.tensor([0.3, 0.5, 0.7, 0.85, 0.95]).double())]
+    return [
+        float(q) + 1e-9 for q in sizes.quantile(torch.tensor([0.3, 0.5, 0.7, 0.85, 0.95]).double())
+    ]
 
 
 @pytest.mark.parametrize(("name", "seed", "ablation", "qkv"), MODELS)
@@ -131,7 +133,12 @@ def test_the_provenance_says_how_to_find_the_circuit_again():
     vit = random_vit(shape())
     pairs = random_pairs(vit, 3)
     origin = cv.acdc(vit, pairs, tau=0.02, ablation="zero").provenance
-    assert (origin.method, origin.tau, origin.ablation, origin.metric) == ("acdc", 0.02, "zero", "kl")
+    assert (origin.method, origin.tau, origin.ablation, origin.metric) == (
+        "acdc",
+        0.02,
+        "zero",
+        "kl",
+    )
     assert (origin.images, origin.order, origin.level) == (3, "reverse-topological", "edge")
     assert (origin.model, origin.data) == (vit.fingerprint(), pairs.fingerprint())
     assert origin.versions["torch"] == torch.__version__.split("+")[0] or origin.versions["torch"]
@@ -166,7 +173,9 @@ def bad_calls():
     pairs = random_pairs(vit, 3)
     wrong = cv.Pairs(clean=pairs.clean, corrupt=pairs.corrupt, labels=torch.tensor([0, 4, 1]))
     alone = cv.Pairs(clean=pairs.clean)
-    small = cv.Pairs(clean=torch.zeros(2, 1, 8, 8).double(), corrupt=torch.zeros(2, 1, 8, 8).double())
+    small = cv.Pairs(
+        clean=torch.zeros(2, 1, 8, 8).double(), corrupt=torch.zeros(2, 1, 8, 8).double()
+    )
     single = cv.Pairs(clean=pairs.clean.float(), corrupt=pairs.corrupt.float())
     return {
         "tau is 0, expected a number > 0": lambda: cv.acdc(vit, pairs, tau=0),

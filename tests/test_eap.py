@@ -30,7 +30,10 @@ def test_eap_equals_autograd_at_the_hook_points(name, ablation):
 def test_eap_in_single_precision_is_close_to_the_oracle():
     vit = random_vit(shape(), seed=3, dtype=torch.float32)
     pairs = random_pairs(vit, 4)
-    assert largest_error(cv.eap(vit, pairs), oracles.eap(vit, pairs, "patch", "logit_difference")) < 1e-5
+    assert (
+        largest_error(cv.eap(vit, pairs), oracles.eap(vit, pairs, "patch", "logit_difference"))
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,9 @@ def test_exact_node_scores_equal_hooked_runs():
     for unit, score in scores.items():
         kept = [e for e in oracles.edges(vit.config, "split") if not e.startswith(f"{unit}->")]
         logits = oracles.circuit_logits(vit, kept, pairs.clean, ablated)
-        assert score == pytest.approx(float(oracles.loss("kl", logits, pairs, full).mean()), abs=1e-10)
+        assert score == pytest.approx(
+            float(oracles.loss("kl", logits, pairs, full).mean()), abs=1e-10
+        )
 
 
 def test_images_stream_in_chunks_with_the_same_scores():

@@ -38,7 +38,9 @@ def test_names_and_order_are_those_of_an_independent_listing(name, qkv):
     assert list(readers_of(config, qkv)) == oracles.readers(config, qkv)
     assert list(writers_of(config)) == oracles.writers(config)
     graph = cv.edge_graph(config, qkv=qkv)
-    assert {data["edge"].name for *_, data in graph.edges(data=True)} == set(edge_names_of(config, qkv))
+    assert {data["edge"].name for *_, data in graph.edges(data=True)} == set(
+        edge_names_of(config, qkv)
+    )
 
 
 def test_the_first_and_last_edges_of_two_blocks():

@@ -5,13 +5,34 @@ from transformer_lens import ActivationCache
 
 import circuitvit as cv
 
-SPLIT_BLOCK = (
-    "hook_resid_pre hook_q_input hook_k_input hook_v_input ln1_q.hook_scale ln1_q.hook_normalized "
-    "ln1_k.hook_scale ln1_k.hook_normalized ln1_v.hook_scale ln1_v.hook_normalized attn.hook_q "
-    "attn.hook_k attn.hook_v attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result "
-    "hook_attn_out hook_resid_mid hook_mlp_in ln2.hook_scale ln2.hook_normalized mlp.hook_pre "
-    "mlp.hook_post hook_mlp_out hook_resid_post"
-).split()
+SPLIT_BLOCK = [
+    "hook_resid_pre",
+    "hook_q_input",
+    "hook_k_input",
+    "hook_v_input",
+    "ln1_q.hook_scale",
+    "ln1_q.hook_normalized",
+    "ln1_k.hook_scale",
+    "ln1_k.hook_normalized",
+    "ln1_v.hook_scale",
+    "ln1_v.hook_normalized",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "attn.hook_result",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "hook_mlp_in",
+    "ln2.hook_scale",
+    "ln2.hook_normalized",
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "hook_mlp_out",
+    "hook_resid_post",
+]
 
 
 @pytest.mark.parametrize("split_qkv", [True, False])
@@ -41,7 +62,11 @@ def test_the_hooks_have_transformer_lenss_names():
     ends = ["hook_embed", "ln_final.hook_scale", "ln_final.hook_normalized"]
     assert set(cv.HookedViT(vit).hook_dict) == {*blocks, *ends}
     joint = set(cv.HookedViT(vit, split_qkv=False).hook_dict)
-    assert {"blocks.0.hook_attn_in", "blocks.0.ln1.hook_scale", "blocks.0.ln1.hook_normalized"} <= joint
+    assert {
+        "blocks.0.hook_attn_in",
+        "blocks.0.ln1.hook_scale",
+        "blocks.0.ln1.hook_normalized",
+    } <= joint
     assert not any("_input" in name or "ln1_" in name for name in joint)
 
 

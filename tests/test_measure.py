@@ -91,7 +91,9 @@ def test_measure_puts_models_side_by_side(tmp_path):
     small = cv.prune_heads(vit, {0: [0, 1], 1: [0]})
     images = random_images(vit, 20)
     labels = vit(images).argmax(-1)
-    report = cv.measure({"dense": vit, "small <b>": small}, images, labels, batches=(1, 4), rounds=3)
+    report = cv.measure(
+        {"dense": vit, "small <b>": small}, images, labels, batches=(1, 4), rounds=3
+    )
     assert report["dense"].accuracy.top1 == 1
     assert report["small <b>"].accuracy == accuracy(small, images, labels)
     assert report["small <b>"].macs == vit_macs(small.config)
@@ -120,7 +122,10 @@ def test_faithfulness_is_one_for_the_full_and_zero_for_the_empty_circuit():
     half = cv.eap(vit, pairs).top(30)
     logits = {c: cv.run_circuit(vit, c, pairs) for c in (full, half, full.keeping(()))}
     rows = torch.arange(6)
-    means = [float((x[rows, pairs.labels] - x[rows, pairs.corrupt_labels]).mean()) for x in logits.values()]
+    means = [
+        float((x[rows, pairs.labels] - x[rows, pairs.corrupt_labels]).mean())
+        for x in logits.values()
+    ]
     expected = (means[1] - means[2]) / (means[0] - means[2])
     assert faithfulness(vit, half, pairs, metric="logit_difference") == pytest.approx(expected)
 
@@ -142,7 +147,10 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call):
         (lambda: cv.measure({"a": vit}, images, labels, baseline="b"), "'b' is not among"),
         (lambda: cv.measure({"a": vit}, images[:0], labels[:0]), "no images"),
         (lambda: cv.measure({"a": vit}, images, labels[:2]), "3 images and 2 labels"),
-        (lambda: cv.measure({"a": vit}, images, labels + 2), "from 2 to 4, the model has 4 classes"),
+        (
+            lambda: cv.measure({"a": vit}, images, labels + 2),
+            "from 2 to 4, the model has 4 classes",
+        ),
         (lambda: cv.measure({"a": vit}, images.float(), labels), "dtype torch.float32"),
         (lambda: cv.measure({"a": vit}, images, labels, rounds=1), "rounds ≥ 3"),
     ):

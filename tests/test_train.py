@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.train import Recipe, training
 from circuitvit.train.augmentation import moved, moves, random_moves
-from circuitvit.train.checkpoint import Checkpoint
 
 SHAPE = {"image_size": 4, "patch_size": 2, "channels": 1, "classes": 4}
 SIZE = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 16}
@@ -229,159 +227,7 @@ def test_moves_stay_within_the_recipe_and_use_its_whole_range():
     assert (straight[:, 0, 0] > 0).all()  # digits must not be mirrored
 
 
-# Checkpoints
-
-
-class Killed(BaseException):
-    """What a kill is to the process that dies."""
-
-
-@pytest.fixture
-def killed_after(monkeypatch):
-    """Make training die right after it has written its k-th checkpoint."""
-
-    def arm(epochs: int) -> None:
-        save, count = Checkpoint.save, iter(range(1, 100))
-
-        def dying(self, path: Path) -> None:
-            save(self, path)
-            if next(count) == epochs:
-                raise Killed
-
-        monkeypatch.setattr(Checkpoint, "save", dying)
-
-    yield arm
-    monkeypatch.undo()
-
-
-def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path, killed_after, monkeypatch):
-    recipe = Recipe(epochs=5, batch=16)
-    whole = cv.train(make_vit(), blobs(), blobs(seed=1), recipe)
-    killed_after(2)
-    with pytest.raises(Killed):
-        cv.train(make_vit(), blobs(), blobs(seed=1), recipe, folder=tmp_path)
-    monkeypatch.undo()
-    torch.manual_seed(99)  # whatever the new process did before must not matter
-    epochs = []
-    epoch = training._Loop.epoch
-    monkeypatch.setattr(
-        training._Loop, "epoch", lambda *args: epochs.append(args[1]) or epoch(*args)
-    )
-    resumed = cv.train(make_vit(), blobs(), blobs(seed=1), recipe, folder=tmp_path)
-    assert epochs == [2, 3, 4]
-    assert same_weights(resumed.vit, whole.vit)
-    assert timeless(resumed.history) == timeless(whole.history)
-
-
-def test_a_run_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    from circuitvit.train import checkpoint
-
-    recipe, save = Recipe(epochs=3, batch=16), checkpoint.save_file
-    calls = iter(range(1, 100))
-
-    def dying(tensors, path, metadata):
-        save(tensors, path, metadata)
-        if next(calls) == 2:
-            path.write_bytes(path.read_bytes()[:100])
-            raise Killed
-
-    monkeypatch.setattr(checkpoint, "save_file", dying)
-    with pytest.raises(Killed):
-        cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
-
-
-def test_a_finished_run_comes_back_without_training(tmp_path, monkeypatch):
-    recipe = Recipe(epochs=2, batch=16)
-    first = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    monkeypatch.delattr(training._Loop, "epoch")
-    again = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    assert same_weights(first.vit, again.vit)
-    assert again.history == first.history
-
-
-def test_a_checkpoint_is_tensors_and_json_of_the_trained_model(tmp_path):
-    result = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=1, batch=16), folder=tmp_path)
-    weights = result.vit.state_dict()
-    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
-        record = json.loads(file.metadata()["circuitvit.training"])
-        assert record["history"] == list(result.history)
-        assert record["run"]["recipe.batch"] == 16
-        for name, value in weights.items():
-            assert torch.equal(file.get_tensor(f"model.{name}"), value)
-            assert file.get_tensor(f"optimizer.{name}.exp_avg").shape == value.shape
-            assert file.get_tensor(f"optimizer.{name}.step") == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"recipe": Recipe(epochs=2, batch=12)}, "recipe.batch was 16 and is now 12"),
-        ({"training": blobs(seed=3)}, "training images was"),
-        ({"validation": blobs(seed=3)}, "validation images was"),
-        ({"vit": make_vit(seed=7)}, "initial weights was"),
-        ({"vit": make_vit(mlp_width=12)}, r"config.mlp_width was \[16, 16\] and is now \[12, 12\]"),
-    ],
-)
-def test_a_folder_with_another_training_is_refused(tmp_path, change, message):
-    same = {
-        "vit": make_vit(),
-        "training": blobs(),
-        "validation": blobs(seed=1),
-        "recipe": Recipe(epochs=2, batch=16),
-    }
-    cv.train(**same, folder=tmp_path)
-    before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(
-        CircuitError, match=rf"another training.*{message}.*[Cc]hoose another folder"
-    ):
-        cv.train(**(same | change), folder=tmp_path)
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("kept", [0, 5, 200, -1])
-def test_a_checkpoint_cut_short_is_refused(tmp_path, kept):
-    recipe = Recipe(epochs=1, batch=16)
-    cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(CircuitError, match=r"not a whole training checkpoint.*Delete it"):
-        cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-
-
-def test_safetensors_of_another_kind_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.ones(1)}, tmp_path / "checkpoint.safetensors")
-    with pytest.raises(CircuitError, match="not a whole training checkpoint"):
-        cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=1, batch=16), folder=tmp_path)
-
-
 # What goes wrong
-
-
-@pytest.mark.parametrize(("poison", "word"), [(math.inf, "loss"), (1e200, "gradient")])
-def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoint(
-    tmp_path, monkeypatch, poison, word
-):
-    """48 images in batches of 16: the fifth step is the second one of epoch 2."""
-    steps, cross_entropy = iter(range(1, 100)), training.F.cross_entropy
-
-    def poisoned(logits, labels, **more):
-        loss = cross_entropy(logits, labels, **more)
-        if "label_smoothing" not in more or next(steps) != 5:  # accuracy has none
-            return loss
-        return loss * poison if word == "loss" else loss + poison * (logits - logits.detach()).sum()
-
-    whole = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16))
-    with monkeypatch.context() as patch:
-        patch.setattr(training.F, "cross_entropy", poisoned)
-        with pytest.raises(CircuitError, match=rf"{word} became NaN.* step 2 of 3 in epoch 2\."):
-            cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
-    assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
-    resumed = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
-    assert same_weights(resumed.vit, whole.vit)
 
 
 @pytest.mark.parametrize(

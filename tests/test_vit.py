@@ -26,9 +26,16 @@ def numpy_logits(vit, images):
         return 0.5 * x * (1 + torch.erf(torch.tensor(x) / 2**0.5).numpy())
 
     p, n = c.patch_size, c.image_size // c.patch_size
-    patches = images.numpy().reshape(len(images), c.channels, n, p, n, p).transpose(0, 2, 4, 1, 3, 5)
-    x = patches.reshape(len(images), n * n, -1) @ w["patch.weight"].reshape(c.width, -1).T + w["patch.bias"]
-    prefix = [w[name].reshape(-1, c.width) for name in ("class_token", "register_tokens") if name in w]
+    patches = (
+        images.numpy().reshape(len(images), c.channels, n, p, n, p).transpose(0, 2, 4, 1, 3, 5)
+    )
+    x = (
+        patches.reshape(len(images), n * n, -1) @ w["patch.weight"].reshape(c.width, -1).T
+        + w["patch.bias"]
+    )
+    prefix = [
+        w[name].reshape(-1, c.width) for name in ("class_token", "register_tokens") if name in w
+    ]
     prefix = [np.broadcast_to(t, (len(images), *t.shape)) for t in prefix]
     x = np.concatenate([*prefix, x], 1) + w["positions"]
     for b in range(c.depth):
@@ -92,7 +99,10 @@ def test_a_saved_model_loads_as_it_was(name, dtype, tmp_path):
     assert loaded.fingerprint() == vit.fingerprint()
     assert torch.equal(loaded(random_images(vit, 2)), vit(random_images(vit, 2)))
     assert not loaded.training
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_saving_over_an_old_model_replaces_it(tmp_path):
@@ -115,7 +125,9 @@ def test_a_damaged_folder_is_refused_with_the_reason(tmp_path):
         cv.load_vit(tmp_path)
     weights.write_bytes(whole)
     config.write_text(json.dumps({**json.loads(text), "mlp_width": [6, 7]}))
-    with pytest.raises(cv.CircuitError, match=r"blocks.1.mlp.fc1.weight has shape \(6, 8\), expected \(7, 8\)"):
+    with pytest.raises(
+        cv.CircuitError, match=r"blocks.1.mlp.fc1.weight has shape \(6, 8\), expected \(7, 8\)"
+    ):
         cv.load_vit(tmp_path)
     config.write_text('{"architectures": ["ViTForImageClassification"]}')
     with pytest.raises(cv.CircuitError, match="not the config of a ViT of circuitvit"):
@@ -153,7 +165,10 @@ def test_the_seed_draws_the_weights_and_leaves_torchs_generator_alone():
 def test_images_of_another_shape_or_dtype_are_refused(as_users_call):
     vit = random_vit(shape())
     for images, message in (
-        (torch.zeros(2, 1, 6, 6).double(), r"shape \(2, 1, 6, 6\), this model expects \[image, 1, 4, 4\]"),
+        (
+            torch.zeros(2, 1, 6, 6).double(),
+            r"shape \(2, 1, 6, 6\), this model expects \[image, 1, 4, 4\]",
+        ),
         (torch.zeros(1, 4, 4).double(), "add the image axis"),
         (torch.zeros(2, 1, 4, 4), "dtype torch.float32, this model's weights torch.float64"),
         (torch.zeros(2, 1, 4, 4).long(), "dtype torch.int64"),

@@ -1,7 +1,7 @@
 """Where a training has got to, as one safetensors file: weights, AdamW's state, and history.
 
-No pickle: tensors are stored flat under `model.<name>` and `optimizer.<name>.<state>`, the rest as
-JSON in the file's metadata.
+Tensors are stored flat under `model.<name>` and `optimizer.<name>.<state>`, the rest as JSON in the
+file's metadata.
 """
 
 import json

@@ -1,0 +1,115 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import circuitvit as cv
+
+COMMAND = Path(sys.executable).parent / "circuitvit"
+
+
+def run(*words, cwd=None):
+    return subprocess.run(
+        [COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A small model trained on a few digits, as a user would make it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    done = run(
+        "train", "model", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16,
+        "--epochs", 8, "--limit", 200, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Wrote model. Test accuracy" in done.stdout
+    return folder
+
+
+def test_the_help_lists_the_commands_and_each_explains_itself():
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("demo", "train", "discover", "compile", "evaluate", "draw"):
+        assert command in done.stdout
+        own = run(command, "--help")
+        assert own.returncode == 0
+        assert own.stdout.count("\n") > 8, command
+
+
+def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace):
+    done = run("discover", "model", "c.json", "--tau", 0.02, "--pairs", 16, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    circuit = cv.Circuit.load(workplace / "c.json")
+    assert circuit.provenance.tau == 0.02
+    assert f"Wrote c.json: {circuit!r}" in done.stdout
+
+    done = run("draw", "c.json", "page.html", "--title", "Mine", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "<title>Mine" in (workplace / "page.html").read_text()
+
+    for ablation in ("zero", "mean"):
+        done = run("compile", "model", "c.json", "small", "--ablation", ablation, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert "fewer MACs" in done.stdout
+        assert len(cv.load_vit(workplace / "small").config.heads) == 2
+
+    done = run("evaluate", "model", "small", "--out", "report", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "model" in done.stdout
+    assert "against itself" in done.stdout
+    rows = json.loads((workplace / "report" / "report.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["model", "small"]
+
+
+def test_scores_choose_as_many_edges_as_asked(workplace):
+    done = run(
+        "discover", "model", "e.json", "--method", "eap-ig-inputs", "--metric", "kl",
+        "--edges", 12, "--pairs", 16, cwd=workplace,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    circuit = cv.Circuit.load(workplace / "e.json")
+    assert len(circuit) == 12
+    assert circuit.provenance.method == "eap-ig-inputs"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["draw", "missing.json", "x.html"], "no circuit at missing.json"),
+        (["discover", "missing", "x.json"], "no model at missing"),
+        (["discover", "model", "x.json", "--tau", "0"], "tau is 0.0, expected a number > 0"),
+        (["discover", "model", "x.json", "--method", "magic"], "method is 'magic'"),
+        (["discover", "model", "x.json", "--method", "eap", "--metric", "kl"], "eap-ig-inputs"),
+        (["discover", "model", "x.json", "--data", "/nowhere"], "/nowhere"),
+        (["discover", "model", "x.json", "--pairs", "99999"], "99999"),
+        (["compile", "model", "model/config.json", "x"], "is not a circuit"),
+        (["evaluate", "missing"], "no model at missing"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_exit_code_2(workplace, words, message):
+    before = sorted(path.name for path in workplace.iterdir())
+    done = run(*words, cwd=workplace)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("circuitvit: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in workplace.iterdir()) == before
+
+
+def test_an_unknown_option_exits_with_2():
+    assert run("draw", "--colour", "red").returncode == 2
+
+
+def test_training_goes_on_where_it_stopped_and_refuses_another_recipe(workplace):
+    words = ["train", "model", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16]
+    words += ["--limit", 200]
+    again = run(*words, "--epochs", 8, cwd=workplace)
+    assert again.returncode == 0, again.stderr
+    other = run(*words, "--epochs", 9, cwd=workplace)
+    assert other.returncode == 2
+    assert "epochs" in other.stderr

@@ -1,0 +1,156 @@
+"""The house keeps its shape: floors, file lengths, names, tests, README."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1]
+SOURCES = sorted((HOUSE / "circuitvit").rglob("*.py"))
+TESTS = sorted((HOUSE / "tests").glob("*.py"))
+README = (HOUSE / "README.md").read_text()
+
+
+def tracked():
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=HOUSE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [HOUSE / name for name in done.stdout.splitlines()]
+
+
+def test_the_top_level_is_the_cards():
+    names = {path.relative_to(HOUSE).parts[0] for path in tracked()}
+    card = {"circuitvit", "graphs", "experiments", "tests", "pyproject.toml", "README.md"}
+    around = {
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        ".ci",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+    }
+    assert card <= names
+    assert names <= card | around
+
+
+def test_arrows_point_down_only():
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=HOUSE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_floors_would_notice_a_stray_file(tmp_path):
+    """The contract is exhaustive, so a `utils.py` without a floor fails."""
+    import shutil
+
+    copy = tmp_path / "house"
+    shutil.copytree(HOUSE / "circuitvit", copy / "circuitvit")
+    shutil.copy(HOUSE / "pyproject.toml", copy)
+    (copy / "circuitvit" / "utils.py").write_text("")
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "circuitvit.utils" in done.stdout
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.name)
+def test_files_stay_under_400_lines(path):
+    assert len(path.read_text().splitlines()) < 400
+
+
+def test_functions_stay_near_40_lines():
+    long = []
+    for path in SOURCES:
+        for item in ast.walk(ast.parse(path.read_text())):
+            if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.end_lineno:
+                body = item.body[1:] if ast.get_docstring(item) else item.body
+                length = item.end_lineno - body[0].lineno + 1 if body else 0
+                if length > 45:
+                    long.append(f"{path.name}:{item.name} has {length} lines")
+    assert long == []
+
+
+def test_no_file_is_called_utils_helpers_misc_or_common():
+    stems = {path.stem for path in [*SOURCES, *TESTS]}
+    assert not stems & {"utils", "helpers", "misc", "common", "util", "helper"}
+
+
+def test_each_kind_of_library_stays_in_its_room():
+    """transformer_lens is imported by `hooked` alone, datasets by `images` alone."""
+    homes = {"transformer_lens": "hooked.py", "datasets": "images", "accelerate": "train"}
+    homes |= {"plotly": "html", "sklearn": "images"}
+    for path in SOURCES:
+        for item in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(item, ast.Import):
+                names = [alias.name for alias in item.names]
+            elif isinstance(item, ast.ImportFrom) and item.module:
+                names = [item.module]
+            for name in names:
+                home = homes.get(name.split(".")[0])
+                inside = path.relative_to(HOUSE / "circuitvit").parts[0]
+                in_types_only = name.startswith("plotly") and inside == "circuit.py"
+                assert home in (None, inside) or in_types_only, f"{path} imports {name}"
+
+
+def test_nothing_is_pickled():
+    for path in SOURCES:
+        text = path.read_text()
+        assert not re.search(r"\bpickle\b|torch\.save", text), path
+        assert "torch.load" not in text or "weights_only=True" in text, path
+
+
+def test_the_readme_is_short_and_its_pictures_and_links_exist():
+    assert len(README.splitlines()) < 150
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (HOUSE / target).exists(), target
+
+
+def command_lines():
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, flags=re.S)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_readmes_commands_exist_with_their_options():
+    import typer
+
+    from circuitvit.cli import app
+
+    commands = typer.main.get_command(app).commands
+    makefile = (HOUSE / "Makefile").read_text()
+    seen = 0
+    for line in command_lines():
+        words = shlex.split(line.split("#")[0])
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", makefile, flags=re.M), line
+            seen += 1
+        if words and words[0].endswith("circuitvit"):
+            options = {opt for p in commands[words[1]].params for opt in p.opts}
+            assert {word for word in words if word.startswith("--")} <= options, line
+            seen += 1
+        if words and words[0].endswith("python") and words[1].endswith(".py"):
+            assert (HOUSE / words[1]).exists(), line
+            seen += 1
+    assert seen >= 6
+
+
+def test_the_readmes_python_example_runs(tmp_path):
+    """The first Python block, in a folder of its own."""
+    code = re.search(r"```python\n(.*?)```", README, flags=re.S)
+    assert code
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code[1]],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

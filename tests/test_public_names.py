@@ -1,0 +1,105 @@
+"""The contract: names, signatures, and an import that loads nothing heavy."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import circuitvit as cv
+
+
+def test_importing_the_package_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import circuitvit;"
+        "taken = time.perf_counter() - start;"
+        "heavy = {'torch', 'transformer_lens', 'datasets', 'transformers', 'torchvision', 'plotly'};"
+        "print(sorted(heavy & set(sys.modules)), taken < 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[] True"
+
+
+def test_every_public_name_is_there():
+    for name in cv.__all__:
+        assert getattr(cv, name) is not None
+    assert set(cv.__all__) <= set(dir(cv))
+    assert sorted(cv.__all__) == cv.__all__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cv.nothing  # noqa: B018
+
+
+PARAMETERS = {
+    "load_vit": [],
+    "HookedViT": ["split_qkv"],
+    "edge_graph": ["qkv"],
+    "Pairs": ["clean", "corrupt", "labels", "corrupt_labels"],
+    "eap": ["metric", "method", "steps", "ablation", "level", "qkv", "reference"],
+    "acdc": ["tau", "ablation", "metric", "level", "qkv", "reference"],
+    "run_circuit": ["ablation", "reference"],
+    "compile": ["level", "ablation", "reference"],
+    "prune_heads": [],
+    "prune_mlp": [],
+    "retain_circuit": [],
+    "measure": [],
+}
+DEFAULTS = {
+    ("eap", "method"): "eap",
+    ("eap", "steps"): 5,
+    ("eap", "ablation"): "patch",
+    ("eap", "level"): "edge",
+    ("acdc", "tau"): 0.01,
+    ("acdc", "ablation"): "patch",
+    ("acdc", "metric"): "kl",
+    ("acdc", "level"): "edge",
+    ("run_circuit", "ablation"): "patch",
+    ("compile", "level"): "unit",
+    ("compile", "ablation"): "zero",
+    ("edge_graph", "qkv"): "split",
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_signatures_are_those_of_the_contract(name):
+    parameters = inspect.signature(getattr(cv, name)).parameters
+    assert set(PARAMETERS[name]) <= set(parameters)
+    for (function, parameter), default in DEFAULTS.items():
+        if function == name:
+            assert parameters[parameter].default == default
+
+
+@pytest.mark.parametrize("first", ["measure", "train", "edge_graph"])
+def test_public_names_win_over_modules_so_called(first):
+    code = (
+        f"import circuitvit.{first}, circuitvit as cv;"
+        f"from circuitvit import {first};"
+        "import circuitvit.measure, circuitvit.train, circuitvit.edge_graph;"
+        "assert callable(cv.measure) and callable(cv.train) and callable(cv.edge_graph);"
+        "from circuitvit.measure import accuracy; from circuitvit.train import Recipe;"
+        "from circuitvit.edge_graph import node_named"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_torchvision_and_timm_can_be_imported_after_the_first_touch():
+    pytest.importorskip("timm")
+    code = "import circuitvit as cv; cv.ViT; from torchvision.transforms import v2; import timm"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_saved_model_loads_without_what_only_discovery_needs(tmp_path):
+    from models import random_vit, shape
+
+    random_vit(shape()).save_pretrained(tmp_path)
+    code = (
+        "import sys\n"
+        "for name in ('transformer_lens', 'networkx', 'plotly', 'datasets', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch\n"
+        "from circuitvit.vit import ViT\n"
+        f"vit = ViT.from_pretrained({str(tmp_path)!r})\n"
+        "assert vit(torch.zeros(2, 1, 4, 4).double()).shape == (2, 4)\n"
+        "import circuitvit as cv\n"
+        f"assert cv.ViT.from_pretrained({str(tmp_path)!r}).config == vit.config\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
