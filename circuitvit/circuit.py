@@ -32,7 +32,7 @@ from circuitvit.files import read_json, write_json
 from circuitvit.html import figure, notebook_html, page
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    import plotly
 
 Ablation = Literal["patch", "zero", "mean"]
 Level = Literal["edge", "node", "block"]
@@ -322,7 +322,7 @@ class Circuit:
             provenance=Provenance(**origin),
         )
 
-    def figure(self) -> "Figure":
+    def figure(self) -> "plotly.graph_objects.Figure":
         """The circuit as a plotly figure: depth from left to right, heads upwards."""
         return figure(self.graph(), title=repr(self))
 

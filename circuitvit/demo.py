@@ -29,7 +29,7 @@ from circuitvit.vit import ViT
 SHAPE = ViTConfig(
     image_size=8, patch_size=2, channels=1, classes=10, width=64, depth=6, heads=4, mlp_width=128
 )
-TAUS = (0.01, 0.015, 0.02, 0.025, 0.03, 0.04)
+TAUS = (0.01, 0.015, 0.02, 0.0225, 0.025, 0.0275, 0.03, 0.04)
 LEAST_SAVING = 0.25
 """The share of MACs that a circuit must save to be chosen."""
 ABLATION = "zero"
@@ -119,29 +119,34 @@ def demo(
 
 
 def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[str, Any]]]:
-    """The ACDC circuit whose compiled model is best on validation, among those that save enough.
+    """The ACDC circuit most faithful on validation pairs, among those that save enough MACs.
 
     Raises:
         CircuitError: none saves enough.
     """
     pairs = Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=seed)
     validation = splits.validation
+    unseen = Pairs.by_class(validation, count=HELD_OUT_PAIRS, seed=seed)
     trials, best = [], None
     for tau in TAUS:
         circuit = acdc(vit, pairs, tau=tau, ablation=ABLATION)
+        if not circuit.units():
+            continue  # so large a τ that nothing of the image reaches the logits
         small = compile(vit, circuit, ablation=ABLATION)
         saved = 1 - macs(small, (1, 8, 8)) / macs(vit, (1, 8, 8))
         top1 = accuracy(small, validation.images, validation.labels).top1
+        faithful = faithfulness(vit, circuit, unseen, ablation=ABLATION)
         trials.append(
             {
                 "tau": tau,
                 "edges": len(circuit),
                 "macs_saved": saved,
+                "validation_faithfulness": faithful,
                 "validation_accuracy_compiled": top1,
             }
         )
-        if saved >= LEAST_SAVING and (best is None or top1 > best[0]):
-            best = (top1, circuit)
+        if saved >= LEAST_SAVING and (best is None or faithful > best[0]):
+            best = (faithful, circuit)
     if best is None:
         raise CircuitError(
             f"no threshold among {TAUS} gave a circuit that saves {LEAST_SAVING:.0%} of the MACs. "
@@ -201,13 +206,15 @@ def as_markdown(report: Report, summary: dict[str, Any]) -> str:
         f"| {faithful['acdc']:.3f} | {faithful['eap_top']:.3f} | {faithful['eap_greedy']:.3f} | "
         f"{faithful['random_median']:.3f} |",
         "",
-        "The thresholds that were tried, on the validation split:",
+        f"The thresholds that were tried, on the validation split; the most faithful circuit that "
+        f"saves at least {LEAST_SAVING:.0%} of the MACs was chosen:",
         "",
-        "| τ | edges | MACs saved | accuracy as compiled |",
-        "| --- | --- | --- | --- |",
+        "| τ | edges | MACs saved | faithfulness | accuracy as compiled |",
+        "| --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {trial['tau']:g} | {trial['edges']} | {trial['macs_saved']:.0%} | "
+        f"{trial['validation_faithfulness']:.3f} | "
         f"{trial['validation_accuracy_compiled']:.2%} |"
         for trial in summary["trials"]
     ]

@@ -23,17 +23,21 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+def progress(
+    what: str, total: int, *, done: int = 0, show: bool | None = None
+) -> Iterator[Callable[..., None]]:
     """Show how far some work is, on standard error, if that is a terminal.
 
     Args:
         what: the work, in a word or two.
         total: how many steps it has.
+        done: steps that were done before, in a run that is resumed.
+        show: whether to draw it; None is only on a terminal.
 
     Yields:
         A function to call after each step, with an optional note to show, such as `kept 12`.
     """
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() if show is None else show):
         yield lambda note="", steps=1: None
         return
     columns = (
@@ -44,8 +48,8 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total, note="")
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=done, note="")
 
         def advance(note: str = "", steps: int = 1) -> None:
             bar.update(task, advance=steps, note=note)

@@ -21,7 +21,7 @@ from circuitvit.html import figure, notebook_html, page
 from circuitvit.html.escaping import escape
 from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE
 
-HOSTILE = "</script><img src=x onerror=\"window.owned=1\"> & 'Ünïcode' <b>$x$ %{y}</b> \u2028 -->"
+HOSTILE = "</script ><img src=x onerror=\"window.owned=1\"> & 'Ünïcode' <b>$x$ %{y}</b> \u2028 -->"
 EVERY = 10**6
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -76,16 +76,12 @@ def paths(graph, to, away_from=None):
     return {e.name for w, r, e in graph.edges(data="edge") if r in above or w in below}
 
 
-def edges_in(traces):
-    return sum(int(np.isnan(trace.x).sum()) for trace in traces)
-
-
 @pytest.mark.parametrize(("size", "edges"), [(4, 60), (4, EVERY), (12, EVERY)])
 def test_every_edge_is_drawn_once_in_at_most_20_traces(size, edges):
     kept = circuit(size, size, edges)
     traces = figure(kept.graph(), title="t").data
     assert len(traces) <= 20 + 1
-    assert edges_in(traces[:-1]) == len(kept)
+    assert sum(np.isnan(trace.x).sum() for trace in traces[:-1]) == len(kept)
     assert {trace.type for trace in traces} == {"scatter" if size == 4 else "scattergl"}
     assert all(trace.hoverinfo == "skip" for trace in traces[:-1])
 

@@ -22,9 +22,9 @@ from torch.optim import AdamW
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
+from circuitvit.progress import progress as progress_bar
 from circuitvit.train.augmentation import moved, random_moves
 from circuitvit.train.checkpoint import Checkpoint
-from circuitvit.train.progress import progress_bar
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
 
@@ -88,7 +88,10 @@ def train(
     show = progress if accelerator.is_main_process else False
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     total, done = recipe.epochs * loop.steps, len(history) * loop.steps
-    with torch.random.fork_rng(devices), progress_bar(total, done, show=show) as step_done:
+    with (
+        torch.random.fork_rng(devices),
+        progress_bar("training", total, done=done, show=show) as step_done,
+    ):
         for epoch in range(len(history), recipe.epochs):
             history = (*history, loop.epoch(epoch, step_done))
             if path is not None and accelerator.is_main_process:
@@ -116,7 +119,7 @@ class _Loop:
         # `forward` gives the logits of `model`, in whatever wrapper the processes need.
         self.forward, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
-    def epoch(self, epoch: int, step_done: Callable[[str], None]) -> dict[str, Any]:
+    def epoch(self, epoch: int, step_done: Callable[..., None]) -> dict[str, Any]:
         """See every image once and tell how it went; all it draws comes from seed and epoch."""
         began, recipe = time.perf_counter(), self.recipe
         seed = int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
