@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -215,10 +216,14 @@ def _splits_for(vit: Any, data: str, limit: int | None, seed: int) -> Any:
 
 
 def _show(report: Any) -> None:
+    """Print the table; what stands in brackets goes below its number, to fit 80 columns."""
     header, *rows = report.table()
-    table = Table(*header)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for index, name in enumerate(header):
+        justify = "right" if index else "left"
+        table.add_column(name.replace(", ", "\n"), justify=justify, no_wrap=index > 0)
     for cells in rows:
-        table.add_row(*cells)
+        table.add_row(cells[0], *(cell.replace(" (", "\n(") for cell in cells[1:]))
     Console().print(table)
 
 

@@ -23,7 +23,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     done = run(
         "train", "model", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16,
-        "--epochs", 8, "--limit", 200, cwd=folder,
+        "--epochs", 30, "--limit", 200, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Wrote model. Test accuracy" in done.stdout
@@ -108,8 +108,8 @@ def test_an_unknown_option_exits_with_2():
 def test_training_goes_on_where_it_stopped_and_refuses_another_recipe(workplace):
     words = ["train", "model", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16]
     words += ["--limit", 200]
-    again = run(*words, "--epochs", 8, cwd=workplace)
+    again = run(*words, "--epochs", 30, cwd=workplace)
     assert again.returncode == 0, again.stderr
-    other = run(*words, "--epochs", 9, cwd=workplace)
+    other = run(*words, "--epochs", 31, cwd=workplace)
     assert other.returncode == 2
     assert "epochs" in other.stderr

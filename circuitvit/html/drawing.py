@@ -104,7 +104,7 @@ class Drawing:
         dots = np.array([(unit.x, unit.y) for unit in self.units]).reshape(-1, 2)
         points = np.concatenate([dots, self.curves().reshape(-1, 2), [(0.0, MLP_ROW)]])
         (left, low), (right, high) = points.min(0).tolist(), points.max(0).tolist()
-        aside = max(1.0, 0.08 * (right - left))  # where `embed` and `logits` are written
+        aside = max(1.0, 0.11 * (right - left))  # where `embed` and `logits` are written
         return left - aside, right + aside, low - 0.5, high + 0.5
 
 

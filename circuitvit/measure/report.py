@@ -18,6 +18,8 @@ from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.latency import NULL, Latency, latency
 
+_SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,8 +68,8 @@ class Report:
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
         batches = sorted(self.null)
-        header = ["model", "top-1", "loss", "parameters", "MACs"]
-        header += [f"latency ratio, batch {batch}" for batch in batches]
+        header = ["model", "top-1", "loss", "params", "MACs"]
+        header += [f"latency, batch {batch}" for batch in batches]
         rows = [self._cells(row, batches) for row in self.rows]
         if batches:
             nulls = [_interval(self.null[batch]) for batch in batches]
@@ -88,8 +90,8 @@ class Report:
         text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         images = self.rows[0].accuracy.images
-        notes = f"{images} images; latency against `{self.baseline}` in one process (95% interval)"
-        return f"{text}\n\n{notes}; {machine}.\n"
+        notes = f"{images} images; latency as a ratio to `{self.baseline}`, measured in one process"
+        return f"{text}\n\n{notes} (95% interval); {machine}.\n"
 
     def _repr_html_(self) -> str:
         header, *rows = self.table()
@@ -112,7 +114,10 @@ class Report:
 
 
 def _change(value: int, base: int) -> str:
-    return f"{value:,}" if value == base else f"{value:,} ({value / base - 1:+.0%})"
+    short = next(
+        (f"{value / size:.3g} {unit}" for size, unit in _SIZES if value >= size), str(value)
+    )
+    return short if value == base else f"{short} ({value / base - 1:+.0%})"
 
 
 def _interval(item: Latency) -> str:
