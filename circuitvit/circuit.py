@@ -32,7 +32,7 @@ from circuitvit.files import read_json, write_json
 from circuitvit.html import figure, notebook_html, page
 
 if TYPE_CHECKING:
-    import plotly
+    import plotly.graph_objects
 
 Ablation = Literal["patch", "zero", "mean"]
 Level = Literal["edge", "node", "block"]
