@@ -9,19 +9,23 @@ the sum, and with all edges kept this is the model itself. Everything that runs 
 here: discovery, faithfulness, the compiler's check.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from circuitvit.circuit import Ablation, Circuit, same_edge_set
+from circuitvit.checks import (
+    check_ablation,
+    check_circuit,
+    check_finite,
+    check_vit,
+)
+from circuitvit.circuit import Ablation, Circuit
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import Node, Qkv, node_named, writers_before, writers_of
+from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_before, writers_of
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.vit import PARTS, Attention, Block, ViT
@@ -46,7 +50,7 @@ class EdgeMask:
     @classmethod
     def of(cls, config: ViTConfig, edges: Iterable[str], qkv: Qkv = "split") -> "EdgeMask":
         """The mask that keeps exactly these edges."""
-        before, places = writers_before(config), _places(config)
+        before, places = writers_before(config), places_of(config)
         mask = cls.full(config, kept=False)
         for name in edges:
             writer, reader = name.split("->")
@@ -85,10 +89,6 @@ class EdgeMask:
             tuple(row.to(device) for row in self.mlp),
             self.logits.to(device),
         )
-
-
-def _places(config: ViTConfig) -> dict[str, int]:
-    return {name: place for place, name in enumerate(writers_of(config))}
 
 
 @dataclass(frozen=True)
@@ -238,63 +238,12 @@ def ablated_values(
         return writer_values(vit, corrupt).values
     assert reference is not None
     vit.check_images(reference, name="reference images")
-    total = torch.zeros((), dtype=torch.float64, device=reference.device)
-    for chunk in reference.split(IMAGES_AT_ONCE):
+    check_finite(reference, name="reference images")
+    device = vit.positions.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for chunk in reference.to(device).split(IMAGES_AT_ONCE):
         total = total + writer_values(vit, chunk).values.sum(dim=1, keepdim=True, dtype=total.dtype)
     return (total / len(reference)).to(reference.dtype)
-
-
-def check_ablation(ablation: str, *, corrupt: Tensor | None, reference: Tensor | None) -> None:
-    """Refuse an ablation that is unknown or lacks its images.
-
-    Raises:
-        CircuitError: as it says.
-    """
-    if ablation not in get_args(Ablation):
-        raise CircuitError(f"ablation is {ablation!r}, expected one of {get_args(Ablation)}.")
-    if ablation == "patch" and corrupt is None:
-        raise CircuitError(
-            "ablation='patch' needs corrupt images, but the pairs have none. Give "
-            "Pairs(corrupt=...), or use ablation='zero' or 'mean'."
-        )
-    if ablation == "mean" and (reference is None or len(reference) == 0):
-        raise CircuitError(
-            "ablation='mean' needs reference images to take the mean over. Give reference=images."
-        )
-
-
-def check_vit(vit: object) -> None:
-    """Refuse anything but a ViT with finite weights.
-
-    Raises:
-        CircuitError: as it says.
-    """
-    if not isinstance(vit, ViT):
-        raise CircuitError(
-            f"expected a circuitvit.ViT, got {type(vit).__name__}. "
-            "circuitvit.load_vit(model) makes one."
-        )
-    vit.check_weights()
-
-
-def check_circuit(vit: ViT, circuit: Circuit) -> None:
-    """Refuse a circuit of a model with other edges; warn where only the weights differ.
-
-    Raises:
-        CircuitError: the circuit belongs to a ViT with another edge set.
-    """
-    if not same_edge_set(vit.config, circuit.config):
-        raise CircuitError(
-            f"this circuit belongs to another model: it has heads {circuit.config.heads} and MLPs "
-            f"{circuit.config.mlp_width}, this ViT heads {vit.config.heads} and MLPs "
-            f"{vit.config.mlp_width}. Find a circuit on this model."
-        )
-    known = circuit.provenance.model
-    if known is not None and known != vit.fingerprint():
-        warnings.warn(
-            f"this circuit was found on other weights of the same shape (fingerprint {known}).",
-            stacklevel=3,
-        )
 
 
 def run_circuit(
@@ -321,30 +270,24 @@ def run_circuit(
     if not isinstance(circuit, Circuit):
         circuit = Circuit(vit.config, circuit)
     check_circuit(vit, circuit)
-    clean = pairs if isinstance(pairs, Tensor) else pairs.clean
-    corrupt = None if isinstance(pairs, Tensor) else pairs.corrupt
+    if isinstance(pairs, Tensor):
+        clean, corrupt = pairs.to(vit.positions.device), None
+    else:
+        pairs = pairs.to(vit.positions.device)
+        clean, corrupt = pairs.clean, pairs.corrupt
     check_ablation(ablation, corrupt=corrupt, reference=reference)
-    vit.check_images(clean, name="clean images")
-    check_finite(clean)
+    for name, images in (("clean images", clean), ("corrupt images", corrupt)):
+        if images is not None:
+            vit.check_images(images, name=name)
+            check_finite(images, name=name)
     mask = EdgeMask.of(vit.config, circuit.edges, circuit.qkv)
     with torch.no_grad():
         if ablation == "patch":
             assert corrupt is not None
-            vit.check_images(corrupt, name="corrupt images")
             chunks = zip(clean.split(IMAGES_AT_ONCE), corrupt.split(IMAGES_AT_ONCE), strict=True)
             return torch.cat([_run(vit, c, mask, writer_values(vit, d).values) for c, d in chunks])
         ablated = ablated_values(vit, ablation, reference=reference)
         return torch.cat([_run(vit, c, mask, ablated) for c in clean.split(IMAGES_AT_ONCE)])
-
-
-def check_finite(images: Tensor) -> None:
-    """Refuse images that hold NaN or infinity.
-
-    Raises:
-        CircuitError: as it says.
-    """
-    if not bool(torch.isfinite(images).all()):
-        raise CircuitError("the images hold NaN or infinity. Look at how they were normalised.")
 
 
 def _run(vit: ViT, images: Tensor, mask: EdgeMask, ablated: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import networkx as nx
 
@@ -80,7 +81,7 @@ class Provenance:
     model: str | None = None
     data: str | None = None
     reference: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class Circuit:
@@ -123,9 +124,9 @@ class Circuit:
         self.qkv: Qkv = qkv
         self.edges: tuple[str, ...] = tuple(name for name in order if name in kept)
         self._kept = frozenset(kept)
-        self.scores: Mapping[str, float] = {
-            name: float(scores[name]) for name in self.edges if scores and name in scores
-        }
+        self.scores: Mapping[str, float] = MappingProxyType(
+            {name: float(scores[name]) for name in self.edges if scores and name in scores}
+        )
         self.provenance = provenance or Provenance()
 
     def __len__(self) -> int:
@@ -251,6 +252,8 @@ class Circuit:
             ablation: by default the one under which the circuit was found.
         """
         ablation = ablation or self.provenance.ablation  # pyright: ignore[reportAssignmentType]
+        if ablation not in (None, *get_args(Ablation)):
+            raise CircuitError(f"ablation is {ablation!r}, expected one of {get_args(Ablation)}.")
         flow = self._flow()
         useful = nx.ancestors(flow, "logits") | {"logits"}
         live = nx.descendants(flow, "embed") | {"embed"} if ablation == "patch" else set(flow)

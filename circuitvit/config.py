@@ -3,7 +3,8 @@
 Knows no torch, so that a saved circuit can be read and drawn anywhere.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -113,9 +114,10 @@ class ViTConfig:
             "activation": activation,
         }
         for name, value in per_block.items():
-            values[name] = tuple(value) if isinstance(value, Sequence) else (value,) * depth
+            each = list(value) if _is_sequence(value) else [value] * depth
+            values[name] = tuple(_plain(item) for item in each)
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value if name in per_block else _plain(value))
         problems = list(_problems(self))
         if problems:
             raise CircuitError("a ViTConfig cannot be made: " + "; ".join(problems) + ".")
@@ -154,6 +156,11 @@ class ViTConfig:
         Raises:
             CircuitError: a field is unknown, missing or of the wrong kind.
         """
+        if not isinstance(values, Mapping):
+            raise CircuitError(
+                f"this is not the config of a ViT of circuitvit: it holds {type(values).__name__}, "
+                "expected named fields."
+            )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         missing = sorted({"heads", "mlp_width", "width"} - set(values))
@@ -170,21 +177,37 @@ class ViTConfig:
             ) from cause
 
 
-def _guessed_head_width(width: int, heads: int | Sequence[int]) -> int:
-    if not isinstance(heads, Sequence):
-        return width // heads if _is_count(heads, least=1) else 1
-    if len(set(heads)) != 1:
+def _is_sequence(value: object) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for numpy's; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _guessed_head_width(width: Any, heads: Any) -> int:
+    """Width over heads; where these are not even numbers, any: they are refused later."""
+    each = {_plain(item) for item in (heads if _is_sequence(heads) else [heads])}
+    if len(each) > 1:
         raise CircuitError(
             f"heads differ by block ({tuple(heads)}), so their width can't be guessed: "
             "give head_width too."
         )
-    return width // max(heads[0], 1)
+    if not all(_is_count(item, least=1) for item in (*each, _plain(width))) or not each:
+        return 1
+    count = each.pop()
+    if width % count:
+        raise CircuitError(f"{count} heads do not divide width {width}: give head_width too.")
+    return int(width) // count
 
 
 def _depth(depth: int | None, per_block: Mapping[str, Any]) -> int:
-    lengths = {name: len(v) for name, v in per_block.items() if isinstance(v, Sequence)}
+    lengths = {name: len(v) for name, v in per_block.items() if _is_sequence(v)}
     if depth is not None:
-        lengths["depth"] = depth
+        if not _is_count(_plain(depth), least=0):
+            raise CircuitError(f"depth is {depth!r}, expected a whole number ≥ 0.")
+        lengths["depth"] = _plain(depth)
     if len(set(lengths.values())) > 1:
         raise CircuitError(
             f"the fields disagree on the number of blocks: {lengths}. "
@@ -193,32 +216,63 @@ def _depth(depth: int | None, per_block: Mapping[str, Any]) -> int:
     return next(iter(lengths.values()), 12)
 
 
-def _problems(config: ViTConfig):
-    for name in ("image_size", "patch_size", "channels", "classes", "width"):
-        if not _is_count(getattr(config, name), least=1):
-            yield f"{name} is {getattr(config, name)!r}, expected a whole number ≥ 1"
-    for name in ("heads", "head_width", "mlp_width"):
-        least = 1 if name == "head_width" else 0
-        if not all(_is_count(value, least=least) for value in getattr(config, name)):
-            yield f"{name} is {getattr(config, name)!r}, expected whole numbers ≥ {least}"
-    if not _is_count(config.register_tokens, least=0):
-        yield f"register_tokens is {config.register_tokens!r}, expected a whole number ≥ 0"
-    elif _is_count(config.patch_size, least=1) and config.image_size % config.patch_size:
-        yield f"patch_size {config.patch_size} does not divide image_size {config.image_size}"
+_PER_BLOCK = (
+    "heads",
+    "head_width",
+    "mlp_width",
+    "output_bias",
+    "attention_constant",
+    "mlp_constant",
+)
+_LEAST = {
+    "image_size": 1,
+    "patch_size": 1,
+    "channels": 1,
+    "classes": 1,
+    "width": 1,
+    "head_width": 1,
+    "heads": 0,
+    "mlp_width": 0,
+    "register_tokens": 0,
+}
+_SWITCHES = (
+    "class_token",
+    "fc_norm",
+    "qkv_bias",
+    "qk_norm",
+    "output_bias",
+    "attention_constant",
+    "mlp_constant",
+)
+
+
+def _problems(config: ViTConfig) -> Iterator[str]:
+    """Every field that has a wrong value, then every choice and combination that is wrong."""
+    for name in (*_LEAST, *_SWITCHES):
+        value = getattr(config, name)
+        each = value if name in _PER_BLOCK else (value,)
+        if name in _LEAST and not all(_is_count(item, least=_LEAST[name]) for item in each):
+            yield f"{name} is {value!r}, expected whole numbers ≥ {_LEAST[name]}"
+        elif name in _SWITCHES and not all(isinstance(item, bool) for item in each):
+            yield f"{name} is {value!r}, expected True or False"
     yield from _choice_problems(config)
 
 
-def _choice_problems(config: ViTConfig):
+def _choice_problems(config: ViTConfig) -> Iterator[str]:
+    sizes = (config.image_size, config.patch_size)
+    if all(_is_count(size, least=1) for size in sizes) and sizes[0] % sizes[1]:
+        yield f"patch_size {config.patch_size} does not divide image_size {config.image_size}"
     if config.pooling not in get_args(Pooling):
         yield f"pooling is {config.pooling!r}, expected one of {get_args(Pooling)}"
-    if config.pooling == "class" and not config.class_token:
+    if config.pooling == "class" and config.class_token is False:
         yield "pooling is 'class' but there is no class token; use pooling='mean'"
-    if config.fc_norm and config.pooling != "mean":
+    if config.fc_norm is True and config.pooling != "mean":
         yield "fc_norm goes with pooling='mean' only"
     if config.activation not in get_args(Activation):
         yield f"activation is {config.activation!r}, expected one of {get_args(Activation)}"
-    if not config.layer_norm_eps > 0:
-        yield f"layer_norm_eps is {config.layer_norm_eps!r}, expected a number > 0"
+    eps = config.layer_norm_eps
+    if not isinstance(eps, int | float) or not 0 < eps < math.inf:
+        yield f"layer_norm_eps is {eps!r}, expected a number > 0"
 
 
 def _is_count(value: object, *, least: int) -> bool:

@@ -96,6 +96,12 @@ def writers_of(config: ViTConfig) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
+def places_of(config: ViTConfig) -> dict[str, int]:
+    """The index of each writer in `writers_of`."""
+    return {name: place for place, name in enumerate(writers_of(config))}
+
+
+@lru_cache(maxsize=64)
 def writers_before(config: ViTConfig) -> dict[str, int]:
     """How many writers come before each unit and `logits` read; heads of a block read alike."""
     counts: dict[str, int] = {}

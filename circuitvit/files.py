@@ -58,7 +58,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write `value` as indented JSON to `path` in one step and return the path."""
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str], *, what: str) -> Any:

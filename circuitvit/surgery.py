@@ -6,31 +6,34 @@ config; the caller's model stays as it is.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitvit.circuit import Circuit, same_edge_set
+from circuitvit.checks import check_circuit, check_vit
+from circuitvit.circuit import Circuit
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named
 from circuitvit.errors import CircuitError
 from circuitvit.vit import PARTS, ViT
 
 
-def prune_heads(vit: ViT, heads: Mapping[int, Iterable[int]]) -> ViT:
-    """Cut heads out of a model, as `{block: heads to remove}`.
+def prune_heads(vit: ViT, heads: Mapping[int, Iterable[Any]]) -> ViT:
+    """Cut heads out of a model, as `{block: heads to remove}`: numbers, or a mask.
 
     An attention that loses all its heads goes with its LayerNorm but keeps its output bias b_O.
 
     Raises:
         CircuitError: a block or head does not exist.
     """
+    check_vit(vit)
     kept = _rest(vit, heads, vit.config.heads, "head")
     return keep(vit, heads=kept)
 
 
-def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[int]]) -> ViT:
-    """Cut neurons out of a model, as `{block: neurons to remove}`.
+def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[Any]]) -> ViT:
+    """Cut neurons out of a model, as `{block: neurons to remove}`: numbers, or a mask.
 
     The MLP's output bias stays. Where every neuron goes, the MLP goes, and its output bias joins
     the attention's b_O of the same block.
@@ -38,6 +41,7 @@ def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[int]]) -> ViT:
     Raises:
         CircuitError: a block or neuron does not exist.
     """
+    check_vit(vit)
     kept = _rest(vit, neurons, vit.config.mlp_width, "neuron")
     emptied = [block for block, rest in kept.items() if not rest and vit.config.mlp_width[block]]
     weights, config = vit.state_dict(), vit.config
@@ -59,11 +63,8 @@ def retain_circuit(vit: ViT, circuit: Circuit) -> ViT:
     Raises:
         CircuitError: the circuit belongs to a model with other edges.
     """
-    if not same_edge_set(vit.config, circuit.config):
-        raise CircuitError(
-            "this circuit belongs to another model: the ViT has other heads or MLPs. "
-            "Find a circuit on this model."
-        )
+    check_vit(vit)
+    check_circuit(vit, circuit)
     return keep_units(vit, circuit.units())
 
 
@@ -105,10 +106,8 @@ def keep(
 
 def rebuilt(vit: ViT, config: ViTConfig, weights: Mapping[str, Tensor]) -> ViT:
     """A new ViT of another shape with copies of these weights, in the mode of the old one."""
-    new = ViT(config)
     copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    new.load_weights(copies, source="surgery")
-    return new.train(vit.training)
+    return ViT.from_weights(config, copies, source="surgery").train(vit.training)
 
 
 def _keep_heads(weights: dict[str, Tensor], config: ViTConfig, block: int, kept: Tensor) -> None:
@@ -142,19 +141,42 @@ def _drop(weights: dict[str, Tensor], *prefixes: str) -> None:
 
 
 def _rest(
-    vit: ViT, removed: Mapping[int, Iterable[int]], counts: Sequence[int], what: str
+    vit: ViT, removed: Mapping[int, Iterable[Any]], counts: Sequence[int], what: str
 ) -> dict[int, list[int]]:
     """What stays in each named block, after checking every index."""
-    rest, problems = {}, []
+    rest: dict[int, list[int]] = {}
+    problems = []
     for block, indices in removed.items():
-        gone = set(indices)
         if block not in range(vit.config.depth):
             problems.append(f"block {block} does not exist, there are {vit.config.depth}")
             continue
-        unknown = sorted(gone - set(range(counts[block])))
-        if unknown:
-            problems.append(f"block {block} has {counts[block]} {what}s, so not {what} {unknown}")
-        rest[block] = [index for index in range(counts[block]) if index not in gone]
+        gone = _indices(indices, counts[block])
+        if gone is None:
+            problems.append(
+                f"block {block} has {counts[block]} {what}s, so not {what} {_shown(indices)}; give "
+                "whole numbers from 0, or a mask with one truth value each"
+            )
+            continue
+        rest[int(block)] = [index for index in range(counts[block]) if index not in gone]
     if problems:
         raise CircuitError(f"cannot remove these {what}s: " + "; ".join(problems) + ".")
     return rest
+
+
+def _indices(given: Any, count: int) -> set[int] | None:
+    """Whole numbers below `count`, from a sequence, tensor or mask; None if it is none of these."""
+    try:
+        values = torch.as_tensor(given if isinstance(given, Tensor) else list(given)).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if values.numel() == 0:
+        return set()
+    if values.dtype == torch.bool:
+        return set(values.nonzero()[:, 0].tolist()) if values.shape == (count,) else None
+    whole = values.ndim == 1 and not (values.is_floating_point() or values.is_complex())
+    chosen = set(values.tolist()) if whole else {-1}
+    return chosen if chosen <= set(range(count)) else None
+
+
+def _shown(given: object) -> object:
+    return given.tolist() if isinstance(given, Tensor) else given

@@ -10,6 +10,7 @@ writer, reader.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuitvit.config import ViTConfig
@@ -29,6 +30,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, replacing, write_json
 
 PARTS = ("q", "k", "v")
+CONFIG_KEY = "circuitvit.config"
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -252,11 +254,11 @@ class ViT(
             )
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the shape and the weights."""
+        """16 hexadecimal digits that name the shape and the weights, in single precision."""
         digest = hashlib.sha256(repr(self.config).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -270,11 +272,14 @@ class ViT(
                 `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
             **hub: those arguments.
         """
-        folder = Path(save_directory)
+        if hub and not push_to_hub:
+            raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
+        folder, config = Path(save_directory), self.config.as_dict()
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         with replacing(folder / "model.safetensors") as beside:
-            save_file(weights, beside, metadata={"format": "pt"})
-        write_json(folder / "config.json", self.config.as_dict())
+            save_file(weights, beside, metadata=metadata)
+        write_json(folder / "config.json", config)
         return self.push_to_hub(**hub) if push_to_hub else None
 
     @classmethod
@@ -295,24 +300,33 @@ class ViT(
         if not source.is_dir():
             source = _downloaded(str(folder), hub)
         config = ViTConfig.from_dict(read_json(source / "config.json", what="model config"))
-        vit = cls(config)
+        path = source / "model.safetensors"
         try:
-            weights = load_file(source / "model.safetensors", device=str(device))
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                written = (file.metadata() or {}).get(CONFIG_KEY)
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as cause:
             raise CircuitError(
-                f"{source / 'model.safetensors'} is missing or cut short ({cause}). "
-                "Save the model again."
+                f"{path} is missing or cut short ({cause}). Save the model again."
             ) from cause
-        vit.load_weights(weights, source=str(source))
+        vit = cls.from_weights(config, weights, source=str(source))
+        if written is not None and ViTConfig.from_dict(json.loads(written)) != config:
+            raise CircuitError(
+                f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
+                "save was interrupted, or a file was edited. Save the model again."
+            )
         return vit.eval()
 
-    def load_weights(self, weights: dict[str, Tensor], *, source: str) -> None:
-        """Take over a state dict whole, with its dtype and device.
+    @classmethod
+    def from_weights(cls, config: ViTConfig, weights: dict[str, Tensor], *, source: str) -> "ViT":
+        """A model of this shape that takes over a state dict whole, with its dtype and device.
 
         Raises:
             CircuitError: a key is missing, surplus, or of another shape; every one is named.
         """
-        own = self.state_dict()
+        with torch.device("meta"):  # draws nothing, and needs no memory
+            vit = cls(config)
+        own = vit.state_dict()
         problems = [f"{name} is missing" for name in sorted(set(own) - set(weights))]
         problems += [f"{name} is surplus" for name in sorted(set(weights) - set(own))]
         problems += [
@@ -324,9 +338,8 @@ class ViT(
             raise CircuitError(
                 f"the weights from {source} don't fit this ViT: " + "; ".join(problems) + "."
             )
-        self.load_state_dict(weights, assign=True)
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)
+        vit.load_state_dict(weights, assign=True)
+        return vit.requires_grad_(True)
 
 
 def _downloaded(name: str, hub: dict[str, Any]) -> Path:

@@ -186,7 +186,11 @@ def bad_calls():
         "expected one of .*patch": lambda: run(vit, circuit, pairs, ablation="noise"),
         "needs corrupt images": lambda: run(vit, circuit, pairs.clean),
         "weights hold NaN": lambda: run(nan, circuit, pairs),
-        "images hold NaN": lambda: run(vit, circuit, pairs.clean / 0, ablation="zero"),
+        "the reference images hold NaN": lambda: run(
+            vit, circuit, pairs, ablation="mean", reference=pairs.clean / 0
+        ),
+        "reference is a list": lambda: run(vit, circuit, pairs, ablation="mean", reference=[1]),
+        "clean images hold NaN": lambda: run(vit, circuit, pairs.clean / 0, ablation="zero"),
         "expected a circuitvit.ViT": lambda: run(torch.nn.Identity(), circuit, pairs),
     }  # fmt: skip
 
@@ -204,3 +208,24 @@ def test_a_circuit_of_other_weights_warns():
     cv.run_circuit(vit, circuit, pairs)
     with pytest.warns(UserWarning, match="other weights of the same shape"):
         cv.run_circuit(other, circuit, pairs)
+
+
+def test_no_public_function_draws_from_torchs_generator(tmp_path):
+    vit = random_vit(shape())
+    pairs, images = random_pairs(vit, 4), random_images(vit, 4)
+    vit.save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    circuit = cv.acdc(vit, pairs, tau=1e-3)
+    for method in ("eap", "eap-ig-inputs", "exact", "random"):
+        cv.eap(vit, pairs, method=method)
+    cv.run_circuit(vit, circuit, pairs)
+    cv.compile(vit, cv.eap(vit, pairs).greedy(20), ablation="mean", reference=images)
+    cv.prune_heads(vit, {0: [0]})
+    cv.prune_mlp(vit, {0: [0]})
+    cv.retain_circuit(vit, circuit)
+    cv.load_vit(tmp_path)
+    cv.load_vit(vit)
+    cv.HookedViT(vit)
+    cv.faithfulness(vit, circuit, pairs)
+    cv.measure({"a": vit}, images, torch.zeros(4).long(), batches=(1,), rounds=3)
+    assert torch.equal(torch.get_rng_state(), before)

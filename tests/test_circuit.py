@@ -197,7 +197,16 @@ def test_circuits_are_read_and_drawn_without_torch(tmp_path):
     assert (tmp_path / "c.html").stat().st_size > 1e6
 
 
-def test_provenance_is_immutable():
+def test_an_unknown_ablation_is_refused(as_users_call):
+    with pytest.raises(cv.CircuitError, match="ablation is 'zebra'"):
+        circuit_of("embed->m0").without_dangling("zebra")
+
+
+def test_circuits_and_their_provenance_are_immutable():
+    circuit = circuit_of("embed->m0", scores={"embed->m0": 1.0})
+    with pytest.raises(TypeError):
+        circuit.scores["embed->m0"] = 2.0
+    assert isinstance(hash(circuit.provenance), int)
     origin = cv.Provenance(method="acdc")
     assert replace(origin, tau=1.0).tau == 1.0
     with pytest.raises(AttributeError):

@@ -1,3 +1,5 @@
+import copy
+
 import oracles
 import pytest
 import torch
@@ -142,14 +144,15 @@ def bad_calls():
     nan = random_vit(shape())
     with torch.no_grad():
         nan.head.bias[0] = float("nan")
-    compile_ = cv.compile
+    compile_, scores = cv.compile, cv.eap(vit, random_pairs(vit, 2), method="random")
     return {
         "ablation='patch' needs a corrupt image at run time": lambda: compile_(vit, circuit, ablation="patch"),
         "ablation='mean' needs reference images": lambda: compile_(vit, circuit, ablation="mean"),
         "level='edge' is not there yet": lambda: compile_(vit, circuit, level="edge"),
         "level is 'head'": lambda: compile_(vit, circuit, level="head"),
-        "the circuit belongs to another model": lambda: compile_(vit, other),
-        "no kept path from embed to logits": lambda: compile_(vit, cv.Circuit(vit.config, ["embed->m0"])),
+        "this circuit belongs to another model": lambda: compile_(vit, other),
+        "expected a circuitvit.Circuit, got EdgeScores": lambda: compile_(vit, scores),
+        "reference is a list": lambda: compile_(vit, circuit, ablation="mean", reference=[1]),
         "reference images have shape": lambda: compile_(vit, circuit, reference=torch.zeros(2, 3, 4, 4).double()),
         "reference images hold NaN": lambda: compile_(vit, circuit, ablation="mean", reference=images / 0),
         "the weights hold NaN": lambda: compile_(nan, circuit),
@@ -168,3 +171,29 @@ def test_every_reason_is_named_at_once(as_users_call):
         cv.compile(vit, cv.Circuit(shape(heads=(2, 1)), []), level="edge", ablation="patch")
     for reason in ("level='edge'", "corrupt image at run time", "another model"):
         assert reason in str(refusal.value)
+
+
+def test_a_circuit_without_a_path_warns_and_gives_a_model_without_units():
+    """The unit circuit has every edge among the kept units, `embed` and `logits`: here one."""
+    vit = random_vit(shape(pooling="mean"))
+    images = random_images(vit, 3)
+    with pytest.warns(UserWarning, match="no kept path from embed to logits"):
+        small = cv.compile(vit, cv.Circuit(vit.config, ["embed->m0"]))
+    assert units_of(small.config) == ()
+    expected = cv.run_circuit(vit, ["embed->logits"], images, ablation="zero")
+    assert torch.allclose(small(images), expected, atol=1e-12)
+
+
+def test_a_circuit_of_other_weights_warns_here_too():
+    vit, other = random_vit(shape()), random_vit(shape(), seed=7)
+    circuit = cv.eap(vit, random_pairs(vit, 2), method="random").greedy(30)
+    for use in (cv.compile, cv.retain_circuit):
+        use(vit, circuit)
+        with pytest.warns(UserWarning, match="other weights of the same shape"):
+            use(other, circuit)
+
+
+def test_the_same_weights_in_double_precision_are_no_other_weights():
+    vit = random_vit(shape(), dtype=torch.float32)
+    circuit = cv.eap(vit, random_pairs(vit, 2), method="random").greedy(30)
+    cv.compile(copy.deepcopy(vit).double(), circuit)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from models import SHAPES, shape
 
@@ -42,6 +43,13 @@ def test_contradictions_are_refused(as_users_call):
         (dict(fc_norm=True), "goes with pooling='mean' only"),
         (dict(layer_norm_eps=0.0), "layer_norm_eps"),
         (dict(heads=2.5), "expected whole numbers"),
+        (dict(image_size=(8, 8)), r"image_size is \(8, 8\)"),
+        (dict(image_size="8"), "image_size is '8'"),
+        (dict(depth=2.5), "depth is 2.5"),
+        (dict(depth=-1), "depth is -1"),
+        (dict(layer_norm_eps="x"), "layer_norm_eps is 'x'"),
+        (dict(class_token="no"), "class_token is 'no', expected True or False"),
+        (dict(width=50, heads=4), "4 heads do not divide width 50"),
     ):
         with pytest.raises(cv.CircuitError, match=message):
             cv.ViTConfig(**bad)
@@ -55,3 +63,10 @@ def test_a_foreign_dict_is_refused():
 def test_a_config_is_frozen():
     with pytest.raises(AttributeError):
         shape().heads = (1,)
+
+
+def test_numpys_numbers_are_numbers(as_users_call):
+    config = cv.ViTConfig(width=np.int64(12), heads=np.array([2, 3]), head_width=3, mlp_width=4)
+    assert config == cv.ViTConfig(width=12, heads=(2, 3), head_width=3, mlp_width=4)
+    assert type(config.width) is type(config.heads[0]) is int
+    assert cv.ViTConfig(heads=[]).depth == 0

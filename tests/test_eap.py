@@ -1,10 +1,11 @@
+import numpy as np
 import oracles
 import pytest
 import torch
-from models import SHAPES, TINY, random_images, random_pairs, random_vit, shape
+from models import SHAPES, random_images, random_pairs, random_vit, shape
 
 import circuitvit as cv
-from circuitvit.edge_graph import edge_names_of, node_named
+from circuitvit.edge_graph import edge_names_of
 
 ABLATIONS = ("patch", "zero", "mean")
 
@@ -297,7 +298,10 @@ def test_random_scores_are_seeded_and_cover_every_edge():
 def bad_calls():
     vit = random_vit(shape())
     pairs = random_pairs(vit, 3)
-    eap = cv.eap
+    eap, nan, huge = cv.eap, random_vit(shape()), random_vit(shape())
+    with torch.no_grad():
+        nan.head.bias[0] = float("nan")
+        huge.head.weight.mul_(1e307)
     return {
         "plain eap would.*eap-ig-inputs.*logit_difference": lambda: eap(vit, pairs, metric="kl"),
         "accuracy has no gradient": lambda: eap(vit, pairs, metric="accuracy"),
@@ -305,6 +309,11 @@ def bad_calls():
         "steps is 0, expected ≥ 1": lambda: eap(vit, pairs, method="eap-ig-inputs", steps=0),
         "takes ablation='patch' only": lambda: eap(vit, pairs, method="eap-ig-inputs", ablation="zero"),
         "needs reference images": lambda: eap(vit, pairs, ablation="mean"),
+        "the metric has no gradient": lambda: eap(vit, pairs, metric=lambda x, p: x.detach()[:, 0]),
+        "steps is 2.5, expected a whole number": lambda: eap(vit, pairs, steps=2.5),
+        "weights hold NaN": lambda: eap(nan, pairs),
+        "reference images hold NaN": lambda: eap(vit, pairs, ablation="mean", reference=pairs.clean / 0),
+        "scores are NaN or infinite": lambda: eap(huge, pairs, method="exact"),
         "asked for 47 edges, there are 46": lambda: eap(vit, pairs).top(47),
     }  # fmt: skip
 
@@ -322,7 +331,37 @@ def test_kl_is_refused_because_its_gradient_really_is_zero():
     assert max(abs(float(score)) for score in scores.values()) < 1e-12
 
 
-def test_every_node_reads_back_its_name():
-    config = cv.ViTConfig(**TINY, depth=2, heads=2, mlp_width=4)
-    for name in cv.edge_graph(config):
-        assert node_named(name).name == name
+def test_means_are_taken_once_however_many_images_there_are(monkeypatch):
+    from circuitvit.discover import problem
+
+    calls, real = [], problem.ablated_values
+    monkeypatch.setattr(problem, "ablated_values", lambda *a, **k: calls.append(1) or real(*a, **k))
+    vit = random_vit(shape())
+    cv.eap(vit, random_pairs(vit, 40), ablation="mean", reference=random_images(vit, 5))
+    assert len(calls) == 1
+
+
+def test_numbers_of_numpy_and_torch_are_taken_and_saved(tmp_path, as_users_call):
+    vit = random_vit(shape())
+    pairs = random_pairs(vit, 2)
+    cv.acdc(vit, pairs, tau=np.float32(0.25)).save(tmp_path / "a.json")
+    assert cv.Circuit.load(tmp_path / "a.json").provenance.tau == 0.25
+    scores = cv.eap(vit, pairs, method="eap-ig-inputs", steps=np.int64(2), seed=torch.tensor(3))
+    scores.top(np.int64(5)).save(tmp_path / "b.json")
+    assert cv.Circuit.load(tmp_path / "b.json").provenance.steps == 2
+
+
+def test_scores_can_be_had_inside_inference_mode():
+    vit = random_vit(shape())
+    pairs = random_pairs(vit, 2)
+    expected = dict(cv.eap(vit, pairs))
+    with torch.inference_mode():
+        assert dict(cv.eap(vit, pairs)) == expected
+
+
+def test_an_unused_reference_is_not_recorded():
+    vit = random_vit(shape())
+    images = random_images(vit, 3)
+    used = {a: cv.eap(vit, random_pairs(vit, 2), ablation=a, reference=images) for a in ABLATIONS}
+    recorded = {a: scores.provenance.reference is not None for a, scores in used.items()}
+    assert recorded == {"patch": False, "zero": False, "mean": True}

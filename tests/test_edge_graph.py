@@ -74,3 +74,9 @@ def test_an_absent_sub_layer_has_no_nodes():
 def test_names_of_nothing_are_refused(name):
     with pytest.raises(cv.CircuitError, match="names no writer or reader"):
         node_named(name)
+
+
+def test_every_node_reads_back_its_name():
+    config = shape()
+    for name in cv.edge_graph(config):
+        assert node_named(name).name == name

@@ -153,6 +153,52 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call):
         ),
         (lambda: cv.measure({"a": vit}, images.float(), labels), "dtype torch.float32"),
         (lambda: cv.measure({"a": vit}, images, labels, rounds=1), "rounds ≥ 3"),
+        (lambda: cv.measure([vit], images, labels), "no models to measure"),
+        (lambda: cv.measure({"a": vit}, images / 0, labels), "logits hold NaN"),
+        (lambda: cv.measure({"a": vit}, images, labels.double()), "expected whole numbers"),
+        (lambda: cv.measure({"a": vit}, images, labels[:, None]), "expected whole numbers"),
     ):
         with pytest.raises(cv.CircuitError, match=message):
             call()
+
+
+def test_labels_may_be_lists_or_arrays_or_short_integers(as_users_call):
+    vit = random_vit(shape())
+    images = random_images(vit, 3)
+    expected = accuracy(vit, images, torch.tensor([0, 1, 2]))
+    for labels in ([0, 1, 2], np.array([0, 1, 2]), torch.tensor([0, 1, 2], dtype=torch.int32)):
+        found = cv.measure({"a": vit}, images, labels, batches=())["a"].accuracy
+        assert found == expected
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.frozen, self.head = nn.BatchNorm2d(1), nn.BatchNorm2d(1), nn.Linear(16, 4)
+        self.drop = nn.Dropout(0.5)
+        self.frozen.eval()
+
+    def forward(self, images):
+        return self.head(self.drop(self.frozen(self.norm(images))).flatten(1))
+
+
+def test_measuring_leaves_modes_statistics_and_generators_alone():
+    model = Whole()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    generator = torch.get_rng_state()
+    images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    cv.measure({"a": model}, images, torch.tensor([0, 1, 2, 3, 0, 1]), batches=(2,), rounds=3)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_without_parameters_can_be_measured():
+    class Constant(nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), 4)
+
+    images = torch.zeros(2, 1, 4, 4)
+    report = cv.measure({"a": Constant()}, images, torch.tensor([0, 1]), batches=())
+    assert (report["a"].parameters, report["a"].macs) == (0, 0)

@@ -68,6 +68,32 @@ def test_signatures_are_those_of_the_contract(name):
             assert parameters[parameter].default == default
 
 
+METHODS = {
+    "ViT": ["save_pretrained", "from_pretrained", "forward"],
+    "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
+    "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
+    "EdgeScores": ["top", "greedy", "above", "keys", "items"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_those_of_the_contract(name):
+    from models import random_pairs, random_vit, shape
+
+    vit = random_vit(shape())
+    scores = cv.eap(vit, random_pairs(vit, 2))
+    made = {
+        "ViT": vit,
+        "HookedViT": cv.HookedViT(vit),
+        "EdgeScores": scores,
+        "Circuit": scores.top(3),
+    }
+    assert isinstance(made[name], getattr(cv, name))
+    for method in METHODS[name]:
+        assert hasattr(made[name], method), method
+    assert isinstance(made["Circuit"].edges, tuple)
+
+
 @pytest.mark.parametrize("first", ["measure", "train", "edge_graph"])
 def test_public_names_win_over_modules_so_called(first):
     code = (

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from models import SHAPES, random_images, random_vit, shape
@@ -99,9 +100,34 @@ def test_the_callers_model_stays_as_it_is():
 
 def test_what_does_not_exist_can_not_be_removed():
     vit = random_vit(shape())
-    with pytest.raises(cv.CircuitError, match=r"block 5 does not exist.*not head \[2, 3\]"):
+    with pytest.raises(cv.CircuitError, match=r"block 5 does not exist.*so not head \[3, 2, 0\]"):
         cv.prune_heads(vit, {5: [0], 1: [3, 2, 0]})
     with pytest.raises(cv.CircuitError, match=r"block 0 has 6 neurons, so not neuron \[-1\]"):
         cv.prune_mlp(vit, {0: [-1]})
     with pytest.raises(cv.CircuitError, match="belongs to another model"):
         cv.retain_circuit(vit, cv.Circuit(shape(heads=(2, 1)), []))
+
+
+def test_indices_may_be_tensors_arrays_or_masks(as_users_call):
+    vit = random_vit(shape(), seed=1)
+    expected = cv.prune_mlp(vit, {1: [4, 5]}).fingerprint()
+    mask = [False] * 4 + [True] * 2
+    for given in (
+        torch.tensor([4, 5]),
+        np.array([5, 4]),
+        (4, 5),
+        mask,
+        np.array(mask),
+        torch.tensor(mask),
+    ):
+        assert cv.prune_mlp(vit, {1: given}).fingerprint() == expected
+    assert cv.prune_heads(vit, {np.int64(0): {1}}).config.heads == (1, 2)
+
+
+def test_other_indices_are_refused(as_users_call):
+    vit = random_vit(shape(), seed=1)
+    for given in ([True, False], [1.0], 1, "12", [[1]], [6], None):
+        with pytest.raises(cv.CircuitError, match="block 1 has 6 neurons, so not neuron"):
+            cv.prune_mlp(vit, {1: given})
+    with pytest.raises(cv.CircuitError, match=r"expected a circuitvit.ViT, got Linear"):
+        cv.prune_heads(torch.nn.Linear(2, 2), {0: [1]})

@@ -132,6 +132,13 @@ def test_a_damaged_folder_is_refused_with_the_reason(tmp_path):
     config.write_text('{"architectures": ["ViTForImageClassification"]}')
     with pytest.raises(cv.CircuitError, match="not the config of a ViT of circuitvit"):
         cv.load_vit(tmp_path)
+    config.write_text(json.dumps({**json.loads(text), "activation": "quick_gelu"}))
+    with pytest.raises(cv.CircuitError, match="is not the config that model.safetensors was saved"):
+        cv.load_vit(tmp_path)
+    for other in ("[{}]", "3", "null"):
+        config.write_text(other)
+        with pytest.raises(cv.CircuitError, match="not the config of a ViT of circuitvit"):
+            cv.load_vit(tmp_path)
     config.write_text(text[:40])
     with pytest.raises(cv.CircuitError, match="cut short"):
         cv.load_vit(tmp_path)

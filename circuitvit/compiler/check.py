@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from circuitvit.ablation import check_vit
-from circuitvit.circuit import Circuit, same_edge_set
+from circuitvit.checks import check_circuit, check_vit
+from circuitvit.circuit import Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.vit import ViT
 
@@ -33,24 +33,19 @@ def _reasons(
     elif level != "unit":
         yield f"level is {level!r}, expected 'unit'"
     yield from _ablation_reasons(ablation, reference)
-    if reference is not None and len(reference):
+    if reference is not None and not isinstance(reference, Tensor):
+        yield f"reference is a {type(reference).__name__}, expected a tensor of images"
+    elif reference is not None and len(reference):
         try:
             vit.check_images(reference, name="reference images")
         except CircuitError as cause:
             yield str(cause).rstrip(".")
         if not bool(torch.isfinite(reference).all()):
             yield "the reference images hold NaN or infinity"
-    if not same_edge_set(vit.config, circuit.config):
-        yield (
-            f"the circuit belongs to another model, with heads {circuit.config.heads} and MLPs "
-            f"{circuit.config.mlp_width}, this one has heads {vit.config.heads} and MLPs "
-            f"{vit.config.mlp_width}"
-        )
-    elif not circuit.units() and "embed->logits" not in circuit:
-        yield (
-            f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so nothing "
-            "of the image would reach them; keep more edges, as with scores.greedy(n)"
-        )
+    try:
+        check_circuit(vit, circuit)
+    except CircuitError as cause:
+        yield str(cause).rstrip(".")
 
 
 def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
@@ -61,5 +56,5 @@ def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
         )
     elif ablation not in ("zero", "mean"):
         yield f"ablation is {ablation!r}, expected 'zero' or 'mean'"
-    elif ablation == "mean" and (reference is None or not len(reference)):
+    elif ablation == "mean" and (reference is None or len(reference) == 0):
         yield "ablation='mean' needs reference images, give reference=images"

@@ -1,11 +1,12 @@
 """The verb `compile`: it checks, calls the passes in order, and verifies."""
 
+import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from circuitvit.ablation import ablated_values, check_circuit
+from circuitvit.ablation import ablated_values
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.check import check
 from circuitvit.compiler.constants import fold_constants
@@ -46,8 +47,13 @@ def compile(  # noqa: A001
             masked run by more than 1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64.
     """
     check(vit, circuit, level=level, ablation=ablation, reference=reference)
-    check_circuit(vit, circuit)
     units = circuit.units()
+    if not units and "embed->logits" not in circuit:
+        warnings.warn(
+            f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so no head "
+            "and no MLP is kept; scores.greedy(n) keeps paths.",
+            stacklevel=3,
+        )
     ablated = ablated_values(vit, ablation, reference=reference)
     compiled = keep_units(vit, units)
     if ablation == "mean":

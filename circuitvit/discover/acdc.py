@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import EdgeMask, run_embedded
+from circuitvit.checks import real
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.problem import Problem
@@ -66,7 +67,7 @@ def acdc(
     Raises:
         CircuitError: the input doesn't fit together, or the metric becomes NaN.
     """
-    if not tau > 0:
+    if not real(tau, "tau") > 0:
         raise CircuitError(
             f"tau is {tau}, expected a number > 0: the rise of the metric that an edge may cost."
         )
@@ -75,12 +76,12 @@ def acdc(
     )
     edges_of(vit.config, qkv)
     with torch.no_grad():
-        search = _Search(problem, tau)
+        search = _Search(problem, float(tau))
         kept = search.edges(qkv) if level == "edge" else search.units(level, qkv)
     origin = problem.provenance(
         method="acdc",
         level=level,
-        tau=tau,
+        tau=float(tau),
         evaluations=search.evaluations,
         divergence=search.current,
         ties=tuple(search.ties),

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import EdgeMask, run_embedded, writer_values
+from circuitvit.checks import whole
 from circuitvit.circuit import Ablation, Level
 from circuitvit.config import ViTConfig
 from circuitvit.discover.exact import exact_scores
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
-from circuitvit.edge_graph import Qkv, edges_of, node_named, writers_before, writers_of
+from circuitvit.edge_graph import Qkv, edges_of, node_named, places_of, writers_before
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric, check_differentiable
@@ -66,6 +67,7 @@ def eap(
     """
     if method not in METHODS:
         raise CircuitError(f"method is {method!r}, expected one of {METHODS}.")
+    steps, seed = whole(steps, "steps"), whole(seed, "seed")
     if steps < 1:
         raise CircuitError(f"steps is {steps}, expected ≥ 1.")
     if method in ("eap-ig-inputs", "clean-corrupted") and ablation != "patch":
@@ -100,7 +102,7 @@ def eap(
 
 def _summed(problem: Problem, method: str, steps: int) -> ReadScores:
     total: ReadScores = {}
-    with progress("EAP", len(problem.pairs)) as advance:
+    with torch.inference_mode(False), progress("EAP", len(problem.pairs)) as advance:
         for chunk in problem.chunks(IMAGES_AT_ONCE):
             for name, scores in _chunk_scores(problem, chunk, method, steps).items():
                 total[name] = total[name] + scores if name in total else scores
@@ -148,7 +150,13 @@ def _read_gradients(
     start = embedded.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         logits = run_embedded(vit, start, mask, start[None], on_read=reads.__setitem__).logits
-        gradients = torch.autograd.grad(loss(logits), list(reads.values()))
+        total = loss(logits)
+        if not total.requires_grad:
+            raise CircuitError(
+                "the metric has no gradient with respect to the logits. Leave out argmax, detach "
+                "and no_grad, or use method='exact'."
+            )
+        gradients = torch.autograd.grad(total, list(reads.values()))
     return dict(zip(reads, gradients, strict=True))
 
 
@@ -168,7 +176,7 @@ def _at_level(config: ViTConfig, sums: ReadScores, level: Level, qkv: Qkv) -> di
 
 
 def _by_edge(config: ViTConfig, sums: ReadScores, qkv: Qkv) -> dict[str, float]:
-    places = {name: place for place, name in enumerate(writers_of(config))}
+    places = places_of(config)
     lists = {name: values.tolist() for name, values in sums.items()}
     scores = {}
     for edge in edges_of(config, qkv):

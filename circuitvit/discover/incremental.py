@@ -21,7 +21,7 @@ from circuitvit.ablation import (
     project,
     writer_values,
 )
-from circuitvit.edge_graph import Node, node_named, units_of, writers_before, writers_of
+from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before
 from circuitvit.vit import PARTS, Block, ViT
 
 Stream = Float[Tensor, "image token width"]
@@ -64,8 +64,7 @@ class IncrementalRun:
         self.logits = run.logits
         self._ablated = ablated
         self._values = list(run.values.unbind())
-        self._names = writers_of(vit.config)
-        self._places = {name: place for place, name in enumerate(self._names)}
+        self._places = places_of(vit.config)
         self._units = [node_named(name) for name in units_of(vit.config)]
         self._before = writers_before(vit.config)
         self._bases: dict[str, Tensor] = {}

@@ -9,12 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import (
-    ablated_values,
-    check_ablation,
-    check_finite,
-    check_vit,
-)
+from circuitvit.ablation import ablated_values
+from circuitvit.checks import check_ablation, check_finite, check_vit
 from circuitvit.circuit import Ablation, Level, Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs, fingerprint
@@ -33,6 +29,7 @@ class Problem:
         loss: the metric of some logits, one value an image.
         ablation: what removed edges carry.
         reference: images for `mean`.
+        constants: ã of every writer, where it is the same for all images (`zero`, `mean`).
     """
 
     vit: ViT
@@ -40,7 +37,8 @@ class Problem:
     metric: Metric
     loss: Loss
     ablation: Ablation
-    reference: Float[Tensor, "image channel height width"] | None
+    reference: Tensor | None
+    constants: Float[Tensor, " writer #image #token #width"] | None
 
     @classmethod
     def checked(
@@ -69,20 +67,22 @@ class Problem:
             images = getattr(pairs, name)
             if images is not None:
                 vit.check_images(images, name=f"{name} images")
-                check_finite(images)
-        if reference is not None:
-            check_finite(reference)
-            reference = reference.to(vit.positions.device)
+                check_finite(images, name=f"{name} images")
+        reference = reference if ablation == "mean" else None  # else not used, so not recorded
         loss = loss_of(metric, pairs, vit.config.classes)
         pairs = pairs.to(device=vit.positions.device)
-        return cls(vit, pairs, metric, loss, ablation, reference)
+        constants = None
+        if ablation != "patch":
+            with torch.no_grad():
+                constants = ablated_values(vit, ablation, reference=reference)
+        return cls(vit, pairs, metric, loss, ablation, reference, constants)
 
     def ablated(self, pairs: Pairs) -> Float[Tensor, " writer #image #token #width"]:
         """ã of every writer for some of the pairs."""
+        if self.constants is not None:
+            return self.constants
         with torch.no_grad():
-            return ablated_values(
-                self.vit, self.ablation, corrupt=pairs.corrupt, reference=self.reference
-            )
+            return ablated_values(self.vit, self.ablation, corrupt=pairs.corrupt)
 
     def chunks(self, images: int) -> Iterator[Pairs]:
         """The pairs, at most so many at a time."""

@@ -1,6 +1,7 @@
 """Scores of edges, nodes or blocks, and the circuits that can be chosen from them."""
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -20,6 +21,9 @@ class EdgeScores(Mapping[str, float]):
         values: a score for each name of the level: `embed->m0`; `a0.h1` or `m0`; `block0`.
         qkv: granularity of the heads' readers.
         provenance: how they were computed; its `level` says what the names are.
+
+    Raises:
+        CircuitError: a score is not finite.
     """
 
     def __init__(
@@ -31,6 +35,12 @@ class EdgeScores(Mapping[str, float]):
         self.qkv: Qkv = qkv
         self.provenance = provenance
         self._values = {name: float(values[name]) for name in names}
+        bad = [name for name, value in self._values.items() if not math.isfinite(value)]
+        if bad:
+            raise CircuitError(
+                f"{len(bad)} scores are NaN or infinite, such as that of {bad[0]}; the weights, "
+                "the images or the metric are too large."
+            )
 
     def __getitem__(self, name: str) -> float:
         return self._values[name]

@@ -159,12 +159,9 @@ def _strongest(drawing: Drawing, limit: int = 3) -> list[list[str]]:
     return lines
 
 
-def _layout(drawing: Drawing) -> dict[str, Any]:
-    left, right, low, high = drawing.bounds()
-    blocks, heads = range(drawing.blocks), range(drawing.heads)
-    quiet = {"showgrid": False, "zeroline": False, "showline": False, "ticks": ""}
-    grey = {"size": 11, "color": "#7b8794"}
-    bands = [
+def _bands(drawing: Drawing) -> list[dict[str, Any]]:
+    """A stripe behind each block, every second one tinted."""
+    return [
         {
             "type": "rect",
             "layer": "below",
@@ -176,11 +173,18 @@ def _layout(drawing: Drawing) -> dict[str, Any]:
             "fillcolor": "#f4f6f8" if block % 2 == 0 else "#ffffff",
             "line": {"width": 0},
         }
-        for block in blocks
+        for block in range(drawing.blocks)
     ]
+
+
+def _layout(drawing: Drawing) -> dict[str, Any]:
+    left, right, low, high = drawing.bounds()
+    blocks, heads = range(drawing.blocks), range(drawing.heads)
+    quiet = {"showgrid": False, "zeroline": False, "showline": False, "ticks": ""}
+    grey = {"size": 11, "color": "#7b8794"}
     return {
         "template": "none",
-        "shapes": bands,
+        "shapes": _bands(drawing),
         "showlegend": False,
         "hovermode": "closest",
         "dragmode": "pan",

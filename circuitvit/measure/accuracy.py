@@ -1,10 +1,12 @@
 """How well a classifier does on labelled images."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
@@ -39,9 +41,13 @@ def accuracy(
     Raises:
         CircuitError: there are no images, not as many labels, or a label is out of range.
     """
+    labels = _checked_labels(labels, images)
     logits = all_logits(model, images)
-    if len(labels) != len(images):
-        raise CircuitError(f"got {len(images)} images and {len(labels)} labels, expected as many.")
+    if not bool(torch.isfinite(logits).all()):
+        raise CircuitError(
+            "the logits hold NaN or infinity. Look at the model's weights and at how the images "
+            "were normalised."
+        )
     classes = logits.shape[1]
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise CircuitError(
@@ -62,10 +68,33 @@ def all_logits(model: nn.Module, images: Tensor) -> Float[Tensor, "image class"]
     """The logits of all images, a batch at a time, in eval mode."""
     if not len(images):
         raise CircuitError("there are no images to look at. Give at least one.")
-    was_training = model.training
-    model.eval()
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([model(chunk) for chunk in images.split(IMAGES_AT_ONCE)])
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models into eval mode, then every one of their modules back into its own."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
     try:
-        with torch.inference_mode():
-            return torch.cat([model(chunk) for chunk in images.split(IMAGES_AT_ONCE)])
+        yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _checked_labels(labels: object, images: object) -> Int[Tensor, " image"]:
+    if not isinstance(images, Tensor):
+        raise CircuitError(f"images are a {type(images).__name__}, expected a tensor.")
+    labels = torch.as_tensor(labels)
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.ndim != 1 or not whole:
+        raise CircuitError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected whole numbers "
+            "[image]."
+        )
+    if len(labels) != len(images):
+        raise CircuitError(f"got {len(images)} images and {len(labels)} labels, expected as many.")
+    return labels.long()

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuitvit.config import ViTConfig
+from circuitvit.measure.accuracy import evaluating
 from circuitvit.vit import ViT
 
 
@@ -39,9 +40,9 @@ def vit_macs(config: ViTConfig) -> int:
 
 def counted_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates as torch's counter sees them, for any module."""
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.zeros(()))
     images = torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(images)
     return counter.get_total_flops() // 2

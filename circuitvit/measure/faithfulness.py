@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from circuitvit.ablation import run_circuit
+from circuitvit.checks import check_vit
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
@@ -33,6 +34,8 @@ def faithfulness(
     Raises:
         CircuitError: removing everything hardly changes the metric, so the ratio means nothing.
     """
+    check_vit(vit)
+    pairs = pairs.to(vit.positions.device)
     loss = loss_of(metric, pairs, vit.config.classes)
 
     def run(kept: Circuit) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
+from circuitvit.measure.accuracy import evaluating
 
 NULL = "null"
 LEAST_SECONDS = 0.02
@@ -79,16 +80,10 @@ def latency(
         )
     inputs = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch].contiguous()
     everyone = {**models, NULL: models[baseline]}
-    modes = {name: model.training for name, model in models.items()}
-    try:
-        for model in models.values():
-            model.eval()
+    with evaluating(*models.values()):
         first = {name: _first_call(model, inputs) for name, model in everyone.items()}
         seconds = _rounds(everyone, inputs, rounds)
         peaks = {name: _peak_bytes(model, inputs) for name, model in everyone.items()}
-    finally:
-        for name, model in models.items():
-            model.train(modes[name])
     return {
         name: _summary(seconds[name], seconds[baseline], batch, first[name], peaks[name], seed)
         for name in everyone

@@ -4,7 +4,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_json, write_text
+from circuitvit.html.escaping import escape
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.latency import NULL, Latency, latency
@@ -148,7 +148,7 @@ def measure(
     Raises:
         CircuitError: there are no models or images, or labels that don't fit.
     """
-    if not models:
+    if not isinstance(models, Mapping) or not models:
         raise CircuitError("there are no models to measure. Give {name: model}.")
     baseline = next(iter(models)) if baseline is None else baseline
     if baseline not in models:

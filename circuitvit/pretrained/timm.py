@@ -37,15 +37,14 @@ def from_timm(module: nn.Module) -> ViT:
             + "; ".join(problems)
             + "."
         )
-    vit = ViT(_config(source))
     weights, left = _weights(source)
     if left:
         raise CircuitError(
             f"this timm model has parameters that no one reads here: {sorted(left)}. "
             "It is not the plain VisionTransformer."
         )
-    vit.load_weights(weights, source=f"timm {type(module).__name__}")
-    _compare(vit.eval(), source)
+    vit = ViT.from_weights(_config(source), weights, source=f"timm {type(module).__name__}").eval()
+    _compare(vit, source)
     return vit
 
 

@@ -1,0 +1,113 @@
+"""What the public doors ask of a model, a circuit, an ablation and its images."""
+
+import operator
+import warnings
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from circuitvit.circuit import Ablation, Circuit, same_edge_set
+from circuitvit.errors import CircuitError
+from circuitvit.vit import ViT
+
+
+def check_vit(vit: object) -> None:
+    """Refuse anything but a ViT with finite weights.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if not isinstance(vit, ViT):
+        raise CircuitError(
+            f"expected a circuitvit.ViT, got {type(vit).__name__}. "
+            "circuitvit.load_vit(model) makes one."
+        )
+    vit.check_weights()
+
+
+def check_circuit(vit: ViT, circuit: object) -> None:
+    """Refuse a circuit of a model with other edges; warn where only the weights differ.
+
+    Raises:
+        CircuitError: it is no circuit, or belongs to a ViT with another edge set.
+    """
+    if not isinstance(circuit, Circuit):
+        raise CircuitError(
+            f"expected a circuitvit.Circuit, got {type(circuit).__name__}. Scores give one with "
+            "scores.top(n); edge names with Circuit(vit.config, names)."
+        )
+    if not same_edge_set(vit.config, circuit.config):
+        raise CircuitError(
+            f"this circuit belongs to another model: it has heads {circuit.config.heads} and MLPs "
+            f"{circuit.config.mlp_width}, this ViT heads {vit.config.heads} and MLPs "
+            f"{vit.config.mlp_width}. Find a circuit on this model."
+        )
+    known = circuit.provenance.model
+    if known is not None and known != vit.fingerprint():
+        warnings.warn(
+            f"this circuit was found on other weights of the same shape (fingerprint {known}).",
+            stacklevel=3,
+        )
+
+
+def check_ablation(ablation: str, *, corrupt: Tensor | None, reference: Tensor | None) -> None:
+    """Refuse an ablation that is unknown or lacks its images.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if ablation not in get_args(Ablation):
+        raise CircuitError(f"ablation is {ablation!r}, expected one of {get_args(Ablation)}.")
+    if ablation == "patch" and corrupt is None:
+        raise CircuitError(
+            "ablation='patch' needs corrupt images, but the pairs have none. Give "
+            "Pairs(corrupt=...), or use ablation='zero' or 'mean'."
+        )
+    if ablation != "mean":
+        return
+    if reference is None or (isinstance(reference, Tensor) and len(reference) == 0):
+        raise CircuitError(
+            "ablation='mean' needs reference images to take the mean over. Give reference=images."
+        )
+    if not isinstance(reference, Tensor):
+        raise CircuitError(
+            f"reference is a {type(reference).__name__}, expected a tensor [image channel height "
+            "width], such as splits.train.images."
+        )
+
+
+def check_finite(images: Tensor, *, name: str = "images") -> None:
+    """Refuse images that hold NaN or infinity.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise CircuitError(f"the {name} hold NaN or infinity. Look at how they were normalised.")
+
+
+def whole(value: object, name: str) -> int:
+    """A whole number as Python's own int, numpy's and tensors' included.
+
+    Raises:
+        CircuitError: it is none.
+    """
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise CircuitError(f"{name} is {value!r}, expected a whole number.") from None
+
+
+def real(value: object, name: str) -> float:
+    """A number as Python's own float, numpy's and tensors' included.
+
+    Raises:
+        CircuitError: it is none.
+    """
+    if not isinstance(value, str):
+        try:
+            return float(value)  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError):
+            pass
+    raise CircuitError(f"{name} is {value!r}, expected a number.")
