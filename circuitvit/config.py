@@ -150,7 +150,7 @@ class ViTConfig:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ViTConfig":
+    def from_dict(cls, values: Any) -> "ViTConfig":
         """Make a config from what `as_dict` gave.
 
         Raises:

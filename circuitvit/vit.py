@@ -272,7 +272,8 @@ class ViT(
                 `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
             **hub: those arguments.
         """
-        if hub and not push_to_hub:
+        passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
+        if set(hub) - passed_on and not push_to_hub:
             raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
         folder, config = Path(save_directory), self.config.as_dict()
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}

@@ -194,3 +194,31 @@ def test_gradients_reach_every_parameter():
 def test_an_empty_sub_layer_has_no_modules():
     vit = cv.ViT(cv.ViTConfig(**TINY, heads=(0,), head_width=1, mlp_width=0, output_bias=False))
     assert list(vit.blocks[0].parameters()) == []
+
+
+def test_pushing_to_the_hub_uploads_the_saved_folder(monkeypatch, tmp_path):
+    """With the network's part replaced: what would be uploaded loads back."""
+    from huggingface_hub import hub_mixin
+
+    uploaded = {}
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id, folder_path, **_):
+            uploaded[repo_id] = cv.ViT.from_pretrained(folder_path)
+            return "url"
+
+    monkeypatch.setattr(hub_mixin, "HfApi", Api)
+    vit = random_vit(shape())
+    assert vit.push_to_hub("me/vit") == "url"
+    assert uploaded["me/vit"].fingerprint() == vit.fingerprint()
+    assert vit.save_pretrained(tmp_path / "a", push_to_hub=True, repo_id="me/other") == "url"
+    assert set(uploaded) == {"me/vit", "me/other"}
+    with pytest.raises(cv.CircuitError, match="mean nothing without push_to_hub"):
+        vit.save_pretrained(tmp_path / "b", repo="me/vit")
+    assert not (tmp_path / "b").exists()
