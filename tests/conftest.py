@@ -15,13 +15,10 @@ REQUIRE_ALL = os.environ.get("CIRCUITVIT_REQUIRE_ALL") == "1"
 """Set by .ci/run: there, a test that is skipped for lack of a program is a failure."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors are faster on one thread, and sums come out the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Small tensors are faster on one thread, sums come out the same everywhere, and a busy machine
+# doesn't make threads wait for one another.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ COMMAND = Path(sys.executable).parent / "circuitvit"
 def run(*words, cwd=None):
     return subprocess.run(
         [COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
     )  # fmt: skip
 
 

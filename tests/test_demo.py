@@ -13,7 +13,9 @@ from circuitvit.edge_graph import units_of
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     said = []
-    return folder, module.demo(folder, epochs=30, say=said.append), said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TAUS", (0.01, 0.0225, 0.03, 0.04))
+        return folder, module.demo(folder, epochs=30, say=said.append), said
 
 
 def test_the_demo_writes_its_results_and_they_load_back(ran):
