@@ -44,11 +44,16 @@ def check_circuit(vit: ViT, circuit: object) -> None:
             f"{vit.config.mlp_width}. Find a circuit on this model."
         )
     known = circuit.provenance.model
-    if known is not None and known != vit.fingerprint():
-        warnings.warn(
-            f"this circuit was found on other weights of the same shape (fingerprint {known}).",
-            stacklevel=3,
-        )
+    if known is None or known == vit.fingerprint():
+        return
+    what = "other weights of the same shape"
+    if circuit.config != vit.config:
+        what = "a model of another shape that has the same edges"
+    warnings.warn(
+        f"this circuit was found on {what} (fingerprint {known}), so it may explain nothing here. "
+        "Find it again on this model to be sure.",
+        stacklevel=3,
+    )
 
 
 def check_ablation(ablation: str, *, corrupt: Tensor | None, reference: Tensor | None) -> None:

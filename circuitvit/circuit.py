@@ -110,6 +110,11 @@ class Circuit:
         scores: Mapping[str, float] | None = None,
         provenance: Provenance | None = None,
     ) -> None:
+        if not isinstance(config, ViTConfig) or isinstance(edges, str):
+            raise CircuitError(
+                f"expected Circuit(vit.config, [edge names]), got a {type(config).__name__} and "
+                f"{type(edges).__name__}."
+            )
         kept = set(edges)
         order = edge_names_of(config, qkv)
         unknown = kept - set(order)
@@ -128,6 +133,12 @@ class Circuit:
             {name: float(scores[name]) for name in self.edges if scores and name in scores}
         )
         self.provenance = provenance or Provenance()
+        self._complete = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if getattr(self, "_complete", False):
+            raise AttributeError(f"circuits are immutable, so {name} can't be set; see keeping().")
+        super().__setattr__(name, value)
 
     def __len__(self) -> int:
         return len(self.edges)

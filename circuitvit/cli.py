@@ -1,6 +1,7 @@
 """The command line: each command is a thin layer over the public names."""
 
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ Data = Annotated[
         help="'digits', a folder of images, a parquet file or a folder of them, or a hub id."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Draws everything that is random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws everything that is random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images a split.")]
 Model = Annotated[Path, typer.Argument(help="A folder that 'train' or 'compile' wrote.")]
 
@@ -112,10 +113,16 @@ def discover(
     method: Annotated[
         str, typer.Option(help="acdc, eap, eap-ig-inputs, clean-corrupted, exact or random.")
     ] = "acdc",
-    tau: Annotated[float, typer.Option(help="What one edge may cost (acdc).")] = 0.01,
+    tau: Annotated[
+        float | None, typer.Option(help="What one edge may cost (acdc; 0.01 by default).")
+    ] = None,
     edges: Annotated[int | None, typer.Option(help="How many edges to keep (all others).")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="kl (default of acdc), logit_difference (of eap), …")
+        str | None,
+        typer.Option(
+            help="kl (default of acdc), logit_difference (default of the others), cross_entropy, "
+            "probability or accuracy."
+        ),
     ] = None,
     ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
     level: Annotated[str, typer.Option(help="edge, node or block.")] = "edge",
@@ -125,9 +132,16 @@ def discover(
     limit: Limit = None,
     seed: Seed = 0,
 ) -> None:
-    """Find a model's circuit on training images and save it."""
+    """Find a model's circuit on training images (of all classes, or --clean) and save it."""
     import circuitvit as cv
+    from circuitvit.discover import METHODS
 
+    if method not in ("acdc", *METHODS):
+        raise CircuitError(f"method is {method!r}, expected one of {('acdc', *METHODS)}.")
+    if method == "acdc" and edges is not None:
+        raise CircuitError("--edges goes with scores, not with acdc, whose --tau decides.")
+    if method != "acdc" and tau is not None:
+        raise CircuitError(f"--tau goes with acdc; for {method} say how many --edges to keep.")
     vit = cv.load_vit(model)
     images = _splits_for(vit, data, limit, seed).train
     chosen = cv.Pairs.by_class(images, clean=clean, corrupt=corrupt, count=pairs, seed=seed)
@@ -135,12 +149,14 @@ def discover(
     if metric is not None:
         common["metric"] = metric
     if method == "acdc":
-        circuit = cv.acdc(vit, chosen, tau=tau, **common)
+        circuit = cv.acdc(vit, chosen, tau=0.01 if tau is None else tau, **common)
     else:
         scores = cv.eap(vit, chosen, method=method, seed=seed, **common)
         circuit = scores.top(max(1, len(scores) // 10) if edges is None else edges)
     circuit.save(out)
     typer.echo(f"Wrote {out}: {circuit!r} with {len(circuit.units())} units on a path.")
+    if not circuit.units():
+        typer.echo("No unit is on a path to the logits: try a smaller --tau, or more --edges.")
 
 
 @app.command()
@@ -210,9 +226,16 @@ def _splits_for(vit: Any, data: str, limit: int | None, seed: int) -> Any:
     import circuitvit as cv
 
     config = vit.config
-    return cv.load_splits(
+    splits = cv.load_splits(
         data, image_size=config.image_size, channels=config.channels, limit=limit, seed=seed
     )
+    classes = len(splits.train.class_names)
+    if classes != config.classes:
+        raise CircuitError(
+            f"this model has {config.classes} classes, the data {data!r} have {classes}. "
+            "Name the data that it was trained on with --data."
+        )
+    return splits
 
 
 def _show(report: Any) -> None:
@@ -227,8 +250,13 @@ def _show(report: Any) -> None:
     Console().print(table)
 
 
+def _one_line(message: Warning | str, *_: Any) -> None:
+    typer.echo(f"circuitvit: warning: {message}", err=True)
+
+
 def main() -> None:
     """Run a command; what the user can mend is one clear line and exit code 2."""
+    warnings.showwarning = _one_line
     try:
         app()
     except CircuitError as error:

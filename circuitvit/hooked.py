@@ -141,6 +141,10 @@ class HookedViT(HookedRootModule):
 
     def __init__(self, vit: ViT, *, split_qkv: bool = True) -> None:
         super().__init__()
+        if not isinstance(vit, ViT):
+            raise CircuitError(
+                f"expected a circuitvit.ViT, got {type(vit).__name__}; load_vit(model) makes one."
+            )
         self.vit = vit
         self.split_qkv = split_qkv
         self.cfg = _lens_config(vit.config)

@@ -208,6 +208,9 @@ def test_a_circuit_of_other_weights_warns():
     cv.run_circuit(vit, circuit, pairs)
     with pytest.warns(UserWarning, match="other weights of the same shape"):
         cv.run_circuit(other, circuit, pairs)
+    wider = random_vit(shape(mlp_width=8))
+    with pytest.warns(UserWarning, match="a model of another shape that has the same edges"):
+        cv.run_circuit(wider, circuit, pairs)
 
 
 def test_no_public_function_draws_from_torchs_generator(tmp_path):

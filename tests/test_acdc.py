@@ -193,6 +193,8 @@ def bad_calls():
         "qkv is 'both'": lambda: cv.acdc(vit, pairs, qkv="both"),
         r"returned \(\), expected one value an image": lambda: cv.acdc(vit, pairs, metric=lambda x, p: x.mean()),
         "returned NaN": lambda: cv.acdc(vit, pairs, metric=lambda x, p: x[:, 0] * float("nan")),
+        "pairs are a Tensor, expected circuitvit.Pairs": lambda: cv.acdc(vit, pairs.clean),
+        "expected a circuitvit.ViT, got Linear": lambda: cv.acdc(torch.nn.Linear(2, 2), pairs),
         "needs reference images": lambda: cv.acdc(vit, pairs, ablation="mean"),
     }  # fmt: skip
 

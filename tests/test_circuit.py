@@ -207,6 +207,16 @@ def test_circuits_and_their_provenance_are_immutable():
     with pytest.raises(TypeError):
         circuit.scores["embed->m0"] = 2.0
     assert isinstance(hash(circuit.provenance), int)
+    with pytest.raises(AttributeError, match="circuits are immutable, so edges"):
+        circuit.edges = ()
+
+
+def test_a_circuit_is_made_of_a_config_and_names(as_users_call):
+    for args in ((random_vit(CONFIG), ["embed->m0"]), (CONFIG, "embed->m0")):
+        with pytest.raises(
+            cv.CircuitError, match=r"expected Circuit\(vit.config, \[edge names\]\)"
+        ):
+            cv.Circuit(*args)
     origin = cv.Provenance(method="acdc")
     assert replace(origin, tau=1.0).tau == 1.0
     with pytest.raises(AttributeError):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import circuitvit as cv
 
@@ -27,6 +28,10 @@ def workplace(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Wrote model. Test accuracy" in done.stdout
+    for index in range(20):
+        path = folder / "two" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), index).save(path)
     return folder
 
 
@@ -86,6 +91,9 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["discover", "model", "x.json", "--method", "eap", "--metric", "kl"], "eap-ig-inputs"),
         (["discover", "model", "x.json", "--data", "/nowhere"], "/nowhere"),
         (["discover", "model", "x.json", "--pairs", "99999"], "99999"),
+        (["discover", "model", "x.json", "--edges", "30"], "--edges goes with scores"),
+        (["discover", "model", "x.json", "--method", "eap", "--tau", "1"], "--tau goes with acdc"),
+        (["discover", "model", "x.json", "--data", "two"], "10 classes, the data 'two' have 2"),
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),
         (["evaluate", "missing"], "no model at missing"),
     ],
@@ -113,3 +121,19 @@ def test_training_goes_on_where_it_stopped_and_refuses_another_recipe(workplace)
     other = run(*words, "--epochs", 31, cwd=workplace)
     assert other.returncode == 2
     assert "epochs" in other.stderr
+
+
+def test_a_negative_seed_is_a_usage_error_without_a_traceback(workplace):
+    done = run("discover", "model", "x.json", "--seed", "-1", cwd=workplace)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_warnings_are_one_line_and_a_pathless_circuit_is_told(workplace):
+    words = ["discover", "model", "none.json", "--method", "random", "--edges", 0, "--pairs", 4]
+    done = run(*words, cwd=workplace)
+    assert "No unit is on a path to the logits" in done.stdout
+    done = run("compile", "model", "none.json", "bare", cwd=workplace)
+    assert done.returncode == 0
+    assert done.stderr.startswith("circuitvit: warning: the circuit has no kept path")
+    assert done.stderr.count("\n") == 1

@@ -219,3 +219,8 @@ def test_pairs_that_cannot_be_drawn_are_refused(asked, message):
 def test_images_of_one_class_make_no_pairs():
     with pytest.raises(CircuitError, match="all images are of one class"):
         Pairs.by_class(image_set([1, 1, 1]), count=2)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(CircuitError, match="seed is -1, expected a whole number ≥ 0"):
+        load_splits("digits", seed=-1)

@@ -62,6 +62,11 @@ class Problem:
                 f"level is {level!r}, expected one of {get_args(Level)}. (Scores of single neurons "
                 "are not there yet.)"
             )
+        if not isinstance(pairs, Pairs):
+            raise CircuitError(
+                f"pairs are a {type(pairs).__name__}, expected circuitvit.Pairs(clean=..., "
+                "corrupt=..., labels=..., corrupt_labels=...)."
+            )
         check_ablation(ablation, corrupt=pairs.corrupt, reference=reference)
         for name in ("clean", "corrupt"):
             images = getattr(pairs, name)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from circuitvit.errors import CircuitError
+
 Places = np.ndarray
 """Positions of images in their table, int64."""
 
@@ -35,6 +37,8 @@ def balanced(labels: np.ndarray, count: int, seed: int) -> Places:
 
 def _ranked(labels: np.ndarray, seed: int) -> tuple[Places, np.ndarray, np.ndarray]:
     """Images in a drawn order, each one's rank within its class, and its class's size."""
+    if seed < 0:
+        raise CircuitError(f"seed is {seed}, expected a whole number ≥ 0.")
     order = np.random.default_rng([seed, 0]).permutation(len(labels))
     ranks = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
