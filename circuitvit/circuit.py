@@ -217,9 +217,6 @@ class Circuit:
         Its nodes are `embed`, `logits` and every node that a kept edge touches.
         """
         kept = tuple(edge for edge in edges_of(self.config, self.qkv) if edge.name in self)
-        return self._graph_of(kept)
-
-    def _graph_of(self, kept: tuple[Edge, ...]) -> nx.DiGraph:
         touched = {"embed", "logits"}
         for edge in kept:
             touched |= {edge.writer, edge.reader, node_named(edge.reader).unit}

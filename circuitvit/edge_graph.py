@@ -161,7 +161,7 @@ def edge_graph(config: ViTConfig, qkv: Qkv = "split") -> nx.DiGraph:
         A DiGraph over node names. Nodes carry a frozen `Node` as attribute `node`, edges a frozen
         `Edge` as attribute `edge`; both are in forward order, and `graph.graph` holds `qkv`.
     """
-    return graph_of(edges_of(config, qkv), nodes=_all_nodes(config, qkv), qkv=qkv)
+    return graph_of(edges_of(config, qkv), nodes=tuple(_nodes_forward(config, qkv)), qkv=qkv)
 
 
 def graph_of(kept: tuple[Edge, ...], *, nodes: tuple[str, ...], qkv: Qkv) -> nx.DiGraph:
@@ -172,12 +172,8 @@ def graph_of(kept: tuple[Edge, ...], *, nodes: tuple[str, ...], qkv: Qkv) -> nx.
     return graph
 
 
-def _all_nodes(config: ViTConfig, qkv: Qkv) -> tuple[str, ...]:
-    """Every node, readers of a head before their writer."""
-    return tuple(_nodes_forward(config, qkv))
-
-
 def _nodes_forward(config: ViTConfig, qkv: Qkv) -> Iterator[str]:
+    """Every node, readers of a head before their writer."""
     for unit in writers_of(config):
         if qkv == "split" and node_named(unit).kind == "head":
             yield from (f"{unit}.{part}" for part in "qkv")

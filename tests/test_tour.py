@@ -12,6 +12,7 @@ TOUR = Path(__file__).parents[1] / "experiments" / "tour.ipynb"
 def test_the_tour_runs_and_circuits_show_themselves(tmp_path):
     """The committed notebook, executed afresh."""
     notebook = nbformat.read(TOUR, as_version=4)
+    assert "site-packages" not in TOUR.read_text()  # no path of the machine that made it
     committed = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs or cell.source.startswith("import") for cell in committed)
     for cell in committed:
