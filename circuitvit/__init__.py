@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from circuitvit.errors import CircuitError
     from circuitvit.hooked import HookedViT
     from circuitvit.images import ImageSet, Pairs, load_splits
-    from circuitvit.measure import Report, faithfulness, measure
+    from circuitvit.measure import (
+        Completeness,
+        Curve,
+        Minimality,
+        Report,
+        across_ablations,
+        completeness,
+        faithfulness,
+        faithfulness_curve,
+        measure,
+        minimality,
+    )
     from circuitvit.pretrained import load_vit
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
     from circuitvit.train import Recipe, train
@@ -39,21 +50,28 @@ _WITHOUT_TORCH = {
     "edge_graph": "edge_graph",
 }
 _WITH_TORCH = {
+    "Completeness": "measure",
+    "Curve": "measure",
     "EdgeScores": "discover",
     "HookedViT": "hooked",
     "ImageSet": "images",
     "MaskedViT": "ablation",
+    "Minimality": "measure",
     "Pairs": "images",
     "Recipe": "train",
     "Report": "measure",
     "ViT": "vit",
     "acdc": "discover",
+    "across_ablations": "measure",
     "compile": "compiler",
+    "completeness": "measure",
     "eap": "discover",
     "faithfulness": "measure",
+    "faithfulness_curve": "measure",
     "load_splits": "images",
     "load_vit": "pretrained",
     "measure": "measure",
+    "minimality": "measure",
     "prune_heads": "surgery",
     "prune_mlp": "surgery",
     "retain_circuit": "surgery",
@@ -63,10 +81,11 @@ _WITH_TORCH = {
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "Circuit", "CircuitError", "EdgeScores", "HookedViT", "ImageSet", "MaskedViT", "Pairs",
-    "Provenance", "Recipe", "Report", "ViT", "ViTConfig", "acdc", "compile", "eap", "edge_graph",
-    "faithfulness", "load_splits", "load_vit", "measure", "prune_heads", "prune_mlp",
-    "retain_circuit", "run_circuit", "train",
+    "Circuit", "CircuitError", "Completeness", "Curve", "EdgeScores", "HookedViT", "ImageSet",
+    "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report", "ViT", "ViTConfig",
+    "acdc", "across_ablations", "compile", "completeness", "eap", "edge_graph", "faithfulness",
+    "faithfulness_curve", "load_splits", "load_vit", "measure", "minimality", "prune_heads",
+    "prune_mlp", "retain_circuit", "run_circuit", "train",
 ]  # fmt: skip
 
 

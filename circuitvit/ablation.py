@@ -29,8 +29,7 @@ from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_befo
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.vit import PARTS, Attention, Block, ViT
-
-IMAGES_AT_ONCE = 64
+from circuitvit.writes import IMAGES_AT_ONCE, ablated_values, writer_values
 
 
 @dataclass(frozen=True)
@@ -207,45 +206,6 @@ def mlp_value(
     return block.mlp(block.ln2(reads))
 
 
-def writer_values(vit: ViT, images: Float[Tensor, "image channel _height _width"]) -> Run:
-    """The logits and what every writer writes in the untouched model."""
-    mask = EdgeMask.full(vit.config)
-    embedded = vit.embed(images)
-    return run_embedded(vit, embedded, mask, _zeros(vit))
-
-
-def _zeros(vit: ViT) -> Float[Tensor, "writer 1 1 1"]:
-    return vit.positions.new_zeros(len(writers_of(vit.config)), 1, 1, 1)
-
-
-def ablated_values(
-    vit: ViT,
-    ablation: Ablation,
-    *,
-    corrupt: Float[Tensor, "image channel _height _width"] | None = None,
-    reference: Tensor | None = None,
-) -> Float[Tensor, " writer #image #token #width"]:
-    """ã of every writer: its value on the corrupt images, zero, or its mean over the reference.
-
-    Raises:
-        CircuitError: the ablation is unknown, or the images that it needs are not given.
-    """
-    check_ablation(ablation, corrupt=corrupt, reference=reference)
-    if ablation == "zero":
-        return _zeros(vit)
-    if ablation == "patch":
-        assert corrupt is not None
-        return writer_values(vit, corrupt).values
-    assert reference is not None
-    vit.check_images(reference, name="reference images")
-    check_finite(reference, name="reference images")
-    device = vit.positions.device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for chunk in reference.to(device).split(IMAGES_AT_ONCE):
-        total = total + writer_values(vit, chunk).values.sum(dim=1, keepdim=True, dtype=total.dtype)
-    return (total / len(reference)).to(reference.dtype)
-
-
 def run_circuit(
     vit: ViT,
     circuit: Circuit | Iterable[str],
@@ -285,7 +245,7 @@ def run_circuit(
         if ablation == "patch":
             assert corrupt is not None
             chunks = zip(clean.split(IMAGES_AT_ONCE), corrupt.split(IMAGES_AT_ONCE), strict=True)
-            return torch.cat([_run(vit, c, mask, writer_values(vit, d).values) for c, d in chunks])
+            return torch.cat([_run(vit, c, mask, writer_values(vit, d)) for c, d in chunks])
         ablated = ablated_values(vit, ablation, reference=reference)
         return torch.cat([_run(vit, c, mask, ablated) for c in clean.split(IMAGES_AT_ONCE)])
 

@@ -60,6 +60,7 @@ class Edge:
         return f"{self.writer}->{self.reader}"
 
 
+@lru_cache(maxsize=4096)
 def node_named(name: str) -> Node:
     """Read a node's name.
 

@@ -69,21 +69,27 @@ def loss_of(metric: Metric, pairs: Labelled, classes: int) -> Loss:
     return lambda logits, chunk, full: _named_loss(metric, logits, chunk, full)
 
 
-def check_differentiable(metric: Metric, method: str) -> None:
+_AT_CLEAN = ("eap", "gim", "relp")
+"""Methods whose only gradient is taken at the clean images."""
+
+
+def check_differentiable(metric: Metric, method: str, *, steps: int | None = None) -> None:
     """Refuse metrics without a useful gradient.
 
     Raises:
-        CircuitError: `accuracy`, whose gradient is zero everywhere, or `kl` with plain `eap`.
+        CircuitError: `accuracy`, whose gradient is zero everywhere, or `kl` with a method that
+            looks at the clean images only, as `eap-ig-activations` with one step does.
     """
     if metric == "accuracy":
         raise CircuitError(
             "accuracy has no gradient. Use metric='logit_difference' or 'cross_entropy', or "
             "method='exact'."
         )
-    if metric == "kl" and method == "eap":
+    at_clean = method in _AT_CLEAN or (method, steps) == ("eap-ig-activations", 1)
+    if metric == "kl" and at_clean:
         raise CircuitError(
-            "the gradient of kl is zero where the model is its own reference, so plain eap would "
-            "score every edge 0. Use method='eap-ig-inputs', or metric='logit_difference'."
+            f"the gradient of kl is zero where the model is its own reference, so plain {method} "
+            "would score every edge 0. Use method='eap-ig-inputs', or metric='logit_difference'."
         )
 
 

@@ -78,6 +78,12 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "image token width"], output_bias: Float[Tensor, " width"] | None
     ) -> Float[Tensor, "image token width"]:
         """What all heads write together, given the normalised stream, and the output bias."""
+        return self.write(self.mix(x), output_bias)
+
+    def mix(
+        self, x: Float[Tensor, "image token width"]
+    ) -> Float[Tensor, "image head token head_width"]:
+        """z: the values of each head, mixed by its pattern, given the normalised stream."""
         q, k, v = rearrange(
             self.qkv(x),
             "image token (part head head_width) -> part image head token head_width",
@@ -85,7 +91,14 @@ class Attention(nn.Module):
             head=self.heads,
         )
         q, k = self.normalize("q", q), self.normalize("k", k)
-        z = F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def write(
+        self,
+        z: Float[Tensor, "image head token head_width"],
+        output_bias: Float[Tensor, " width"] | None,
+    ) -> Float[Tensor, "image token width"]:
+        """What all heads write together, given z, and the output bias."""
         z = rearrange(z, "image head token head_width -> image token (head head_width)")
         return F.linear(z, self.out.weight, output_bias)
 
@@ -246,7 +259,11 @@ class ViT(
         Raises:
             CircuitError: a parameter holds NaN or infinity.
         """
-        bad = [name for name, p in self.named_parameters() if not bool(torch.isfinite(p).all())]
+        bad = [  # a finite sum has finite terms, and is cheaper to tell
+            name
+            for name, p in self.named_parameters()
+            if not torch.isfinite(p.sum()) and not torch.isfinite(p).all()
+        ]
         if bad:
             raise CircuitError(
                 f"the weights hold NaN or infinity ({', '.join(bad[:5])}), so nothing computed "

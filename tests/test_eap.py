@@ -2,7 +2,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from models import SHAPES, random_images, random_pairs, random_vit, shape
+from models import SHAPES, linear_vit, random_images, random_pairs, random_vit, shape
 
 import circuitvit as cv
 from circuitvit.edge_graph import edge_names_of
@@ -102,21 +102,6 @@ def test_exact_scores_equal_one_hooked_run_an_edge(ablation):
             vit, pairs, method="exact", metric=metric, ablation=ablation, reference=reference
         )
         assert largest_error(got, expected) < 1e-9
-
-
-def linear_vit():
-    """LayerNorms drowned by their ε, uniform attention, GELUs far to the right: all is linear."""
-    vit = random_vit(shape(layer_norm_eps=1e12), seed=7)
-    with torch.no_grad():
-        for block in vit.blocks:
-            for norm in (block.ln1, block.ln2):
-                norm.weight.mul_(1e6)
-            block.attention.qkv.weight[: 2 * 8] = 0
-            block.attention.qkv.bias[: 2 * 8] = 0
-            block.mlp.fc1.bias.add_(60)
-            block.mlp.fc2.bias.sub_(60 * block.mlp.fc2.weight.sum(dim=1))
-        vit.final_norm.weight.mul_(1e6)
-    return vit
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -277,15 +262,6 @@ def test_exact_node_scores_equal_hooked_runs():
         )
 
 
-def test_images_stream_in_chunks_with_the_same_scores():
-    vit = random_vit(shape(), seed=8)
-    pairs = random_pairs(vit, 37)
-    whole = cv.eap(vit, pairs)
-    singles = [cv.eap(vit, pairs.subset([index])) for index in range(37)]
-    for edge, score in whole.items():
-        assert score == pytest.approx(sum(s[edge] for s in singles) / 37, abs=1e-10)
-
-
 def test_random_scores_are_seeded_and_cover_every_edge():
     vit = random_vit(shape())
     pairs = random_pairs(vit, 2)
@@ -299,14 +275,30 @@ def bad_calls():
     vit = random_vit(shape())
     pairs = random_pairs(vit, 3)
     eap, nan, huge = cv.eap, random_vit(shape()), random_vit(shape())
+    bare = random_vit(shape("mean, fc_norm, no class token"))
     with torch.no_grad():
         nan.head.bias[0] = float("nan")
         huge.head.weight.mul_(1e307)
     return {
         "plain eap would.*eap-ig-inputs.*logit_difference": lambda: eap(vit, pairs, metric="kl"),
+        "plain gim would": lambda: eap(vit, pairs, method="gim", metric="kl"),
+        "plain relp would": lambda: eap(vit, pairs, method="relp", metric="kl"),
         "accuracy has no gradient": lambda: eap(vit, pairs, metric="accuracy"),
         "method is 'eap-ig', expected one of": lambda: eap(vit, pairs, method="eap-ig"),
         "steps is 0, expected ≥ 1": lambda: eap(vit, pairs, method="eap-ig-inputs", steps=0),
+        "steps is -3, expected ≥ 1": lambda: eap(vit, pairs, method="eap-ig-activations", steps=-3),
+        "clean holds no image": lambda: eap(vit, cv.Pairs(clean=pairs.clean[:0])),
+        r"returned \(\), expected one value an image": lambda: eap(vit, pairs, metric=lambda x, p: x.mean()),
+        "returned NaN or infinity": lambda: eap(vit, pairs, metric=lambda x, p: x[:, 0] * float("nan")),
+        "level is 'token', expected one of": lambda: eap(vit, pairs, level="token"),
+        "positions is 'each', expected None": lambda: eap(vit, pairs, positions="each"),
+        "positions go with level='edge' or 'node'": lambda: eap(vit, pairs, level="block", positions="class/patch"),
+        "has no class token": lambda: eap(bare, random_pairs(bare), positions="class/patch"),
+        "autocast is 'fp8', expected None": lambda: eap(vit, pairs, autocast="fp8"),
+        "autocast needs float32 weights": lambda: eap(vit, pairs, autocast="bf16"),
+        "autocast goes with the gradient methods": lambda: eap(vit, pairs, method="random", autocast="bf16"),
+        "scores whole edges, nodes and blocks": lambda: eap(vit, pairs, method="exact", level="neuron"),
+        "moves whole MLPs": lambda: eap(vit, pairs, method="eap-ig-activations", level="neuron"),
         "takes ablation='patch' only": lambda: eap(vit, pairs, method="eap-ig-inputs", ablation="zero"),
         "needs reference images": lambda: eap(vit, pairs, ablation="mean"),
         "the metric has no gradient": lambda: eap(vit, pairs, metric=lambda x, p: x.detach()[:, 0]),
@@ -334,8 +326,8 @@ def test_kl_is_refused_because_its_gradient_really_is_zero():
 def test_means_are_taken_once_however_many_images_there_are(monkeypatch):
     from circuitvit.discover import problem
 
-    calls, real = [], problem.ablated_values
-    monkeypatch.setattr(problem, "ablated_values", lambda *a, **k: calls.append(1) or real(*a, **k))
+    calls, real = [], problem.ablated_writes
+    monkeypatch.setattr(problem, "ablated_writes", lambda *a, **k: calls.append(1) or real(*a, **k))
     vit = random_vit(shape())
     cv.eap(vit, random_pairs(vit, 40), ablation="mean", reference=random_images(vit, 5))
     assert len(calls) == 1

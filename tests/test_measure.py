@@ -3,13 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from models import SHAPES, image_shape, random_images, random_pairs, random_vit, shape
+from models import SHAPES, image_shape, random_images, random_vit, shape
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
 import circuitvit as cv
-from circuitvit.edge_graph import edge_names_of
-from circuitvit.measure import accuracy, faithfulness, latency, macs, parameters
+from circuitvit.measure import accuracy, latency, macs, parameters
 from circuitvit.measure.cost import counted_macs, vit_macs
 from circuitvit.measure.latency import bootstrap_interval
 
@@ -110,33 +109,6 @@ def test_measure_puts_models_side_by_side(tmp_path):
     assert "dense against itself" in text
     assert "&lt;b&gt;" in report._repr_html_()
     assert "<b>" not in report._repr_html_()
-
-
-def test_faithfulness_is_one_for_the_full_and_zero_for_the_empty_circuit():
-    vit = random_vit(shape())
-    pairs = random_pairs(vit, 6)
-    full = cv.Circuit(vit.config, edge_names_of(vit.config))
-    for metric in ("kl", "logit_difference", "probability"):
-        assert faithfulness(vit, full, pairs, metric=metric) == pytest.approx(1)
-        assert faithfulness(vit, full.keeping(()), pairs, metric=metric) == pytest.approx(0)
-    half = cv.eap(vit, pairs).top(30)
-    logits = {c: cv.run_circuit(vit, c, pairs) for c in (full, half, full.keeping(()))}
-    rows = torch.arange(6)
-    means = [
-        float((x[rows, pairs.labels] - x[rows, pairs.corrupt_labels]).mean())
-        for x in logits.values()
-    ]
-    expected = (means[1] - means[2]) / (means[0] - means[2])
-    assert faithfulness(vit, half, pairs, metric="logit_difference") == pytest.approx(expected)
-
-
-def test_faithfulness_without_a_difference_is_refused():
-    vit = random_vit(shape())
-    images = random_images(vit, 3)
-    same = cv.Pairs(clean=images, corrupt=images)
-    circuit = cv.Circuit(vit.config, ["embed->logits"])
-    with pytest.raises(cv.CircuitError, match="faithfulness is undefined"):
-        faithfulness(vit, circuit, same)
 
 
 def test_bad_input_is_refused_with_the_remedy(as_users_call):

@@ -53,5 +53,11 @@ def test_metrics_without_a_gradient_are_refused_where_one_is_needed():
         check_differentiable("accuracy", "eap-ig-inputs")
     with pytest.raises(cv.CircuitError, match="eap-ig-inputs"):
         check_differentiable("kl", "eap")
+    for method in ("gim", "relp"):
+        with pytest.raises(cv.CircuitError, match=f"plain {method} would score every edge 0"):
+            check_differentiable("kl", method)
+    with pytest.raises(cv.CircuitError, match="plain eap-ig-activations"):
+        check_differentiable("kl", "eap-ig-activations", steps=1)
+    check_differentiable("kl", "eap-ig-activations", steps=2)
     check_differentiable("kl", "eap-ig-inputs")
     check_differentiable("probability", "eap")

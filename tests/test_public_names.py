@@ -38,6 +38,11 @@ PARAMETERS = {
     "acdc": ["tau", "ablation", "metric", "level", "qkv", "reference"],
     "run_circuit": ["ablation", "reference"],
     "compile": ["level", "ablation", "reference"],
+    "faithfulness": ["metric", "ablation", "reference"],
+    "faithfulness_curve": ["metric", "ablation", "reference", "shares", "controls", "seed"],
+    "across_ablations": ["metric", "ablations", "reference", "seed"],
+    "completeness": ["of", "knockouts", "metric", "ablation", "reference", "seed"],
+    "minimality": ["metric", "ablation", "reference", "seed"],
     "prune_heads": [],
     "prune_mlp": [],
     "retain_circuit": [],
@@ -56,6 +61,9 @@ DEFAULTS = {
     ("compile", "level"): "unit",
     ("compile", "ablation"): "zero",
     ("edge_graph", "qkv"): "split",
+    ("faithfulness", "metric"): "kl",
+    ("faithfulness", "ablation"): "patch",
+    ("faithfulness_curve", "metric"): "logit_difference",
 }
 
 

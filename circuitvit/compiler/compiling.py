@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuitvit.ablation import ablated_values
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.check import check
 from circuitvit.compiler.constants import fold_constants
 from circuitvit.compiler.verify import verify
 from circuitvit.surgery import keep_units
 from circuitvit.vit import ViT
+from circuitvit.writes import ablated_values
 
 
 @torch.no_grad()

@@ -6,35 +6,98 @@ removing it raises D(H) = ℓ(H) − ℓ(full) by less than τ. Deviations: diff
 reader whose node nobody reads any more loses its edges without an evaluation.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import EdgeMask, run_embedded
-from circuitvit.checks import real
+from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
-from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.problem import Problem
-from circuitvit.discover.scores import names_at, units_at
-from circuitvit.edge_graph import (
-    Qkv,
-    edge_names_of,
-    edges_of,
-    node_named,
-    readers_of,
-    units_of,
-    writers_of,
-)
+from circuitvit.discover.resume import ResumeFile
+from circuitvit.discover.scores import EdgeScores, names_at, units_at
+from circuitvit.discover.search import TIE, Decisions, EdgeSearch, in_common
+from circuitvit.discover.state import Speedups
+from circuitvit.edge_graph import ORDER, Qkv, edges_of, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric
 from circuitvit.progress import progress
-from circuitvit.vit import PARTS, ViT
+from circuitvit.vit import ViT
 
-TIE = {torch.float32: 1e-6, torch.float64: 1e-12}
-"""Decisions closer to τ than this are reported as ties; relative to max(1, |D|)."""
+IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What one search is asked, τ apart."""
+
+    problem: Problem
+    level: Level
+    qkv: Qkv
+    within: Circuit | None
+    order: EdgeScores | None
+    predict: EdgeScores | None
+    images: int | None
+    speedups: Speedups | None
+
+    @classmethod
+    def checked(
+        cls,
+        vit: ViT,
+        pairs: Pairs,
+        *,
+        metric: Metric,
+        ablation: Ablation,
+        level: Level,
+        reference: Tensor | None,
+        qkv: Qkv,
+        images_at_once: int | None,
+        **starts: Any,
+    ) -> "_Question":
+        problem = Problem.checked(
+            vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference
+        )
+        edges_of(vit.config, qkv)
+        if images_at_once is not None and whole(images_at_once, "images_at_once") < 1:
+            raise CircuitError(f"images_at_once is {images_at_once}, expected ≥ 1.")
+        for name in ("within", "order", "predict"):
+            _check_start(vit, name, starts[name], level, qkv)
+        return cls(problem, level, qkv, images=images_at_once, **starts)
+
+    @property
+    def order_name(self) -> str:
+        """The order in which edges are tried, as it is recorded."""
+        if self.order is None:
+            return ORDER
+        return f"{ORDER}, writers by |{self.order.provenance.method}|, weakest first"
+
+    @property
+    def selection(self) -> str | None:
+        """What the search starts from, as it is recorded."""
+        if self.within is None:
+            return None
+        origin = self.within.provenance
+        return f"within {origin.selection or origin.method} of {origin.method}"
+
+    def record(self, tau: float) -> dict[str, Any]:
+        """What has to agree for a search to be taken up again."""
+        origin = self.problem.provenance(
+            method="acdc", level=self.level, tau=tau, order=self.order_name
+        )
+        agree = ("level", "ablation", "metric", "order", "tau", "images", "model", "data")
+        own = {name: getattr(origin, name) for name in (*agree, "reference")}
+        edges = None if self.within is None else _digest(self.within.edges)
+        scores = (
+            None if self.order is None else _digest(f"{k} {v!r}" for k, v in self.order.items())
+        )
+        return {**own, "qkv": self.qkv, "within": edges, "writers": scores}
 
 
 def acdc(
@@ -47,6 +110,12 @@ def acdc(
     level: Level = "edge",
     qkv: Qkv = "split",
     reference: Tensor | None = None,
+    within: Circuit | None = None,
+    order: EdgeScores | None = None,
+    predict: EdgeScores | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    images_at_once: int | None = None,
+    speedups: Speedups | None = None,
 ) -> Circuit:
     """Find the circuit that ACDC leaves.
 
@@ -59,118 +128,207 @@ def acdc(
         level: `edge`; `node` and `block` remove all out-edges of a unit or a whole block at once.
         qkv: whether a head's query, key and value read apart.
         reference: images for `mean`, [image channel height width].
+        within: a circuit to start from in place of all edges, such as `scores.top(2000)`: ACDC on
+            what a cheap method leaves. D is still measured from the full model.
+        order: edge scores; each reader's writers are tried by |score|, weakest first, in place of
+            the pinned order. Another order is another circuit; it is recorded.
+        predict: edge scores; edges with |score| ≥ τ are taken for kept when several are tried at
+            once. It changes the time, not the circuit.
+        resume: a file in which the search notes what it has measured; if it is there, the search
+            goes on from it. It may be killed at any time.
+        images_at_once: pairs held at once; by default as many as the free memory takes. With fewer
+            than there are, each decision still looks at all, and takes longer.
+        speedups: what may be done to be fast; nothing of it changes a decision.
 
     Returns:
         The kept edges; each edge's score is the rise that its removal would have caused when it was
-        tried. At the other levels, all edges among the kept units.
+        tried. At the other levels, all edges among the kept units. `provenance.ties` are the edges
+        whose rise is τ within the numerical error.
 
     Raises:
-        CircuitError: the input doesn't fit together, or the metric becomes NaN.
+        CircuitError: the input doesn't fit together, the metric becomes NaN, memory does not
+            suffice for one pair, or `resume` is the file of another search or can't be written.
     """
+    tau = _checked_tau(tau)
+    question = _Question.checked(
+        vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference, qkv=qkv,
+        images_at_once=images_at_once, within=within, order=order, predict=predict,
+        speedups=speedups,
+    )  # fmt: skip
+    file = None if resume is None else ResumeFile(resume, question.record(tau))
+    decisions = _fresh(question, tau)
+    if file is not None:
+        decisions.measured, decisions.start = file.earlier, file.start
+    return _searched(question, decisions, file)
+
+
+def acdc_sweep(
+    vit: ViT, pairs: Pairs, taus: Iterable[float], **options: Any
+) -> tuple[Circuit, ...]:
+    """The circuits of ACDC at several τ, which share what their searches have in common.
+
+    Args:
+        vit: the model; it is not changed.
+        pairs: clean images, with what the ablation and the metric need.
+        taus: the thresholds, in any order.
+        **options: those of `acdc`, `resume` apart.
+
+    Returns:
+        One circuit for each τ, each as `acdc` alone would have found it.
+
+    Raises:
+        CircuitError: as `acdc`.
+    """
+    if "resume" in options:
+        raise CircuitError("acdc_sweep has no resume; call acdc for each τ with a file of its own.")
+    defaults: dict[str, Any] = {
+        "metric": "kl", "ablation": "patch", "level": "edge", "reference": None, "qkv": "split",
+        "images_at_once": None, "within": None, "order": None, "predict": None, "speedups": None,
+    }  # fmt: skip
+    unknown = set(options) - set(defaults)
+    if unknown:
+        raise CircuitError(f"got {sorted(unknown)}, expected some of {sorted(defaults)}.")
+    wanted = [_checked_tau(tau) for tau in taus]
+    question = _Question.checked(vit, pairs, **{**defaults, **options})
+    done: dict[float, tuple[Decisions, Circuit]] = {}
+    for tau in sorted(set(wanted)):
+        decisions = _fresh(question, tau)
+        for other, (earlier, _) in done.items():
+            shared = in_common(earlier.measured, earlier.start, other, tau)
+            if shared > len(decisions.measured):
+                decisions.measured, decisions.start = earlier.measured[:shared], earlier.start
+        circuit = _searched(question, decisions, None)
+        done[tau] = decisions, circuit
+    return tuple(done[tau][1] for tau in wanted)
+
+
+def _checked_tau(tau: float) -> float:
     if not real(tau, "tau") > 0:
         raise CircuitError(
             f"tau is {tau}, expected a number > 0: the rise of the metric that an edge may cost."
         )
-    problem = Problem.checked(
-        vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference
-    )
-    edges_of(vit.config, qkv)
-    with torch.no_grad():
-        search = _Search(problem, float(tau))
-        kept = search.edges(qkv) if level == "edge" else search.units(level, qkv)
+    return float(tau)
+
+
+def _check_start(
+    vit: ViT, name: str, given: Circuit | EdgeScores | None, level: str, qkv: str
+) -> None:
+    if given is None:
+        return
+    expected = Circuit if name == "within" else EdgeScores
+    if not isinstance(given, expected):
+        raise CircuitError(f"{name} is a {type(given).__name__}, expected {expected.__name__}.")
+    if level != "edge":
+        raise CircuitError(f"{name} is for level='edge', got level={level!r}. Leave it out.")
+    if given.qkv != qkv:
+        raise CircuitError(f"{name} has qkv={given.qkv!r}, the search qkv={qkv!r}. Use the same.")
+    if isinstance(given, EdgeScores):
+        names = names_at(vit.config, "edge", given.qkv)
+        if tuple(given) != names:
+            raise CircuitError(
+                f"{name} are {given!r}, not a score for each of this model's {len(names)} edges. "
+                "Score the same model at level='edge'."
+            )
+    else:
+        check_circuit(vit, given)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _fresh(question: _Question, tau: float) -> Decisions:
+    return Decisions(tau, TIE.get(question.problem.vit.positions.dtype, 1e-6))
+
+
+def _searched(question: _Question, decisions: Decisions, file: ResumeFile | None) -> Circuit:
+    """Search to the end; what was measured is saved when the search is cut short, too."""
+    vit, problem = question.problem.vit, question.problem
+    names = names_at(vit.config, question.level, question.qkv)
+    names = names if question.within is None else question.within.edges
+    name = "ACDC" if question.level == "edge" else f"ACDC ({question.level}s)"
+    with torch.no_grad(), progress(name, len(names), done=len(decisions.measured)) as show:
+
+        def advance(note: str = "", steps: int = 1) -> None:
+            show(note, steps=steps)
+            if file is not None:
+                file.note(decisions)
+
+        try:
+            find = _edges if question.level == "edge" else _units
+            kept = find(question, decisions, advance)
+        finally:
+            if file is not None:
+                file.note(decisions, now=True)
     origin = problem.provenance(
         method="acdc",
-        level=level,
-        tau=float(tau),
-        evaluations=search.evaluations,
-        divergence=search.current,
-        ties=tuple(search.ties),
+        level=question.level,
+        order=question.order_name,
+        selection=question.selection,
+        tau=decisions.tau,
+        evaluations=decisions.evaluations,
+        divergence=decisions.current,
+        ties=tuple(decisions.ties),
     )
-    return Circuit(vit.config, kept, qkv=qkv, scores=search.rises, provenance=origin)
+    return Circuit(vit.config, kept, qkv=question.qkv, scores=decisions.rises, provenance=origin)
 
 
-class _Search:
-    """The state of one ACDC run: D so far, what each kept edge cost, and how often was asked."""
-
-    def __init__(self, problem: Problem, tau: float) -> None:
-        self.problem = problem
-        self.tau = tau
-        self.current = 0.0
-        self.evaluations = 0
-        self.rises: dict[str, float] = {}
-        self.ties: list[str] = []
-        vit, pairs = problem.vit, problem.pairs
-        self._ablated = problem.ablated(pairs)
-        self._run = IncrementalRun(vit, pairs.clean, self._ablated)
-        self._full = self._run.logits
-        self._start = self._mean_loss(self._full)
-        self._tie = TIE.get(self._full.dtype, 1e-6)
-
-    def _mean_loss(self, logits: Tensor) -> float:
-        return float(self.problem.loss(logits, self.problem.pairs, self._full).double().mean())
-
-    def _goes(self, name: str, logits: Tensor) -> bool:
-        """Whether something may go, given the logits without it; notes what it would cost."""
-        self.evaluations += 1
-        new = self._mean_loss(logits) - self._start
-        if new != new:
-            raise CircuitError(
-                f"the metric became NaN without {name}; the weights may be too large."
-            )
-        rise = new - self.current
-        if abs(rise - self.tau) <= self._tie * max(1.0, abs(new)):
-            self.ties.append(name)
-        if rise < self.tau:
-            self.current = new
-            return True
-        self.rises[name] = rise
-        return False
-
-    def edges(self, qkv: Qkv) -> tuple[str, ...]:
-        """The edges that stay."""
-        config = self.problem.vit.config
-        total = len(edge_names_of(config, qkv))
-        with progress("ACDC", total) as advance:
-            for reader in readers_of(config, qkv):
-                self._try_reader(reader, advance)
-        return tuple(self.rises)
-
-    def _try_reader(self, reader: str, advance: Callable[..., None]) -> None:
-        node, run = node_named(reader), self._run
-        split = [reader] if node.kind != "head" or node.part else [f"{reader}.{p}" for p in PARTS]
-        writers = run.writers_into(split[0])
-        if node.kind != "logits" and not run.has_reader(node.unit):
-            run.drop_all(split)
-            advance(f"kept {len(self.rises)}", steps=len(writers))
-            return
-        names, read = writers_of(self.problem.vit.config), run.exact_read(split[0])
-        for writer in writers:
-            without = read - run.difference(writer)
-            trial = run.try_read(dict.fromkeys(split, without))
-            if self._goes(f"{names[writer]}->{reader}", trial.logits):
-                run.commit(trial, split, writer)
-                read = without
-            advance(f"kept {len(self.rises)}")
-
-    def units(self, level: Level, qkv: Qkv) -> tuple[str, ...]:
-        """All edges among the units that stay."""
-        config = self.problem.vit.config
-        names, removed = names_at(config, level, qkv), set[str]()
-        with progress(f"ACDC ({level}s)", len(names)) as advance:
-            for name in names:
-                candidate = removed | set(units_at(config, level, [name]))
-                if self._goes(name, without_units(self.problem, candidate, self._ablated)):
-                    removed = candidate
-                advance(f"removed {len(removed)}")
-        kept = [unit for unit in units_of(config) if unit not in removed]
-        return edges_among(config, kept, qkv)
+def _edges(
+    question: _Question, decisions: Decisions, advance: Callable[..., None]
+) -> tuple[str, ...]:
+    search = EdgeSearch(
+        question.problem,
+        decisions,
+        qkv=question.qkv,
+        within=None if question.within is None else question.within.edges,
+        order=question.order,
+        predict=question.predict,
+        images=question.images,
+        speedups=question.speedups,
+    )
+    return search.edges(advance)
 
 
-def without_units(
-    problem: Problem, units: Iterable[str], ablated: Float[Tensor, " writer #image #token #width"]
+def _units(
+    question: _Question, decisions: Decisions, advance: Callable[..., None]
+) -> tuple[str, ...]:
+    """All edges among the units that stay."""
+    problem, level = question.problem, question.level
+    config, removed = problem.vit.config, set[str]()
+    earlier, decisions.measured = decisions.measured, []
+    images = question.images or IMAGES_AT_ONCE
+    full = logits_without(problem, (), images)
+    start = mean_loss(problem, full, full)
+    for name in names_at(config, level, question.qkv):
+        candidate = removed | set(units_at(config, level, [name]))
+        if earlier:
+            value = earlier.pop(0)
+            assert value is not None
+        else:
+            value = mean_loss(problem, logits_without(problem, candidate, images), full) - start
+            advance(f"removed {len(removed)}")
+        if decisions.goes(name, value):
+            removed = candidate
+    kept = [unit for unit in units_of(config) if unit not in removed]
+    return edges_among(config, kept, question.qkv)
+
+
+def mean_loss(
+    problem: Problem, logits: Float[Tensor, "image class"], full: Float[Tensor, "image class"]
+) -> float:
+    """The metric over all pairs."""
+    return float(problem.loss(logits, problem.pairs, full).double().mean())
+
+
+def logits_without(
+    problem: Problem, units: Iterable[str], images: int = IMAGES_AT_ONCE
 ) -> Float[Tensor, "image class"]:
-    """The logits when some units write their ablated value everywhere."""
+    """The logits when some units write their ablated value everywhere, for all pairs."""
     vit, removed = problem.vit, set(units)
     kept = (e.name for e in edges_of(vit.config) if e.writer not in removed)
     mask = EdgeMask.of(vit.config, kept)
-    return run_embedded(vit, vit.embed(problem.pairs.clean), mask, ablated).logits
+    logits = [
+        run_embedded(vit, vit.embed(chunk.clean), mask, problem.ablated(chunk)).logits
+        for chunk in problem.chunks(images)
+    ]
+    return torch.cat(logits)

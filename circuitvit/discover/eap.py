@@ -1,35 +1,32 @@
 """Edge attribution patching: how much each edge matters, from gradients.
 
-Syed et al. 2024 (`eap`) and Hanna et al. 2024 (`eap-ig-inputs`, `clean-corrupted`). An edge's score
-is Σ (ã_w − a_w) · ∂ℓ/∂x_r over tokens and width, averaged over images; positive means that removing
-it hurts. `exact` and `random` are the slow truth and the control.
+An edge's score is Σ (ã_w − a_w) · ∂ℓ/∂x_r over tokens and width, averaged over images; positive
+means that removing it hurts. `METHODS` differ in where the gradient is taken, and in what is passed
+back; `exact` and `random` are the slow truth and the control. What a pass computes is in
+`attribution`, what is passed back in `rules`, the sums over edges in `products`.
 """
 
-from collections.abc import Callable
+from typing import Literal, cast, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import EdgeMask, run_embedded, writer_values
 from circuitvit.checks import whole
 from circuitvit.circuit import Ablation, Level
-from circuitvit.config import ViTConfig
+from circuitvit.discover.attribution import GRADIENT_METHODS, INPUT_METHODS, Attribution
 from circuitvit.discover.exact import exact_scores
+from circuitvit.discover.levels import edge_values, neuron_values, summed_at
 from circuitvit.discover.problem import Problem
-from circuitvit.discover.scores import EdgeScores, names_at, units_at
-from circuitvit.edge_graph import Qkv, edges_of, node_named, places_of, writers_before
+from circuitvit.discover.scores import EdgeScores, Positions, names_at
+from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric, check_differentiable
-from circuitvit.progress import progress
-from circuitvit.vit import PARTS, ViT
+from circuitvit.vit import ViT
 
-METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "exact", "random")
-IMAGES_AT_ONCE = 16
-
-ReadScores = dict[str, Float[Tensor, "*_part_head _writer"]]
-"""By `a{l}` [part head writer], `m{l}` [writer] and `logits` [writer]; float64 image sums."""
+METHODS = (*GRADIENT_METHODS, "exact", "random")
+LEVELS = ("edge", "node", "block", "neuron")
+Autocast = Literal["bf16"]
 
 
 def eap(
@@ -40,151 +37,158 @@ def eap(
     method: str = "eap",
     steps: int = 5,
     ablation: Ablation = "patch",
-    level: Level = "edge",
+    level: str = "edge",
     qkv: Qkv = "split",
+    positions: Positions | None = None,
     reference: Tensor | None = None,
+    autocast: Autocast | None = None,
     seed: int = 0,
 ) -> EdgeScores:
-    """Score every edge (or node, or block).
+    """Score every edge (or node, block or neuron).
+
+    The methods are:
+
+    * `eap` (Syed et al. 2024): the gradient at the clean images.
+    * `eap-ig-inputs` (Hanna et al. 2024): the mean of gradients at `steps` points on the straight
+      line from the corrupt embeddings (included) to the clean ones.
+    * `eap-ig-activations` (Hanna et al. 2024): one writer group at a time (embed; a block's heads;
+      an MLP) goes from its ablated to its clean values, in `steps` points that end with the clean
+      ones, and only the group's own out-edges are credited with the mean gradient. The authors'
+      code credits the edges of all readers at every pass, also those whose writer did not move.
+    * `clean-corrupted`: the mean of the gradients at both ends.
+    * `gim` (Edin et al. 2025) and `relp` (Jafari et al. 2025): a modified gradient at the clean
+      images, defined in `circuitvit.discover.rules`.
+    * `exact`: ℓ(without it) − ℓ(full), one ablated run each.
+    * `random`: the control.
+
+    `EdgeScores.ensemble` combines several. Pairs stream in batches, which shrink by themselves when
+    memory runs out.
 
     Args:
         vit: the model; it is not changed.
         pairs: clean images, with what the ablation and the metric need.
         metric: a name or a callable, to be minimised; see `circuitvit.metrics`.
-        method: `eap`; `eap-ig-inputs`, the mean of gradients along the straight line from corrupt
-            to clean embeddings; `clean-corrupted`, the mean of the gradients at both ends; `exact`,
-            ℓ(without the edge) − ℓ(full), one ablated run each; `random`, the control.
-        steps: points on the line of `eap-ig-inputs`, ≥ 1.
-        ablation: what removed edges carry; the two interpolating methods take `patch` only.
+        method: one of `METHODS`, as above.
+        steps: points of the two interpolating methods, ≥ 1.
+        ablation: what removed edges carry; `eap-ig-inputs` and `clean-corrupted` take `patch` only.
         level: a node's score is that of all its out-edges together, a block's that of all its
-            out-edges that leave the block.
+            out-edges that leave the block; a neuron's is Σ (ã − a)·∂ℓ/∂a over tokens, with a its
+            value after the activation.
         qkv: whether a head's query, key and value are scored apart.
+        positions: `class/patch` scores the tokens before the first patch (class token and
+            registers) and the patch tokens apart, under names such as `embed->m0@class`.
         reference: images for `mean`, [image channel height width].
+        autocast: `bf16` runs the passes of the gradient methods under autocast to bfloat16, and
+            adds up in single precision or more; recorded in the name of the method.
         seed: draws the scores of `random`.
 
     Raises:
-        CircuitError: the input doesn't fit together, or the metric has no use for gradients.
+        CircuitError: the input doesn't fit together, the metric has no use for gradients, or memory
+            does not suffice for one pair.
     """
-    if method not in METHODS:
-        raise CircuitError(f"method is {method!r}, expected one of {METHODS}.")
     steps, seed = whole(steps, "steps"), whole(seed, "seed")
-    if steps < 1:
-        raise CircuitError(f"steps is {steps}, expected ≥ 1.")
-    if method in ("eap-ig-inputs", "clean-corrupted") and ablation != "patch":
-        raise CircuitError(
-            f"method {method!r} goes from the corrupt to the clean image, so it takes "
-            f"ablation='patch' only, got {ablation!r}. Use method='eap' or 'exact'."
-        )
-    if method not in ("exact", "random"):
-        check_differentiable(metric, method)
+    _check_method(method, metric=metric, steps=steps, ablation=ablation)
     problem = Problem.checked(
-        vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference
-    )
-    names = names_at(vit.config, level, qkv)
+        vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference,
+        levels=LEVELS,
+    )  # fmt: skip
+    _check_options(vit, method, level=level, positions=positions, autocast=autocast)
+    attribution = Attribution(problem, method, steps, autocast == "bf16")
+    names = names_at(vit.config, level, qkv, positions)
     if method == "random":
-        generator = torch.Generator().manual_seed(seed)
-        values = dict(
-            zip(names, torch.randn(len(names), generator=generator).tolist(), strict=True)
-        )
+        drawn = torch.randn(len(names), generator=torch.Generator().manual_seed(seed))
+        values = dict(zip(names, drawn.tolist(), strict=True))
     elif method == "exact":
-        values = exact_scores(problem, level, qkv)
+        values = exact_scores(problem, cast(Level, level), qkv)
     else:
-        values = _at_level(vit.config, _summed(problem, method, steps), level, qkv)
-        values = {name: value / len(pairs) for name, value in values.items()}
+        values = _gradient_scores(attribution, level, qkv, positions)
     origin = problem.provenance(
-        method=method,
+        method=method if autocast is None else f"{method} ({autocast})",
         level=level,
-        steps=steps if method == "eap-ig-inputs" else None,
+        steps=steps if method.startswith("eap-ig") else None,
         seed=seed if method == "random" else None,
     )
-    return EdgeScores(vit.config, values, qkv=qkv, provenance=origin)
+    return EdgeScores(vit.config, values, qkv=qkv, positions=positions, provenance=origin)
 
 
-def _summed(problem: Problem, method: str, steps: int) -> ReadScores:
-    total: ReadScores = {}
-    with torch.inference_mode(False), progress("EAP", len(problem.pairs)) as advance:
-        for chunk in problem.chunks(IMAGES_AT_ONCE):
-            for name, scores in _chunk_scores(problem, chunk, method, steps).items():
-                total[name] = total[name] + scores if name in total else scores
-            advance(steps=len(chunk))
-    return total
+def _gradient_scores(
+    attribution: Attribution, level: str, qkv: Qkv, positions: Positions | None
+) -> dict[str, float]:
+    """Means over images of a gradient method, by name."""
+    vit, images = attribution.problem.vit, len(attribution.problem.pairs)
+    with torch.inference_mode(False):
+        if level == "neuron":
+            sums = neuron_values(attribution.neuron_sums())
+        else:
+            spans = {"": slice(None)}
+            if positions is not None:
+                first = vit.config.prefix_tokens
+                spans = {"@class": slice(0, first), "@patch": slice(first, None)}
+            by_edge = attribution.edge_sums(tuple(spans.values()))
+            sums = {
+                f"{name}{mark}": value
+                for place, mark in enumerate(spans)
+                for name, value in summed_at(
+                    vit.config, level, qkv, edge_values(vit.config, by_edge, place, qkv)
+                ).items()
+            }
+    return {name: value / images for name, value in sums.items()}
 
 
-def _chunk_scores(problem: Problem, chunk: Pairs, method: str, steps: int) -> ReadScores:
-    vit = problem.vit
-    with torch.no_grad():
-        run = writer_values(vit, chunk.clean)
-        difference = problem.ablated(chunk) - run.values
-        points = [run.values[0]]
-        if method != "eap":
-            assert chunk.corrupt is not None
-            clean, corrupt = run.values[0], vit.embed(chunk.corrupt)
-            shares = (
-                [0.0, 1.0] if method == "clean-corrupted" else [k / steps for k in range(steps)]
-            )
-            points = [corrupt + share * (clean - corrupt) for share in shares]
-
-    def loss(logits: Tensor) -> Tensor:
-        return problem.loss(logits, chunk, run.logits).sum()
-
-    total: ReadScores = {}
-    for point in points:
-        for name, gradient in _read_gradients(vit, point, loss).items():
-            before = difference[: _writers_before(vit.config, name)]
-            scores = gradient.flatten(-3) @ before.flatten(1).T
-            total[name] = total.get(name, 0) + scores.double() / len(points)
-    return total
-
-
-def _writers_before(config: ViTConfig, name: str) -> int:
-    before = writers_before(config)
-    return before[f"{name}.h0" if name.startswith("a") else name]
-
-
-def _read_gradients(
-    vit: ViT, embedded: Float[Tensor, "image token width"], loss: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """∂ℓ/∂x_r for every reader, in the full model from these embeddings on."""
-    reads: dict[str, Tensor] = {}
-    mask = EdgeMask.full(vit.config)
-    start = embedded.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        logits = run_embedded(vit, start, mask, start[None], on_read=reads.__setitem__).logits
-        total = loss(logits)
-        if not total.requires_grad:
-            raise CircuitError(
-                "the metric has no gradient with respect to the logits. Leave out argmax, detach "
-                "and no_grad, or use method='exact'."
-            )
-        gradients = torch.autograd.grad(total, list(reads.values()))
-    return dict(zip(reads, gradients, strict=True))
-
-
-def _at_level(config: ViTConfig, sums: ReadScores, level: Level, qkv: Qkv) -> dict[str, float]:
-    by_edge = _by_edge(config, sums, qkv)
-    if level == "edge":
-        return by_edge
-    total: dict[str, float] = {}
-    for name in names_at(config, level, qkv):
-        inside = set(units_at(config, level, [name]))
-        total[name] = sum(
-            by_edge[edge.name]
-            for edge in edges_of(config, qkv)
-            if edge.writer in inside and node_named(edge.reader).unit not in inside
+def _check_method(method: str, *, metric: Metric, steps: int, ablation: Ablation) -> None:
+    if method not in METHODS:
+        raise CircuitError(f"method is {method!r}, expected one of {METHODS}.")
+    if steps < 1:
+        raise CircuitError(f"steps is {steps}, expected ≥ 1.")
+    if method in INPUT_METHODS and ablation != "patch":
+        raise CircuitError(
+            f"method {method!r} goes from the corrupt to the clean image, so it takes "
+            f"ablation='patch' only, got {ablation!r}. Use method='eap', 'eap-ig-activations' or "
+            "'exact'."
         )
-    return total
+    if method in GRADIENT_METHODS:
+        check_differentiable(metric, method, steps=steps)
 
 
-def _by_edge(config: ViTConfig, sums: ReadScores, qkv: Qkv) -> dict[str, float]:
-    places = places_of(config)
-    lists = {name: values.tolist() for name, values in sums.items()}
-    scores = {}
-    for edge in edges_of(config, qkv):
-        reader, place = node_named(edge.reader), places[edge.writer]
-        if reader.kind != "head":
-            scores[edge.name] = lists[reader.name][place]
-            continue
-        rows = lists[f"a{reader.block}"]
-        parts = PARTS if reader.part is None else (reader.part,)
-        scores[edge.name] = sum(rows[PARTS.index(part)][reader.head][place] for part in parts)
-    return scores
+def _check_options(
+    vit: ViT, method: str, *, level: str, positions: str | None, autocast: str | None
+) -> None:
+    """Refuse options that the method or the model can't take, all at once."""
+    apart, gradient = positions is not None, method in GRADIENT_METHODS
+    complaints = (
+        (
+            positions not in (None, *get_args(Positions)),
+            f"positions is {positions!r}, expected None or one of {get_args(Positions)}",
+        ),
+        (
+            apart and level not in ("edge", "node"),
+            f"positions go with level='edge' or 'node', got level={level!r}",
+        ),
+        (
+            apart and not vit.config.prefix_tokens,
+            "positions are asked for, but this ViT has no class token",
+        ),
+        (
+            autocast not in (None, *get_args(Autocast)),
+            f"autocast is {autocast!r}, expected None or one of {get_args(Autocast)}",
+        ),
+        (
+            autocast is not None and not gradient,
+            f"autocast goes with the gradient methods, got method={method!r}",
+        ),
+        (
+            autocast is not None and vit.positions.dtype != torch.float32,
+            f"autocast needs float32 weights, these are {vit.positions.dtype}",
+        ),
+        (
+            method == "exact" and (apart or level == "neuron"),
+            "method='exact' scores whole edges, nodes and blocks; use a gradient method",
+        ),
+        (
+            method == "eap-ig-activations" and level == "neuron",
+            "method='eap-ig-activations' moves whole MLPs, not neurons; use 'eap-ig-inputs'",
+        ),
+    )
+    problems = [complaint for wrong, complaint in complaints if wrong]
+    if problems:
+        raise CircuitError("these options don't go together: " + "; ".join(problems) + ".")

@@ -3,42 +3,28 @@
 import torch
 
 from circuitvit.circuit import Level
-from circuitvit.discover.acdc import without_units
-from circuitvit.discover.incremental import IncrementalRun
+from circuitvit.discover.acdc import logits_without, mean_loss
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.scores import names_at, units_at
-from circuitvit.edge_graph import Edge, Qkv, node_named, writers_of
+from circuitvit.discover.search import Decisions, EdgeSearch
+from circuitvit.edge_graph import Qkv
 from circuitvit.progress import progress
-from circuitvit.vit import PARTS
 
 
 @torch.no_grad()
 def exact_scores(problem: Problem, level: Level, qkv: Qkv) -> dict[str, float]:
-    """The exact score of everything at a level, one ablated run each."""
-    vit, pairs = problem.vit, problem.pairs
-    ablated = problem.ablated(pairs)
-    run = IncrementalRun(vit, pairs.clean, ablated)
-
-    def mean_loss(logits: torch.Tensor) -> float:
-        return float(problem.loss(logits, pairs, run.logits).double().mean())
-
-    full, names = mean_loss(run.logits), names_at(vit.config, level, qkv)
-    scores: dict[str, float] = {}
+    """The exact score of everything at a level: that of an edge as ACDC asks when all edges stay."""
+    names = names_at(problem.vit.config, level, qkv)
     with progress("exact scores", len(names)) as advance:
+        if level == "edge":
+            everything = Decisions(tau=-torch.inf, tie=0.0)
+            search = EdgeSearch(problem, everything, qkv=qkv, keep_all=True)
+            search.edges(advance)
+            return everything.rises
+        full = logits_without(problem, ())
+        start, scores = mean_loss(problem, full, full), dict[str, float]()
         for name in names:
-            if level == "edge":
-                logits = _without_edge(run, Edge(*name.split("->")))
-            else:
-                logits = without_units(problem, units_at(vit.config, level, [name]), ablated)
-            scores[name] = mean_loss(logits) - full
+            logits = logits_without(problem, units_at(problem.vit.config, level, [name]))
+            scores[name] = mean_loss(problem, logits, full) - start
             advance()
     return scores
-
-
-def _without_edge(run: IncrementalRun, edge: Edge) -> torch.Tensor:
-    node = node_named(edge.reader)
-    joint = node.kind == "head" and node.part is None
-    split = [f"{node.name}.{part}" for part in PARTS] if joint else [node.name]
-    place = writers_of(run.vit.config).index(edge.writer)
-    read = run.exact_read(split[0]) - run.difference(place)
-    return run.try_read(dict.fromkeys(split, read)).logits

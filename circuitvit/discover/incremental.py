@@ -1,214 +1,414 @@
 """A circuit's run that is kept up to date while edges are removed.
 
-Everything upstream of the reader being tried is untouched, so its new input is the old one minus a
-difference; of what follows only the reader's own node and its surviving descendants change. Each
-trial equals a whole ablated run (`circuitvit.ablation.run_embedded`) up to rounding: the sum of
-the reader being tried is held in float64, and what a removal changed is summed afresh, so that
-differences don't drift.
+Readers are tried in reverse topological order, so everything upstream of the one being tried is as
+it was at the start, and of what follows only its own unit and the surviving descendants change.
+What the reader reads without an edge is a sum of what is left, made from prefix sums and never by
+subtraction; what its descendants read moves by differences, and is summed afresh once rounding may
+have piled up. Each trial equals a whole ablated run (`circuitvit.ablation.run_embedded`).
+
+Several removals, one after the other, can be asked at once: their images lie behind one another on
+the image axis (`moment` times `image`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import (
-    attention_constants,
-    head_writes,
-    mlp_value,
-    project,
-    writer_values,
-)
-from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before
+from circuitvit.discover.rows import Rows, rows_read
+from circuitvit.discover.state import Kept, Speedups, State, Stream
+from circuitvit.edge_graph import Node, node_named
 from circuitvit.vit import PARTS, Block, ViT
+from circuitvit.writes import Writes
 
-Stream = Float[Tensor, "image token width"]
+DRIFT = 160
+"""Roundings, relative to what is read now, after which it is summed afresh: 1e-5 in float32."""
+CHECKED_EVERY = 4
+"""Updates of a reader between looks at its drift."""
+
+
+@dataclass
+class Read:
+    """What an opened reader reads now.
+
+    Attributes:
+        reader: which.
+        rows: of the stream that it needs.
+        kept: the writers that it reads; the caller's.
+        x: its copy of the stream, at those rows.
+        updates: how often a difference was added since it was summed.
+        peak: the greatest length of x that was seen since.
+    """
+
+    reader: Node
+    rows: Rows
+    kept: Collection[int]
+    x: Stream
+    updates: int = 0
+    peak: Tensor | None = None
+
+
+@dataclass
+class Trial:
+    """What some removals, each on top of those before it, would change.
+
+    Attributes:
+        moments: how many removals there are; tensors hold the last one's images first.
+        logits: of the circuit after each removal.
+        reads: by reader, its new copy of the stream.
+        made: by unit, its new q, k, v, pattern and z, or what an MLP writes.
+        moved: by writer's index, how what it writes differs from what was committed.
+    """
+
+    moments: int
+    logits: Float[Tensor, "moment image class"]
+    reads: dict[str, Tensor] = field(default_factory=dict)
+    made: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    moved: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What one removal would change.
+class Root:
+    """The reader that is being tried.
 
     Attributes:
-        logits: of the circuit without the edge.
-        values: by writer's index, the new value of each node that changes.
-        reads: by reader (always split), its new copy of the stream.
-        projected: by reader of a head, its new queries, keys or values.
+        readers: its names; q, k and v of a head that reads jointly.
+        rows: of what it reads that are needed.
+        order: the writers to be tried, first to last.
+        sums: what is left of the writers still to be tried, [writer image row width]; entry i is
+            without all but the last i of the order.
+        rest: base and kept writers, [image row width].
     """
 
-    logits: Float[Tensor, "image class"]
-    values: dict[int, Stream] = field(default_factory=dict)
-    reads: dict[str, Stream] = field(default_factory=dict)
-    projected: dict[str, Tensor] = field(default_factory=dict)
+    readers: tuple[Node, ...]
+    rows: Rows
+    order: tuple[int, ...]
+    sums: Tensor
+    rest: Tensor
 
 
 class IncrementalRun:
-    """A run that starts with all edges kept; `try_read` asks what a change does, `commit` does it.
+    """The run of a circuit on some images, to be asked what removals change.
+
+    Units are opened from the last to the first; `begin` then takes one of the unit's readers,
+    `try_removals` asks, `keep` and `commit` decide.
 
     Args:
         vit: the model.
         clean: the clean images.
-        ablated: ã of every writer.
+        ablated: what ablated writers write.
+        kept: the writers that each reader (q, k and v apart) reads; the caller's, who removes what
+            is committed.
+        opened: units that were tried before.
+        speedups: what may be done to be fast.
     """
 
     def __init__(
         self,
         vit: ViT,
         clean: Float[Tensor, "image channel _height _width"],
-        ablated: Float[Tensor, " writer #image #token #width"],
+        ablated: Writes,
+        kept: Kept,
+        *,
+        opened: Collection[str] = (),
+        speedups: Speedups | None = None,
     ) -> None:
-        run = writer_values(vit, clean)
+        speedups = speedups or Speedups()
         self.vit = vit
-        self.logits = run.logits
-        self._ablated = ablated
-        self._values = list(run.values.unbind())
-        self._places = places_of(vit.config)
-        self._units = [node_named(name) for name in units_of(vit.config)]
-        self._before = writers_before(vit.config)
-        self._bases: dict[str, Tensor] = {}
-        self._reads: dict[str, Stream] = {}
-        self._projected: dict[str, Tensor] = {}
-        self._kept: dict[str, set[int]] = {}
-        self._start()
+        self._kept = kept
+        batched = speedups.batched
+        self._batched = vit.positions.device.type != "cpu" if batched is None else batched
+        self._state = State(vit, clean, ablated, kept, opened, speedups)
+        self._units, self._places = self._state.units, self._state.places
+        self._reads: dict[str, Read] = {}
+        self._made: dict[str, dict[str, Tensor]] = {}
+        self._open: dict[tuple[int, str], dict[Node, list[Read]]] = {}
+        self._root: Root | None = None
+        self._start(set(opened))
 
-    def _start(self) -> None:
-        """Fill in the untouched run; readers of a block share one copy of the stream.
+    def _start(self, opened: set[str]) -> None:
+        """Run the circuit; as plainly as the model, as long as every edge is kept."""
+        stream: Stream | None = self._state.writes["embed"]
+        for index, block in enumerate(self._units.blocks):
+            heads = [n for n in self._state.names if n.startswith(f"a{index}.")]
+            stream = self._start_units(heads, block, stream, opened)
+            for constant in (block.output_bias, block.attention_constant):
+                if stream is not None and constant is not None:
+                    stream = stream + constant
+            mlp = [f"m{index}"] if block.mlp is not None else []
+            stream = self._start_units(mlp, block, stream, opened)
+            if stream is not None and block.mlp_constant is not None:
+                stream = stream + block.mlp_constant
+        final = self._take(node_named("logits"), self._state.rows["logits"])
+        self.logits = self._read_out(final.x)
 
-        `base` is what a reader would read with no edge kept: constants and every ã so far.
-        """
-        stream, base = self._values[0], self._ablated[0].double()
-        for index in range(self.vit.config.depth):
-            block = self._block(index)
-            heads = [u.name for u in self._units if u.block == index and u.kind == "head"]
-            if heads and block.attention is not None and block.ln1 is not None:
-                normalized = block.ln1(stream)[None]
-                for part in PARTS:
-                    made = project(block.attention, part, normalized)
-                    for name, projected in zip(heads, made.unbind(), strict=True):
-                        self._projected[f"{name}.{part}"] = projected
-                        self._open(f"{name}.{part}", name, stream, base)
-                stream = stream + sum(self._values[self._places[name]] for name in heads)
-                base = base + sum(self._ablated[self._places[name]] for name in heads)
-            added = attention_constants(block)
-            stream, base = stream + added, base + added
-            if block.mlp is not None:
-                self._open(f"m{index}", f"m{index}", stream, base)
-                stream = stream + self._values[self._places[f"m{index}"]]
-                base = base + self._ablated[self._places[f"m{index}"]]
-            added = 0.0 if block.mlp_constant is None else block.mlp_constant
-            stream, base = stream + added, base + added
-        self._open("logits", "logits", stream, base)
+    def _start_units(
+        self, names: list[str], block: Block, stream: Stream | None, opened: set[str]
+    ) -> Stream | None:
+        """Run the heads of a block, or its MLP; gives the stream after it while it is whole."""
+        state = self._state
+        if not names:
+            return stream
+        if stream is None or not opened.isdisjoint(names) or not all(map(self._keeps_all, names)):
+            for name in names:
+                self._start_unit(name, opened)
+            return None
+        if names[0].startswith("m"):
+            assert block.mlp is not None
+            assert block.ln2 is not None
+            value = block.mlp(block.ln2(stream))
+            state.writes[names[0]] = self._units.plain(value)
+            return stream + value
+        assert block.attention is not None
+        assert block.ln1 is not None
+        z = block.attention.mix(block.ln1(stream))
+        state.writes |= {name: z[:, head] for head, name in enumerate(names)}
+        return stream + block.attention.write(z, None)
 
-    def _open(self, reader: str, unit: str, stream: Stream, base: Tensor) -> None:
-        self._reads[reader] = stream
-        self._bases[reader] = base
-        self._kept[reader] = set(range(self._before[unit]))
+    def _take(self, reader: Node, rows: Rows) -> Read:
+        kept = self._kept[reader.name]
+        read = Read(reader, rows, kept, self._state.read(reader, rows))
+        self._reads[reader.name] = read
+        return read
 
-    def _block(self, index: int | None) -> Block:
-        assert index is not None
-        block = self.vit.blocks[index]
-        assert isinstance(block, Block)
-        return block
+    def _keeps_all(self, unit: str) -> bool:
+        return all(map(self._state.keeps_all, readers_of_unit(node_named(unit))))
+
+    def _start_unit(self, name: str, opened: set[str]) -> None:
+        if name not in opened:
+            node, state = node_named(name), self._state
+            reads = {r.name: state.read(r, "all") for r in readers_of_unit(node)}
+            made = self._run([node], reads, "all", {})
+            state.writes[name] = made[name]["z" if node.kind == "head" else "value"]
+        elif self.has_reader(name):
+            self.open(name)
 
     def has_reader(self, unit: str) -> bool:
         """Whether any kept edge leaves the unit."""
         place = self._places[unit]
         return any(place in kept for kept in self._kept.values())
 
-    def drop_all(self, readers: Iterable[str]) -> None:
-        """Remove every edge into readers whose node nobody reads, so that nothing changes."""
-        for reader in readers:
-            self._kept[reader] = set()
+    def open(self, unit: str) -> None:
+        """Take up a unit whose readers are to be tried next."""
+        node, state = node_named(unit), self._state
+        if node.kind != "logits":
+            rows = state.find_rows(unit)
+            taken = [self._take(r, rows_read(r, rows)) for r in readers_of_unit(node)]
+            reads = {read.reader.name: read.x for read in taken}
+            self._made[unit] = made = self._run([node], reads, rows, 1)[unit]
+            state.writes[unit] = made["value" if node.kind == "mlp" else "z"]
+            state.opened.add(unit)
+            assert node.block is not None
+            self._open.setdefault((node.block, node.kind), {})[node] = taken
 
-    def exact_read(self, reader: str) -> Float[Tensor, "image token width"]:
-        """What a reader reads now, summed in float64 over its kept writers."""
-        total = torch.zeros_like(self._values[0], dtype=torch.float64) + self._bases[reader]
-        for place in self._kept[reader]:
-            total += self.difference(place)
-        return total
-
-    def difference(self, writer: int) -> Stream:
-        """a_w − ã_w of a writer."""
-        return self._values[writer] - self._ablated[writer]
-
-    def try_read(self, reads: Mapping[str, Stream]) -> Trial:
-        """What happens when readers of one unit read something else.
+    def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
+        """Take up a reader (or q, k and v of a head together) of the unit that was opened last.
 
         Args:
-            reads: by reader of the unit (`a0.h1.q`, …; `m0`; `logits`), its new input.
+            readers: names; all of them read alike.
+            order: the writers to be tried, first to last; others that it keeps stay kept.
         """
-        dtype = self._values[0].dtype
-        reads = {reader: read.to(dtype) for reader, read in reads.items()}
-        unit = node_named(node_named(next(iter(reads))).unit)
-        if unit.kind == "logits":
-            return Trial(self.vit.read_out(reads["logits"]), reads=dict(reads))
-        trial = Trial(self.logits)
-        changed: dict[int, Stream] = {}
-        self._recompute(unit, reads, trial, changed)
-        for later in self._units[self._places[unit.name] :]:
-            self._recompute(later, self._changed_reads(later, changed), trial, changed)
-        final = self._changed_reads(node_named("logits"), changed)
-        if not final:
-            return trial
-        trial.reads.update(final)
-        logits = self.vit.read_out(final["logits"])
-        return Trial(logits, trial.values, trial.reads, trial.projected)
+        state, nodes = self._state, tuple(node_named(name) for name in readers)
+        rows = state.rows["logits"]
+        if nodes[0].kind != "logits":
+            needs = [rows_read(node, state.rows[node.unit]) for node in nodes]
+            rows = "all" if "all" in needs else needs[0]
+        settled = [p for p in self._kept[readers[0]] if p not in set(order)]
+        rest = state.base(nodes[0], rows).double().expand_as(state.embedded(rows)).clone()
+        for place in settled:
+            rest += state.difference(place, rows)
+        tail = tuple(reversed(order))
+        if tail == tuple(range(len(tail))):
+            sums = state.narrow(state.prefixes()[: len(tail) + 1], "all", rows)
+            sums = sums if rows == "all" else sums.contiguous()
+        else:
+            sums = state.sums(tail, rows)
+        self._root = Root(nodes, rows, tuple(order), sums, rest.to(sums.dtype))
 
-    def _changed_reads(self, unit: Node, changed: Mapping[int, Stream]) -> dict[str, Stream]:
-        names = [f"{unit.name}.{part}" for part in PARTS] if unit.kind == "head" else [unit.name]
-        reads = {}
-        for reader in names:
-            places = [place for place in changed if place in self._kept[reader]]
-            if places:
-                reads[reader] = self._reads[reader] + sum(changed[place] for place in places)
+    def numbers_read(self) -> int:
+        """How many numbers the reader being tried reads."""
+        assert self._root is not None
+        return self._root.rest.numel()
+
+    def try_removals(self, first: int, moments: int, keeps: Collection[int] = ()) -> Trial:
+        """What happens when some writers in a row are removed, one after the other.
+
+        Args:
+            first: index in the order of the first writer to be removed.
+            moments: how many are tried, each with all before it removed too.
+            keeps: those of them that the ones after take for kept.
+        """
+        root = self._root
+        assert root is not None
+        end = len(root.order) - first
+        x = root.sums[end - moments : end] + root.rest
+        for place in keeps:
+            later = root.order.index(place) + 1 - first
+            x[: moments - later] += self._state.difference(place, root.rows)
+        x = x.flatten(0, 1)
+        if root.readers[0].kind == "logits":
+            return Trial(moments, self._logits(x, moments), {"logits": x})
+        trial = Trial(moments, self.logits.expand(moments, -1, -1))
+        state, unit = self._state, node_named(root.readers[0].unit)
+        reads = {
+            node.name: state.narrow(x, root.rows, rows_read(node, state.rows[unit.name]))
+            for node in root.readers
+        }
+        self._update([unit], reads, trial)
+        self._follow(unit, trial)
+        return trial
+
+    def _logits(self, x: Stream, moments: int) -> Float[Tensor, "moment _image class"]:
+        return self._read_out(x).unflatten(0, (moments, -1)).flip(0)
+
+    def _read_out(self, x: Stream) -> Float[Tensor, "image class"]:
+        if self._state.rows["logits"] == "all":
+            return self.vit.read_out(x)
+        return self.vit.head(self.vit.final_norm(x[:, 0]))
+
+    def _follow(self, unit: Node, trial: Trial) -> None:
+        """Run the opened units after one that changed, as far as they change too."""
+        assert unit.block is not None
+        for block in range(unit.block, len(self._units.blocks)):
+            if block > unit.block:
+                for nodes, reads in self._changed_heads(block, trial):
+                    self._update(nodes, reads, trial)
+            if block > unit.block or unit.kind == "head":
+                for node, taken in self._open.get((block, "mlp"), {}).items():
+                    reads = self._changed(taken, trial)
+                    if reads:
+                        self._update([node], reads, trial)
+        final = self._changed([self._reads["logits"]], trial)
+        if final:
+            trial.reads |= final
+            trial.logits = self._logits(final["logits"], trial.moments)
+
+    def _changed_heads(
+        self, block: int, trial: Trial
+    ) -> Iterable[tuple[list[Node], dict[str, Tensor]]]:
+        """Heads of a block that read something new, those together that can be run together."""
+        groups: dict[tuple, tuple[list[Node], dict[str, Tensor]]] = {}
+        for node, taken in self._open.get((block, "head"), {}).items():
+            reads = self._changed(taken, trial)
+            if reads:
+                parts = tuple(name[-1] for name in reads)
+                alone = () if self._batched else (node.name,)
+                key = (self._state.rows[node.name], parts, *alone)
+                nodes, together = groups.setdefault(key, ([], {}))
+                nodes.append(node)
+                together |= reads
+        return groups.values()
+
+    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Tensor]:
+        """The new inputs of readers that keep an edge from something that moved."""
+        reads, state, moved = {}, self._state, trial.moved
+        for read in taken:
+            x, new = read.x, None
+            for place in moved.keys() & read.kept:
+                move = state.narrow(moved[place], state.rows[state.names[place]], read.rows)
+                if new is None:
+                    new = move.view(trial.moments, *x.shape) + x
+                else:
+                    new += move.view(trial.moments, *x.shape)
+            if new is not None:
+                reads[read.reader.name] = new.flatten(0, 1)
         return reads
 
-    def _recompute(
-        self, unit: Node, reads: Mapping[str, Stream], trial: Trial, changed: dict[int, Stream]
-    ) -> None:
-        """Run a unit on its new reads, if it has any, and note what it then writes."""
-        if not reads:
-            return
-        block, place = self._block(unit.block), self._places[unit.name]
-        if unit.kind == "mlp":
-            value = mlp_value(block, reads[unit.name])
+    def _update(self, nodes: list[Node], reads: dict[str, Tensor], trial: Trial) -> None:
+        """Run units on what they read anew, and note how their writes move."""
+        state, rows = self._state, self._state.rows[nodes[0].name]
+        made = self._run(nodes, reads, rows, trial.moments)
+        trial.reads |= reads
+        trial.made |= made
+        if nodes[0].kind == "mlp":
+            news, olds = [made[nodes[0].name]["value"]], [state.writes[nodes[0].name]]
         else:
-            value = self._head_value(unit, block, reads, trial)
-        trial.reads.update(reads)
-        trial.values[place] = value
-        changed[place] = value - self._values[place]
+            news = [made[node.name]["z"] for node in nodes]
+            olds = [state.writes[node.name] for node in nodes]
+        moved = [
+            (new.view(trial.moments, *old.shape) - old).flatten(0, 1)
+            for new, old in zip(news, olds, strict=True)
+        ]
+        if nodes[0].kind == "head":
+            heads = [node.head for node in nodes if node.head is not None]
+            moved = self._units.heads_of(nodes[0].block).expand(heads, _stacked(moved)).unbind()
+        for node, move in zip(nodes, moved, strict=True):
+            trial.moved[self._places[node.name]] = move
 
-    def _head_value(
-        self, unit: Node, block: Block, reads: Mapping[str, Stream], trial: Trial
-    ) -> Stream:
-        attention, norm, head = block.attention, block.ln1, unit.head
-        assert attention is not None
-        assert norm is not None
-        assert head is not None
-        heads, qkv = slice(head, head + 1), []
-        for part in PARTS:
-            reader = f"{unit.name}.{part}"
-            if reader in reads:
-                normalized = norm(reads[reader])[None]
-                trial.projected[reader] = project(attention, part, normalized, heads)[0]
-            qkv.append(trial.projected.get(reader, self._projected[reader])[None])
-        return head_writes(attention, *qkv, heads=heads)[0]
+    def _run(
+        self, nodes: list[Node], reads: dict[str, Tensor], rows: Rows, moments: int
+    ) -> dict[str, dict[str, Tensor]]:
+        """What an MLP, or heads of a block with the same parts changed, make of their reads."""
+        block = nodes[0].block
+        assert block is not None
+        if nodes[0].kind == "mlp":
+            value = self._units.run_mlp(block, rows, reads[nodes[0].name])
+            return {nodes[0].name: {"value": value}}
+        weights, parts = self._units.heads_of(block), dict[str, Tensor]()
+        heads = [node.head for node in nodes if node.head is not None]
+        new = [part for part in PARTS if f"{nodes[0].name}.{part}" in reads]
+        for part in new:
+            stacked = _stacked([reads[f"{node.name}.{part}"] for node in nodes])
+            parts[part] = weights.project(part, heads, stacked)
+        for part in ["pattern"] if new == ["v"] else [p for p in PARTS if p not in new]:
+            old = [self._made[node.name][part] for node in nodes]
+            parts[part] = _stacked([o if moments == 1 else o.repeat(moments, 1, 1) for o in old])
+        made = self._units.run_heads(block, heads, rows, parts)
+        names = [*new, "z"] if new == ["v"] else [*new, "pattern", "z"]
+        return {
+            node.name: {name: made[name][index] for name in names}
+            for index, node in enumerate(nodes)
+        }
 
-    def commit(self, trial: Trial, readers: Iterable[str], writer: int) -> None:
-        """Remove the edges from a writer into readers of one unit, as tried."""
-        readers = tuple(readers)
-        for reader in readers:
-            self._kept[reader].discard(writer)
-        for place, value in trial.values.items():
-            self._values[place] = value
-        self._projected.update(trial.projected)
-        self.logits = trial.logits
-        for reader, read in trial.reads.items():
-            mine = reader in readers
-            self._reads[reader] = read if mine else self.exact_read(reader).to(read.dtype)
+    def keep(self, place: int) -> None:
+        """Decide that the reader being tried keeps a writer."""
+        root = self._root
+        assert root is not None
+        root.rest.add_(self._state.difference(place, root.rows))
 
-    def writers_into(self, reader: str) -> tuple[int, ...]:
-        """The kept writers of a reader, latest first."""
-        return tuple(sorted(self._kept[reader], reverse=True))
+    def commit(self, trial: Trial, index: int) -> None:
+        """Let what was tried be so: the removal of this index, and those before it."""
+        state, back = self._state, trial.moments - 1 - index
+
+        def its(x: Tensor) -> Tensor:
+            return x if trial.moments == 1 else x.unflatten(0, (trial.moments, -1))[back].clone()
+
+        self.logits = trial.logits[index]
+        for unit, made in trial.made.items():
+            self._made[unit] |= {name: its(x) for name, x in made.items()}
+            state.writes[unit] = self._made[unit].get("value", self._made[unit].get("z"))
+        root = self._root
+        tried = () if root is None else [node.name for node in root.readers]
+        for name, x in trial.reads.items():
+            read = self._reads[name]
+            read.x = its(x)
+            if name not in tried:
+                self._mind_drift(read)
+
+    def _mind_drift(self, read: Read) -> None:
+        """Sum a reader's input afresh before rounding matters."""
+        read.updates += 1
+        if read.updates % CHECKED_EVERY:
+            return
+        length = torch.linalg.vector_norm(read.x, dim=-1)
+        peak = length if read.peak is None else torch.maximum(read.peak, length)
+        if read.updates * float((peak / length).max()) > DRIFT:
+            read.x = self._state.read(read.reader, read.rows)
+            read.updates, read.peak = 0, None
+        else:
+            read.peak = peak
+
+
+@lru_cache(maxsize=4096)
+def readers_of_unit(unit: Node) -> tuple[Node, ...]:
+    """The readers of a unit: q, k and v of a head, else the unit itself."""
+    if unit.kind != "head":
+        return (unit,)
+    return tuple(node_named(f"{unit.name}.{part}") for part in PARTS)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tuple(tensors))

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import ablated_values
 from circuitvit.checks import check_ablation, check_finite, check_vit
 from circuitvit.circuit import Ablation, Level, Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs, fingerprint
 from circuitvit.metrics import Loss, Metric, loss_of, metric_name
 from circuitvit.vit import ViT
+from circuitvit.writes import Writes, ablated_writes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Problem:
         loss: the metric of some logits, one value an image.
         ablation: what removed edges carry.
         reference: images for `mean`.
-        constants: ã of every writer, where it is the same for all images (`zero`, `mean`).
+        constants: what ablated writers write, where it is the same for all images (`zero`, `mean`).
     """
 
     vit: ViT
@@ -38,7 +38,7 @@ class Problem:
     loss: Loss
     ablation: Ablation
     reference: Tensor | None
-    constants: Float[Tensor, " writer #image #token #width"] | None
+    constants: Writes | None
 
     @classmethod
     def checked(
@@ -50,18 +50,19 @@ class Problem:
         ablation: Ablation,
         level: str,
         reference: Tensor | None,
+        levels: tuple[str, ...] = get_args(Level),
     ) -> "Problem":
         """Check everything that can be checked before work starts.
+
+        Args:
+            levels: what the caller can do.
 
         Raises:
             CircuitError: the model, pairs, metric, level or ablation don't fit together.
         """
         check_vit(vit)
-        if level not in get_args(Level):
-            raise CircuitError(
-                f"level is {level!r}, expected one of {get_args(Level)}. (Scores of single neurons "
-                "are not there yet.)"
-            )
+        if level not in levels:
+            raise CircuitError(f"level is {level!r}, expected one of {levels}.")
         if not isinstance(pairs, Pairs):
             raise CircuitError(
                 f"pairs are a {type(pairs).__name__}, expected circuitvit.Pairs(clean=..., "
@@ -79,15 +80,20 @@ class Problem:
         constants = None
         if ablation != "patch":
             with torch.no_grad():
-                constants = ablated_values(vit, ablation, reference=reference)
+                constants = ablated_writes(vit, ablation, reference=reference)
         return cls(vit, pairs, metric, loss, ablation, reference, constants)
 
-    def ablated(self, pairs: Pairs) -> Float[Tensor, " writer #image #token #width"]:
-        """ã of every writer for some of the pairs."""
+    def ablated_writes(self, pairs: Pairs) -> Writes:
+        """What ablated writers write, for some of the pairs."""
         if self.constants is not None:
             return self.constants
         with torch.no_grad():
-            return ablated_values(self.vit, self.ablation, corrupt=pairs.corrupt)
+            return ablated_writes(self.vit, self.ablation, corrupt=pairs.corrupt)
+
+    def ablated(self, pairs: Pairs) -> Float[Tensor, " writer #image #token #width"]:
+        """ã of every writer for some of the pairs."""
+        with torch.no_grad():
+            return self.ablated_writes(pairs).values(self.vit)
 
     def chunks(self, images: int) -> Iterator[Pairs]:
         """The pairs, at most so many at a time."""

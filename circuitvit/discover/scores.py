@@ -1,37 +1,51 @@
-"""Scores of edges, nodes or blocks, and the circuits that can be chosen from them."""
+"""Scores of edges, nodes, blocks or neurons, and the circuits that can be chosen from them."""
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import groupby
+from typing import Literal
 
 from circuitvit.circuit import Circuit, Provenance, edges_among
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Qkv, edge_names_of, edges_of, node_named, units_of
 from circuitvit.errors import CircuitError
 
+Positions = Literal["class/patch"]
+"""Tokens before the first patch, and patch tokens, scored apart."""
+
 
 class EdgeScores(Mapping[str, float]):
-    """What every edge (or node, or block) scored, in the pinned order.
+    """What every edge (or node, block or neuron) scored, in the pinned order.
 
     Positive means that removing it hurts. Ties fall by the pinned order everywhere.
 
     Args:
         config: the shape of the ViT.
-        values: a score for each name of the level: `embed->m0`; `a0.h1` or `m0`; `block0`.
+        values: a score for each name of the level: `embed->m0`; `a0.h1` or `m0`; `block0`; `m0.n7`;
+            with positions `embed->m0@class` and `embed->m0@patch`.
         qkv: granularity of the heads' readers.
         provenance: how they were computed; its `level` says what the names are.
+        positions: which tokens were scored apart, if any.
 
     Raises:
         CircuitError: a score is not finite.
     """
 
     def __init__(
-        self, config: ViTConfig, values: Mapping[str, float], *, qkv: Qkv, provenance: Provenance
+        self,
+        config: ViTConfig,
+        values: Mapping[str, float],
+        *,
+        qkv: Qkv,
+        provenance: Provenance,
+        positions: Positions | None = None,
     ) -> None:
-        names = names_at(config, provenance.level, qkv)
+        names = names_at(config, provenance.level, qkv, positions)
         assert set(names) == set(values)
         self.config = config
+        self.positions: Positions | None = positions
         self.qkv: Qkv = qkv
         self.provenance = provenance
         self._values = {name: float(values[name]) for name in names}
@@ -52,7 +66,8 @@ class EdgeScores(Mapping[str, float]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return f"EdgeScores({len(self)} {self.provenance.level}s, {self.provenance.method})"
+        apart = f", {self.positions}" if self.positions else ""
+        return f"EdgeScores({len(self)} {self.provenance.level}s{apart}, {self.provenance.method})"
 
     def ranked(self, *, signed: bool = False) -> tuple[str, ...]:
         """The names, best first: by |score|, or by score itself if `signed`."""
@@ -61,17 +76,77 @@ class EdgeScores(Mapping[str, float]):
     def _key(self, name: str, signed: bool) -> float:
         return self._values[name] if signed else abs(self._values[name])
 
+    @classmethod
+    def ensemble(cls, several: Sequence["EdgeScores"]) -> "EdgeScores":
+        """The mean of several scores' signed ranks, so that their scales don't matter.
+
+        In each, names are ranked by |score| (those that tie share the mean of their ranks), the
+        rank is divided by the number of names, and takes the sign of the score; 0 stays 0.
+
+        Raises:
+            CircuitError: none is given, or they score different things.
+        """
+        several = list(several)
+        if not several or not all(isinstance(scores, cls) for scores in several):
+            raise CircuitError("an ensemble takes a list of one or more EdgeScores, as eap gives.")
+        first = several[0]
+        if any(tuple(scores) != tuple(first) for scores in several):
+            kinds = ", ".join(map(repr, several))
+            raise CircuitError(
+                f"these scores are of different things ({kinds}), so they can't be combined. Take "
+                "models of one shape, with the same level, qkv and positions."
+            )
+        ranks = [_signed_ranks(scores) for scores in several]
+        values = {name: math.fsum(rank[name] for rank in ranks) / len(ranks) for name in first}
+        return cls(
+            first.config, values, qkv=first.qkv, positions=first.positions,
+            provenance=_common([scores.provenance for scores in several]),
+        )  # fmt: skip
+
+    def over_positions(self) -> "EdgeScores":
+        """The scores of all tokens together: class token and patches added up."""
+        if self.positions is None:
+            return self
+        kinds = self.positions.split("/")
+        names = names_at(self.config, self.provenance.level, self.qkv)
+        return EdgeScores(
+            self.config,
+            {name: sum(self[f"{name}@{kind}"] for kind in kinds) for name in names},
+            qkv=self.qkv,
+            provenance=self.provenance,
+        )
+
+    def weakest_neurons(self, n: int, *, signed: bool = False) -> dict[int, list[int]]:
+        """The `n` neurons that score least by size (or by sign), by block, for `prune_mlp`.
+
+        Raises:
+            CircuitError: there are fewer than `n`, or the scores are not of neurons.
+        """
+        if self.provenance.level != "neuron":
+            raise CircuitError(
+                f"weakest_neurons needs scores at level='neuron', these are of "
+                f"{self.provenance.level}s."
+            )
+        self._check_count(n)
+        chosen: dict[int, list[int]] = {}
+        for name in self.ranked(signed=signed)[len(self) - n :]:
+            unit, neuron = name.split(".n")
+            chosen.setdefault(int(unit[1:]), []).append(int(neuron))
+        return {block: sorted(chosen[block]) for block in sorted(chosen)}
+
     def top(self, n: int, *, signed: bool = False) -> Circuit:
         """The circuit of exactly `n` edges that score best (at node or block level: `n` of those).
 
         Raises:
             CircuitError: there are fewer than `n`.
         """
+        self._check_choosable()
         self._check_count(n)
         return self._circuit(self.ranked(signed=signed)[:n], f"top {n}", signed)
 
     def above(self, threshold: float, *, signed: bool = False) -> Circuit:
         """The circuit of the edges whose |score| (or score, if `signed`) exceeds the threshold."""
+        self._check_choosable()
         names = [name for name in self if self._key(name, signed) > threshold]
         return self._circuit(names, f"above {threshold:g}", signed)
 
@@ -83,6 +158,7 @@ class EdgeScores(Mapping[str, float]):
         Raises:
             CircuitError: there are fewer than `n` edges, or the scores are not of edges.
         """
+        self._check_choosable()
         if self.provenance.level != "edge":
             raise CircuitError("greedy needs scores at level='edge'; use top(n) for nodes.")
         self._check_count(n)
@@ -101,6 +177,18 @@ class EdgeScores(Mapping[str, float]):
                     heapq.heappush(heap, item)
         return self._circuit(names, f"greedy {n}", signed)
 
+    def _check_choosable(self) -> None:
+        if self.positions is not None:
+            raise CircuitError(
+                "a circuit keeps an edge at all tokens or at none, and these scores have them "
+                "apart. Choose from scores.over_positions(), which adds them up."
+            )
+        if self.provenance.level == "neuron":
+            raise CircuitError(
+                "a circuit has no single neurons. Use prune_mlp(vit, scores.weakest_neurons(n)), "
+                "or score at level='edge', 'node' or 'block'."
+            )
+
     def _check_count(self, n: int) -> None:
         if not 0 <= n <= len(self):
             raise CircuitError(f"asked for {n} {self.provenance.level}s, there are {len(self)}.")
@@ -115,13 +203,49 @@ class EdgeScores(Mapping[str, float]):
         return Circuit(self.config, edges, qkv=self.qkv, scores=scores, provenance=origin)
 
 
-def names_at(config: ViTConfig, level: str, qkv: Qkv) -> tuple[str, ...]:
-    """What is scored or tried at a level, in the pinned (reverse topological) order."""
+def _common(origins: Sequence[Provenance]) -> Provenance:
+    """What several origins agree on; fields in which they differ are left at their defaults."""
+    plain = Provenance()
+    differing = {
+        item.name: getattr(plain, item.name)
+        for item in fields(Provenance)
+        if any(getattr(o, item.name) != getattr(origins[0], item.name) for o in origins)
+    }
+    method = f"ensemble of {', '.join(origin.method for origin in origins)}"
+    return replace(origins[0], **(differing | {"method": method}))
+
+
+def _signed_ranks(scores: Mapping[str, float]) -> dict[str, float]:
+    """Ranks by size from 1/count to 1, with the sign of the score; 0 for 0."""
+    ordered, ranks = sorted(scores, key=lambda name: abs(scores[name])), {}
+    place = 0
+    for size, tied in groupby(ordered, key=lambda name: abs(scores[name])):
+        names = list(tied)
+        rank = (place + (len(names) + 1) / 2) / len(ordered) if size else 0.0
+        ranks |= {name: math.copysign(rank, scores[name]) for name in names}
+        place += len(names)
+    return ranks
+
+
+def names_at(
+    config: ViTConfig, level: str, qkv: Qkv, positions: str | None = None
+) -> tuple[str, ...]:
+    """What is scored or tried at a level, in the pinned (reverse topological) order.
+
+    Neurons come by block from the last, in ascending order. With positions each name comes twice,
+    first for the class token and then for the patches.
+    """
+    if positions is not None:
+        names = names_at(config, level, qkv)
+        return tuple(f"{name}@{kind}" for name in names for kind in positions.split("/"))
     if level == "edge":
         return edge_names_of(config, qkv)
     if level == "node":
         return tuple(reversed(units_of(config)))
-    return tuple(f"block{block}" for block in reversed(range(config.depth)))
+    blocks = tuple(reversed(range(config.depth)))
+    if level == "neuron":
+        return tuple(f"m{b}.n{neuron}" for b in blocks for neuron in range(config.mlp_width[b]))
+    return tuple(f"block{block}" for block in blocks)
 
 
 def units_at(config: ViTConfig, level: str, names: Iterable[str]) -> tuple[str, ...]:

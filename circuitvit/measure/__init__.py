@@ -1,19 +1,35 @@
 """What a model can do and what it costs: accuracy, faithfulness, parameters, MACs, latency."""
 
+from circuitvit.measure.ablations import AcrossAblations, across_ablations
 from circuitvit.measure.accuracy import Accuracy, accuracy
+from circuitvit.measure.bootstrap import Estimate
+from circuitvit.measure.completeness import Completeness, completeness
 from circuitvit.measure.cost import macs, parameters
+from circuitvit.measure.curve import Curve
 from circuitvit.measure.faithfulness import faithfulness
+from circuitvit.measure.faithfulness_curve import SHARES, faithfulness_curve
 from circuitvit.measure.latency import Latency, latency
+from circuitvit.measure.minimality import Minimality, minimality
 from circuitvit.measure.report import Report, measure
 
 __all__ = [
+    "SHARES",
     "Accuracy",
+    "AcrossAblations",
+    "Completeness",
+    "Curve",
+    "Estimate",
     "Latency",
+    "Minimality",
     "Report",
     "accuracy",
+    "across_ablations",
+    "completeness",
     "faithfulness",
+    "faithfulness_curve",
     "latency",
     "macs",
     "measure",
+    "minimality",
     "parameters",
 ]

@@ -1,14 +1,12 @@
 """How much of the model's behaviour a circuit keeps."""
 
-import torch
 from torch import Tensor
 
-from circuitvit.ablation import run_circuit
-from circuitvit.checks import check_vit
+from circuitvit.checks import check_circuit, check_vit
 from circuitvit.circuit import Ablation, Circuit
-from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
-from circuitvit.metrics import Metric, loss_of
+from circuitvit.measure.examination import Examination
+from circuitvit.metrics import Metric
 from circuitvit.vit import ViT
 
 
@@ -35,21 +33,8 @@ def faithfulness(
         CircuitError: removing everything hardly changes the metric, so the ratio means nothing.
     """
     check_vit(vit)
-    pairs = pairs.to(vit.positions.device)
-    loss = loss_of(metric, pairs, vit.config.classes)
-
-    def run(kept: Circuit) -> Tensor:
-        return run_circuit(vit, kept, pairs, ablation=ablation, reference=reference)
-
-    logits = run(circuit)
-    empty = run(circuit.keeping(()))
-    with torch.no_grad():
-        full = torch.cat([vit(chunk) for chunk in pairs.clean.split(256)])
-        means = [float(loss(x, pairs, full).double().mean()) for x in (logits, empty, full)]
-    own, nothing, everything = means
-    if abs(everything - nothing) < 1e-6 * max(1.0, abs(everything), abs(nothing)):
-        raise CircuitError(
-            f"the metric is {everything:.3g} for the full model and {nothing:.3g} with no edges, "
-            "so faithfulness is undefined. Choose pairs on which the model behaves differently."
-        )
-    return (own - nothing) / (everything - nothing)
+    check_circuit(vit, circuit)
+    examination = Examination.checked(
+        vit, pairs, metric=metric, ablation=ablation, reference=reference
+    )
+    return float(examination.outcome([circuit], count=1, what="Circuit").faithfulness()[0])

@@ -1,0 +1,214 @@
+"""One search on all pairs of images: at once where memory allows, else chunk by chunk.
+
+Where not all pairs fit, each question builds the run of each chunk anew from the kept edges, and
+adds up what the chunks say; the decisions are those of all pairs at once. When memory runs out all
+the same, chunks are halved and the question is asked again.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import Tensor
+
+from circuitvit.config import ViTConfig
+from circuitvit.discover.incremental import IncrementalRun, Trial
+from circuitvit.discover.problem import Problem
+from circuitvit.discover.state import Speedups
+from circuitvit.discover.streaming import is_out_of_memory
+from circuitvit.edge_graph import node_named, readers_of, writers_of
+from circuitvit.errors import CircuitError
+from circuitvit.images import Pairs
+
+SHARE_OF_MEMORY = 0.7
+"""How much of the free memory may be taken."""
+NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
+"""Numbers that one reader reads in the removals tried together; on a CPU more leaves the cache."""
+MOMENTS = 32
+"""The most removals that are tried together."""
+
+Answer = TypeVar("Answer")
+
+
+class Chunks:
+    """The incremental runs of all pairs.
+
+    Args:
+        problem: what is asked.
+        kept: the kept edges, by split reader; the caller's, who removes what is settled.
+        opened: units that were tried before.
+        images: how many pairs at once; None goes by the memory that is free.
+        speedups: what may be done to be fast.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        kept: Mapping[str, Collection[int]],
+        *,
+        opened: Collection[str] = (),
+        images: int | None,
+        speedups: Speedups,
+    ) -> None:
+        self._problem, self._kept, self._speedups = problem, kept, speedups
+        self._images = min(len(problem.pairs), images or images_that_fit(problem))
+        self._opened = list(opened)
+        self.unit: str | None = None
+        self._readers: Sequence[str] = ()
+        self._order: Sequence[int] = ()
+        self._runs: list[tuple[Pairs, IncrementalRun]] | None = None
+        self._trials: list[Trial] = []
+        vit, pairs = problem.vit, problem.pairs
+        self._full = torch.cat([vit(images) for images in pairs.clean.split(self._images)])
+        if self._images == len(pairs):
+            self._runs = self._within_memory(lambda: [(pairs, self._run(pairs))])
+
+    def _run(self, pairs: Pairs) -> IncrementalRun:
+        ablated = self._problem.ablated_writes(pairs)
+        vit, opened = self._problem.vit, self._opened
+        return IncrementalRun(
+            vit, pairs.clean, ablated, self._kept, opened=opened, speedups=self._speedups
+        )
+
+    def _within_memory(self, work: Callable[[], Answer]) -> Answer | None:
+        """What the work gives, or None if memory ran out and chunks are now smaller."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as cause:
+            if not is_out_of_memory(cause):
+                raise
+            if self._images == 1:
+                raise CircuitError(
+                    "memory ran out with a single pair of images. Use a machine or a device with "
+                    "more memory, or a smaller model."
+                ) from cause
+        self._runs, self._trials, self._images = None, [], self._images // 2
+        return None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the pairs are taken chunk by chunk."""
+        return self._runs is None
+
+    def loss_of_model(self) -> float:
+        """The metric of the untouched model, over all pairs."""
+        return self._loss(self._full, self._problem.pairs, self._full)
+
+    def loss_now(self) -> float:
+        """The metric of the circuit as it stands, over all pairs."""
+        runs = self._runs or (
+            (pairs, self._run(pairs)) for pairs in self._problem.chunks(self._images)
+        )
+        logits = torch.cat([run.logits for _, run in runs])
+        return self._loss(logits, self._problem.pairs, self._full)
+
+    def _loss(self, logits: Tensor, pairs: Pairs, full: Tensor) -> float:
+        losses = self._problem.loss(logits, pairs, full)
+        return float(losses.double().sum()) / len(self._problem.pairs)
+
+    def open(self, unit: str) -> None:
+        """Take up a unit; those before it are done with."""
+        if self.unit is not None:
+            self._opened.append(self.unit)
+        self.unit = unit
+        self._with_runs(lambda run: run.open(unit))
+
+    def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
+        """Take up a reader of that unit, to try its writers in this order."""
+        self._readers, self._order = readers, order
+        self._with_runs(lambda run: run.begin(readers, order))
+
+    def _with_runs(self, work: Callable[[IncrementalRun], None]) -> None:
+        runs = self._runs
+        if runs is not None:
+            self._within_memory(lambda: [work(run) for _, run in runs])
+
+    def most_moments(self) -> int:
+        """How many removals are tried together at most."""
+        if self._speedups.states is not None:
+            return self._speedups.states
+        return MOMENTS if self._runs is None else min(self._batch(r) for _, r in self._runs)
+
+    def _batch(self, run: IncrementalRun) -> int:
+        """How many removals go through one run in one batch."""
+        kind = self._problem.vit.positions.device.type
+        most = NUMBERS_AT_ONCE.get(kind, NUMBERS_AT_ONCE["cuda"])
+        return max(1, min(MOMENTS, most // run.numbers_read()))
+
+    def losses(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
+        """The metric after each of some removals in a row, over all pairs."""
+        while True:
+            ask = self._ask_kept_runs if self._runs is not None else self._ask_new_runs
+            losses = self._within_memory(lambda ask=ask: ask(first, moments, keeps))
+            if losses is not None:
+                return losses
+
+    def _ask_kept_runs(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
+        total, start = [0.0] * moments, 0
+        self._trials = []
+        for pairs, run in self._runs or ():
+            trial = run.try_removals(first, moments, keeps)
+            self._trials.append(trial)
+            total = self._added(total, trial.logits, pairs, start)
+            start += len(pairs)
+        return total
+
+    def _ask_new_runs(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
+        total, start, order = [0.0] * moments, 0, self._order[first:]
+        for pairs in self._problem.chunks(self._images):
+            run = self._run(pairs)
+            assert self.unit is not None
+            run.open(self.unit)
+            run.begin(self._readers, order)
+            batch, logits = self._batch(run), list[Tensor]()
+            for done in range(0, moments, batch):
+                asked = order[done : done + min(batch, moments - done)]
+                stays = [place for place in asked if place in keeps]
+                logits += run.try_removals(done, len(asked), stays).logits
+                for place in stays:
+                    run.keep(place)
+            total = self._added(total, logits, pairs, start)
+            start += len(pairs)
+        return total
+
+    def _added(
+        self, total: list[float], logits: Iterable[Tensor], pairs: Pairs, start: int
+    ) -> list[float]:
+        full = self._full[start : start + len(pairs)]
+        losses = [self._loss(each, pairs, full) for each in logits]
+        return [a + b for a, b in zip(total, losses, strict=True)]
+
+    def settle(self, removed: int | None, kept: Sequence[int]) -> None:
+        """Let it be as decided after `losses`.
+
+        Args:
+            removed: index in the question of the last writer that goes, with all before it that
+                are not kept.
+            kept: the writers that stay.
+        """
+        for (_, run), trial in zip(self._runs or (), self._trials, strict=True):
+            for place in kept:
+                run.keep(place)
+            if removed is not None:
+                run.commit(trial, removed)
+        self._trials = []
+
+
+def images_that_fit(problem: Problem) -> int:
+    """How many pairs the free memory holds."""
+    device = problem.vit.positions.device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    size = problem.vit.positions.element_size()
+    return max(1, int(free * SHARE_OF_MEMORY) // (size * numbers_an_image(problem.vit.config)))
+
+
+def numbers_an_image(config: ViTConfig) -> int:
+    """How many numbers a run holds for one pair, if every edge were kept."""
+    heads = [name for name in writers_of(config) if node_named(name).kind == "head"]
+    streams = len(writers_of(config)) + len(readers_of(config)) + 12 * (config.depth + 1)
+    hidden = 4 * config.tokens * max(config.mlp_width, default=0)
+    return streams * config.tokens * config.width + len(heads) * config.tokens**2 + hidden

@@ -1,0 +1,71 @@
+"""The file in which a search notes what it has measured, so that a kill loses a few seconds."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from circuitvit.discover.search import Decisions
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json, write_json
+
+FORMAT = "circuitvit.acdc"
+SCHEMA = 1
+SECONDS_APART = 2.0
+SHARE_OF_TIME = 0.02
+"""How much of the time may go into saving."""
+
+
+class ResumeFile:
+    """What a search measured, in a file.
+
+    Args:
+        path: the file; it is written at once, so that a bad path is noticed before the work.
+        question: what was asked; a file that answers another question is refused.
+
+    Raises:
+        CircuitError: the file is of another search, or can't be read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], question: Mapping[str, Any]) -> None:
+        self._path, self._question = Path(path), dict(question)
+        self._saved = time.monotonic()
+        self._apart = SECONDS_APART
+        self.earlier: list[float | None] = []
+        self.start = 0.0
+        if self._path.exists():
+            self._read()
+        else:
+            self._write(self.earlier, self.start)
+
+    def _read(self) -> None:
+        body = read_json(self._path, what="record of a search")
+        known = body if isinstance(body, dict) else {}
+        if known.get("format") != FORMAT or known.get("schema") != SCHEMA:
+            raise CircuitError(
+                f"{self._path} is not the record of an ACDC search of this version. Name another "
+                "file, or remove it to start anew."
+            )
+        theirs = known.get("question", {})
+        different = [key for key in self._question if theirs.get(key) != self._question[key]]
+        if different:
+            told = ", ".join(f"{k} {theirs.get(k)!r} there, {self._question[k]!r} here"
+                             for k in different)  # fmt: skip
+            raise CircuitError(
+                f"{self._path} belongs to another search ({told}). Name another file, or remove "
+                "it to start anew."
+            )
+        self.earlier, self.start = list(known["measured"]), float(known["start"])
+
+    def note(self, decisions: Decisions, *, now: bool = False) -> None:
+        """Save what was measured so far, if it is time to."""
+        began = time.monotonic()
+        if now or began - self._saved >= self._apart:
+            self._write(decisions.measured, decisions.start)
+            self._saved = time.monotonic()
+            self._apart = max(SECONDS_APART, (self._saved - began) / SHARE_OF_TIME)
+
+    def _write(self, measured: list[float | None], start: float) -> None:
+        body = {"format": FORMAT, "schema": SCHEMA, "question": self._question}
+        write_json(self._path, {**body, "start": start, "measured": measured})

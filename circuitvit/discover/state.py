@@ -1,0 +1,242 @@
+"""What a circuit's run has computed so far, and the sums that its readers read.
+
+Writers are held by name: heads by their z, MLPs and `embed` by what they write. A reader's input is
+its base (constants and every ã before it) plus a_w − ã_w of the writers that it keeps.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.ablation import attention_constants
+from circuitvit.discover.folding import Heads, Neurons, centred
+from circuitvit.discover.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
+from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before, writers_of
+from circuitvit.vit import Block, ViT
+from circuitvit.writes import Writes
+
+Stream = Float[Tensor, "image _row width"]
+Kept = Mapping[str, Collection[int]]
+"""By reader (q, k and v apart), the indices of the writers that it reads."""
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """What the engine may do to be fast; none of it changes a decision.
+
+    Attributes:
+        pooled: run units only at the tokens that somebody needs.
+        folded: fold LayerNorms into the projections that follow them.
+        batched: all changed heads of a block in one product; None is on accelerators only.
+        states: the most removals that are tried at once; None goes by size, as
+            `experiments/bench_discovery.py` measured.
+    """
+
+    pooled: bool = True
+    folded: bool = True
+    batched: bool | None = None
+    states: int | None = None
+
+
+class Units:
+    """The heads and MLPs of a model, to be run on reads of their own.
+
+    Args:
+        vit: the model.
+        folded: whether LayerNorms are folded and streams come without their mean.
+    """
+
+    def __init__(self, vit: ViT, *, folded: bool) -> None:
+        self.folded = folded
+        self.prefix_tokens = vit.config.prefix_tokens
+        self.blocks = [block for block in vit.blocks if isinstance(block, Block)]
+        self.heads = [Heads.of(block, folded=folded) for block in self.blocks]
+        self.neurons = [Neurons.of(block, folded=folded) for block in self.blocks]
+
+    def plain(self, x: Tensor) -> Tensor:
+        """As a stream is held: without its mean, if LayerNorms are folded."""
+        return centred(x) if self.folded else x
+
+    def run_heads(
+        self, block: int, heads: list[int], rows: Rows, parts: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Z of some heads, and what it is made of.
+
+        Args:
+            block: theirs.
+            heads: which.
+            rows: of z that are needed.
+            parts: `q`, `k`, `v` [head image token head_width]; if nothing but v changes, `pattern`
+                in place of q and k.
+        """
+        made = dict(parts)
+        if "pattern" not in made:
+            made["pattern"] = (made["q"] @ made["k"].mT).softmax(dim=-1)
+        pattern = made["pattern"]
+        if rows == "mean":
+            pattern = pattern[..., self.prefix_tokens :, :].mean(dim=-2, keepdim=True)
+        made["z"] = pattern @ made["v"]
+        return made
+
+    def run_mlp(self, block: int, rows: Rows, read: Stream) -> Stream:
+        """What an MLP writes, at the rows that are needed."""
+        neurons = self.neurons[block]
+        assert neurons is not None
+        hidden = neurons.hidden(read)
+        has = "all" if rows == "mean" else rows
+        return neurons.write(narrowed(hidden, has, rows, self.prefix_tokens))
+
+    def heads_of(self, block: int | None) -> Heads:
+        """The weights of a block's heads."""
+        heads = None if block is None else self.heads[block]
+        assert heads is not None
+        return heads
+
+    def in_stream(self, node: Node, write: Tensor) -> Tensor:
+        """A write in the stream's width: of a head, z by its W_O."""
+        if node.head is None:
+            return write
+        return self.heads_of(node.block).expand([node.head], write[None])[0]
+
+
+class State:
+    """What the writers of a circuit write, and what its readers read.
+
+    Args:
+        vit: the model.
+        clean: the images.
+        ablated: what ablated writers write.
+        kept: the kept edges; a live view of the caller's.
+        opened: units that were tried before, `logits` apart: those are run only where needed.
+        speedups: what may be done.
+    """
+
+    def __init__(
+        self,
+        vit: ViT,
+        clean: Float[Tensor, "image channel _height _width"],
+        ablated: Writes,
+        kept: Kept,
+        opened: Collection[str],
+        speedups: Speedups,
+    ) -> None:
+        self.vit, self.kept, self.opened = vit, kept, set(opened)
+        self.units = Units(vit, folded=speedups.folded)
+        self.names, self.places = writers_of(vit.config), places_of(vit.config)
+        self._before = writers_before(vit.config)
+        self.rows: dict[str, Rows] = dict.fromkeys(self.names, "all")
+        self.rows["logits"] = rows_of_logits(vit.config, pooled=speedups.pooled)
+        for name in reversed(units_of(vit.config)):
+            if name in self.opened:
+                self.find_rows(name)
+        self._ablated = self._by_writer(ablated)
+        self.writes: dict[str, Tensor] = {"embed": self.units.plain(vit.embed(clean))}
+        self._bases: dict[str, Tensor] = {}
+        self._prefixes: Tensor | None = None
+        self._find_bases()
+
+    def _by_writer(self, writes: Writes) -> dict[str, Tensor]:
+        values = {"embed": self.units.plain(writes.embed)}
+        for block, (z, mlp) in enumerate(zip(writes.z, writes.mlp, strict=True)):
+            if z is not None:
+                values |= {f"a{block}.h{head}": z[:, head] for head in range(z.shape[1])}
+            if mlp is not None:
+                values[f"m{block}"] = self.units.plain(mlp)
+        return values
+
+    def _find_bases(self) -> None:
+        """What each place in the stream holds with no edge kept."""
+        units, dtype = self.units, self.vit.positions.dtype
+        base = self._ablated["embed"].double()
+
+        def added(*things: Tensor | float | None) -> Tensor:
+            tensors = [units.plain(t) for t in things if isinstance(t, Tensor)]
+            return sum(tensors, start=base)
+
+        for index, block in enumerate(units.blocks):
+            self._bases[f"a{index}"] = base.to(dtype)
+            for head in range(self.vit.config.heads[index]):
+                node = node_named(f"a{index}.h{head}")
+                base = base + units.in_stream(node, self._ablated[node.name])
+            base = added(attention_constants(block))
+            if block.mlp is not None:
+                self._bases[f"m{index}"] = base.to(dtype)
+                base = base + self._ablated[f"m{index}"]
+            base = added(block.mlp_constant)
+        self._bases["logits"] = base.to(dtype)
+
+    def find_rows(self, unit: str) -> Rows:
+        """Find which rows of a unit its kept readers need."""
+        place = self.places[unit]
+        readers = [node_named(name) for name, kept in self.kept.items() if place in kept]
+        needs = [rows_read(reader, self.rows[reader.unit]) for reader in readers]
+        self.rows[unit] = rows_together(needs) if needs else "all"
+        return self.rows[unit]
+
+    def narrow(self, x: Tensor, has: Rows, needs: Rows) -> Tensor:
+        """The rows that are needed; one row that stands for all tokens stays as it is."""
+        if x.shape[-2] == 1:
+            return x
+        return narrowed(x, has, needs, self.units.prefix_tokens)
+
+    def difference(self, place: int, needs: Rows = "all") -> Tensor:
+        """a_w − ã_w of a writer now, at some of the rows that it is run at."""
+        name = self.names[place]
+        has = self.rows[name]
+        write = self.narrow(self.writes[name], has, needs)
+        ablated = self.narrow(self._ablated[name], "all", needs)
+        return self.units.in_stream(node_named(name), write - ablated)
+
+    def base(self, reader: Node, needs: Rows) -> Tensor:
+        """What a reader reads with no edge kept."""
+        key = f"a{reader.block}" if reader.kind == "head" else reader.name
+        return self.narrow(self._bases[key], "all", needs)
+
+    def keeps_all(self, reader: Node) -> bool:
+        """Whether a reader reads every writer before it, and all of these are as at the start."""
+        kept = self.kept[reader.name]
+        as_at_start = not any(self.names[place] in self.opened for place in kept)
+        return len(kept) == self.before(reader) and as_at_start
+
+    def before(self, reader: Node) -> int:
+        """How many writers come before a reader."""
+        return self._before[reader.unit]
+
+    def read(self, reader: Node, needs: Rows) -> Stream:
+        """What a reader reads now, summed afresh over the writers that it keeps."""
+        if self.keeps_all(reader):
+            stream = self.prefixes()[self.before(reader)]
+            return self.base(reader, needs) + self.narrow(stream, "all", needs)
+        total = self.base(reader, needs).double()
+        for place in self.kept[reader.name]:
+            total = total + self.difference(place, needs)
+        embedded = self.embedded(needs)
+        return total.to(embedded.dtype).expand_as(embedded)
+
+    def embedded(self, needs: Rows) -> Stream:
+        """What `embed` writes, at some rows: the shape and dtype of a stream."""
+        return self.narrow(self.writes["embed"], "all", needs)
+
+    def prefixes(self) -> Float[Tensor, "_writer image token width"]:
+        """Σ of a_v − ã_v over the writers v before each writer, and over all of them.
+
+        Made when first asked for, which must be before any unit is opened that it is wanted for.
+        """
+        if self._prefixes is None:
+            last = [name in self.opened for name in self.names].index(True) if self.opened else None
+            self._prefixes = self.sums(range(len(self.names[:last])), "all")
+        return self._prefixes
+
+    def sums(self, places: Iterable[int], needs: Rows) -> Float[Tensor, "_place image _row width"]:
+        """Σ of a_v − ã_v over the first 0, 1, 2, … of some writers."""
+        places = list(places)
+        embedded = self.embedded(needs)
+        total = torch.zeros_like(embedded, dtype=torch.float64)
+        sums = embedded.new_zeros(len(places) + 1, *embedded.shape)
+        for index, place in enumerate(places):
+            total += self.difference(place, needs)
+            sums[index + 1] = total
+        return sums

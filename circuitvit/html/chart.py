@@ -1,0 +1,181 @@
+"""Charts of measurements: lines with bands, or dots with bars. Knows neither circuits nor torch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from circuitvit.files import write_text
+from circuitvit.html.escaping import escape
+from circuitvit.html.plotly_figure import FONT, INK
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+# A name that the rooms above can annotate with, without plotly.
+Figure: TypeAlias = "plotly.graph_objects.Figure"
+
+GREY = "#7b8794"
+GRID = "#e4e7eb"
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is drawn in one colour.
+
+    Attributes:
+        name: what the legend says; shown literally, as is `hover`.
+        x: places along the axis, or names.
+        y: values.
+        low: lower ends of the intervals; none are drawn if left out.
+        high: upper ends.
+        color: as in CSS.
+        mark: a line with a band, or dots with bars.
+        dash: how the line is drawn.
+        hover: what to say beside each point.
+    """
+
+    name: str
+    x: Sequence[float] | Sequence[int] | Sequence[str]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    color: str = INK
+    mark: Literal["line", "dots"] = "line"
+    dash: Literal["solid", "dot"] = "solid"
+    hover: Sequence[str] | None = None
+
+
+def chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    subtitle: str,
+    x_title: str,
+    y_title: str,
+    x_kind: Literal["log", "linear", "category"] = "linear",
+    level: float | None = None,
+    level_name: str = "",
+    diagonal: bool = False,
+) -> Figure:
+    """Draw series in one pair of axes.
+
+    Args:
+        series: those drawn first lie below.
+        title: the heading; texts are shown literally.
+        subtitle: a smaller line below it.
+        x_title: what the horizontal axis shows.
+        y_title: what the vertical axis shows.
+        x_kind: of the horizontal axis.
+        level: where a horizontal reference line goes.
+        level_name: what is written on it.
+        diagonal: whether to draw the line on which x = y, with both axes over the same range.
+    """
+    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+
+    traces: list[dict[str, Any]] = []
+    for item in series:
+        if item.mark == "line" and item.low is not None and item.high is not None:
+            traces.append(_band(item, item.low, item.high))
+        traces.append(_marks(item))
+    drawn = go.Figure(traces, layout=_layout(title, subtitle, x_title, y_title, x_kind))
+    if level is not None:
+        drawn.add_hline(
+            y=level,
+            line={"color": INK, "width": 1, "dash": "dash"},
+            annotation={"text": escape(level_name), "font": {"size": 11, "color": GREY}},
+            annotation_position="top left",
+        )
+    if diagonal:
+        numbers = [float(v) for item in series for v in (*item.x, *item.y)]
+        numbers += [v for item in series for v in (*(item.low or ()), *(item.high or ()))]
+        margin = 0.05 * (max(numbers) - min(numbers) or 1.0)
+        ends = [min(numbers) - margin, max(numbers) + margin]
+        drawn.update_xaxes(range=ends).update_yaxes(range=ends)
+        drawn.add_shape(
+            type="line",
+            x0=ends[0],
+            y0=ends[0],
+            x1=ends[1],
+            y1=ends[1],
+            layer="below",
+            line={"color": GREY, "width": 1, "dash": "dash"},
+        )
+    return drawn
+
+
+def chart_page(path: str | os.PathLike[str], drawn: Figure) -> Path:
+    """Write a figure as a page with plotly.js in it.
+
+    Raises:
+        CircuitError: the file can't be written.
+    """
+    text = drawn.to_html(full_html=True, include_plotlyjs=True, config={"displaylogo": False})
+    return write_text(path, text)
+
+
+def _band(item: Series, low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"{escape(item.name)}, interval",
+        "legendgroup": item.name,
+        "showlegend": False,
+        "x": [*item.x, *reversed(item.x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": item.color,
+        "opacity": 0.16,
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
+
+
+def _marks(item: Series) -> dict[str, Any]:
+    marks: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines+markers" if item.mark == "line" else "markers",
+        "name": escape(item.name),
+        "legendgroup": item.name,
+        "x": list(item.x),
+        "y": list(item.y),
+        "marker": {"color": item.color, "size": 7},
+        "line": {"color": item.color, "width": 2, "dash": item.dash},
+        "customdata": [escape(text) for text in item.hover or [""] * len(item.y)],
+        "hovertemplate": "%{y:.3f} at %{x}<br>%{customdata}",
+    }
+    if item.mark == "dots" and item.low is not None and item.high is not None:
+        marks["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - y for high, y in zip(item.high, item.y, strict=True)],
+            "arrayminus": [y - low for low, y in zip(item.low, item.y, strict=True)],
+            "thickness": 1.2,
+            "width": 3,
+        }
+    return marks
+
+
+def _layout(title: str, subtitle: str, x_title: str, y_title: str, x_kind: str) -> dict[str, Any]:
+    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GREY, "ticks": "outside"}
+    x_axis = {**axis, "type": x_kind, "title": {"text": escape(x_title)}, "showline": True}
+    if x_kind == "log":
+        x_axis |= {"dtick": "D2", "tickformat": "~g"}
+    if x_kind == "category":
+        x_axis |= {"showgrid": False}
+    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
+    return {
+        "template": "none",
+        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
+        "legend": {"orientation": "h", "y": -0.2, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
+        "margin": {"l": 68, "r": 24, "t": 76, "b": 56},
+        "height": 520,
+        "xaxis": x_axis,
+        "yaxis": {**axis, "title": {"text": escape(y_title)}},
+    }

@@ -1,0 +1,96 @@
+"""What results about circuits have in common: their file, their page, what callers may ask."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from circuitvit.checks import whole
+from circuitvit.circuit import Provenance
+from circuitvit.errors import CircuitError
+from circuitvit.files import write_json
+from circuitvit.html.chart import Figure, chart_page
+from circuitvit.measure.examination import Conditions
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A result about circuits; `figure`, `markdown` and the figures themselves are its own.
+
+    Attributes:
+        conditions: under which it was obtained.
+    """
+
+    FORMAT: ClassVar[str]
+
+    conditions: Conditions
+
+    def figure(self) -> Figure:
+        """The result as a plotly figure."""
+        raise NotImplementedError
+
+    def table(self) -> list[list[str]]:
+        """Header and rows as text."""
+        raise NotImplementedError
+
+    def markdown(self) -> str:
+        """The table and the conditions, as Markdown."""
+        header, *rows = self.table()
+        lines = [header, ["---"] * len(header), *rows]
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"{text}\n\n{self.conditions}; 95% intervals over images.\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {"format": self.FORMAT, "schema": SCHEMA, **asdict(self)}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result as JSON.
+
+        Raises:
+            CircuitError: the file can't be written.
+        """
+        return write_json(path, self.as_dict())
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the figure as a page that works offline (it holds plotly.js, 5 MB).
+
+        Raises:
+            CircuitError: the file can't be written.
+        """
+        return chart_page(path, self.figure())
+
+
+def checked_draws(bootstrap: object, seed: object) -> tuple[int, int]:
+    """The number of resamples and the seed, as whole numbers.
+
+    Raises:
+        CircuitError: they are none, or too small.
+    """
+    resamples, start = whole(bootstrap, "bootstrap"), whole(seed, "seed")
+    if resamples < 1 or start < 0:
+        raise CircuitError(
+            f"bootstrap is {resamples} and seed {start}, expected ≥ 1 resamples and a seed ≥ 0."
+        )
+    return resamples, start
+
+
+def ablation_of(asked: str | None, found: Iterable[Provenance]) -> str:
+    """The ablation to use: the one asked for, else that of discovery.
+
+    Raises:
+        CircuitError: it is not known, or discovery used several.
+    """
+    if asked is not None:
+        return asked
+    known = {one.ablation for one in found}
+    if len(known) != 1 or None in known:
+        names = ", ".join(sorted(map(str, known)))
+        raise CircuitError(
+            f"the ablation of discovery is {names}, so it must be said which to use here. Give "
+            "ablation='patch', 'zero' or 'mean'."
+        )
+    return str(known.pop())
