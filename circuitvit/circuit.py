@@ -48,7 +48,7 @@ class Provenance:
     Attributes:
         method: `acdc`, `eap`, …, or `hand`.
         selection: how the edges were chosen from scores, such as `top 40 by |score|`.
-        level: what was tried or scored: edges, nodes or blocks.
+        level: what was tried or scored: edges, nodes, blocks or neurons.
         ablation: what removed edges were replaced by; it restricts nothing later on.
         metric: the metric's name, or the name of the callable.
         order: the order in which readers and writers were tried, and in which ties fall.

@@ -37,7 +37,7 @@ def eap(
     method: str = "eap",
     steps: int = 5,
     ablation: Ablation = "patch",
-    level: str = "edge",
+    level: Level | Literal["neuron"] = "edge",
     qkv: Qkv = "split",
     positions: Positions | None = None,
     reference: Tensor | None = None,

@@ -22,6 +22,19 @@ def centred(x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """What a reader reads, already multiplied by its folded weights, but not divided by σ.
+
+    Attributes:
+        products: [image token out], or with the heads in front.
+        squares: the squared length of what it reads, [image token 1], or with the heads in front.
+    """
+
+    products: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True)
 class Heads:
     """The heads of a block.
 
@@ -61,20 +74,32 @@ class Heads:
         return cls(weight, bias, out.contiguous(), norm, attention, folded)
 
     def project(
-        self, part: str, heads: list[int], reads: Float[Tensor, "head image token width"]
+        self, part: str, heads: list[int], reads: "Tensor | Projected"
     ) -> Float[Tensor, "head image token head_width"]:
-        """The queries, keys or values of some heads; queries come divided by √head_width."""
+        """The queries, keys or values of some heads; queries come divided by √head_width.
+
+        Args:
+            part: `q`, `k` or `v`.
+            heads: which.
+            reads: what they read, [head image token width], or its products.
+        """
         index = PARTS.index(part)
         weight, bias = self._of(self.weight[index], heads), self._of(self.bias[index], heads)
-        if self.folded:
-            projected = _times(reads, weight.mT)
-            factor = inverse_deviation(reads, self.norm.eps)
-            projected = torch.addcmul(bias[:, None, None], projected, factor)
+        if not isinstance(reads, Tensor) or self.folded:
+            if isinstance(reads, Tensor):
+                reads = Projected(_times(reads, weight.mT), squares(reads))
+            factor = inverse_deviation(reads.squares, self.norm)
+            projected = torch.addcmul(bias[:, None, None], reads.products, factor)
         else:
             projected = _times(self.norm(reads), weight.mT) + bias[:, None, None]
         if part != "q" or self.attention.q_norm is None:
             return self.attention.normalize(part, projected)
         return self.attention.q_norm(projected) * projected.shape[-1] ** -0.5
+
+    def of_part(self, part: str | None) -> Float[Tensor, "head head_width width"]:
+        """The weights of the queries, keys or values."""
+        assert part is not None
+        return self.weight[PARTS.index(part)]
 
     def expand(
         self, heads: list[int], z: Float[Tensor, "head image token head_width"]
@@ -114,15 +139,21 @@ class Neurons:
             second, second_bias = centred(second.T).T.contiguous(), centred(second_bias)
         return cls(first, first_bias, second, second_bias, norm, mlp.activation, folded)
 
-    def hidden(
-        self, reads: Float[Tensor, "image token width"]
-    ) -> Float[Tensor, "image token neuron"]:
-        """The neurons, after the activation."""
-        if self.folded:
-            normalized = reads * inverse_deviation(reads, self.norm.eps)
+    def hidden(self, reads: "Tensor | Projected") -> Float[Tensor, "image token neuron"]:
+        """The neurons, after the activation.
+
+        Args:
+            reads: what the MLP reads, [image token width], or its products.
+        """
+        if isinstance(reads, Projected):
+            factor = inverse_deviation(reads.squares, self.norm)
+            hidden = torch.addcmul(self.first_bias, reads.products, factor)
+        elif self.folded:
+            normalized = reads * inverse_deviation(squares(reads), self.norm)
+            hidden = F.linear(normalized, self.first, self.first_bias)
         else:
-            normalized = self.norm(reads)
-        return activate(self.activation, F.linear(normalized, self.first, self.first_bias))
+            hidden = F.linear(self.norm(reads), self.first, self.first_bias)
+        return activate(self.activation, hidden)
 
     def write(
         self, hidden: Float[Tensor, "image token neuron"]
@@ -131,12 +162,17 @@ class Neurons:
         return F.linear(hidden, self.second, self.second_bias)
 
 
+def squares(x: Float[Tensor, "*any token width"]) -> Float[Tensor, "*any token 1"]:
+    """The squared length of a stream, token by token."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+
+
 def inverse_deviation(
-    x: Float[Tensor, "*any token width"], eps: float
+    squared: Float[Tensor, "*any token 1"], norm: nn.LayerNorm
 ) -> Float[Tensor, "*any token 1"]:
-    """1/σ of a LayerNorm, for a stream without its mean."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.addcmul(x.new_tensor(eps), length, length, value=1 / x.shape[-1]).rsqrt_()
+    """1/σ of a LayerNorm, from the squared length of a stream without its mean."""
+    eps = squared.new_tensor(norm.eps)
+    return torch.add(eps, squared, alpha=1 / norm.normalized_shape[0]).rsqrt_()
 
 
 def _times(

@@ -10,16 +10,18 @@ Several removals, one after the other, can be asked at once: their images lie be
 the image axis (`moment` times `image`).
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.discover.folding import Projected
+from circuitvit.discover.followers import Followers
 from circuitvit.discover.rows import Rows, rows_read
 from circuitvit.discover.state import Kept, Speedups, State, Stream
+from circuitvit.discover.trial import Read, Root, Trial
 from circuitvit.edge_graph import Node, node_named
 from circuitvit.vit import PARTS, Block, ViT
 from circuitvit.writes import Writes
@@ -28,66 +30,6 @@ DRIFT = 160
 """Roundings, relative to what is read now, after which it is summed afresh: 1e-5 in float32."""
 CHECKED_EVERY = 4
 """Updates of a reader between looks at its drift."""
-
-
-@dataclass
-class Read:
-    """What an opened reader reads now.
-
-    Attributes:
-        reader: which.
-        rows: of the stream that it needs.
-        kept: the writers that it reads; the caller's.
-        x: its copy of the stream, at those rows.
-        updates: how often a difference was added since it was summed.
-        peak: the greatest length of x that was seen since.
-    """
-
-    reader: Node
-    rows: Rows
-    kept: Collection[int]
-    x: Stream
-    updates: int = 0
-    peak: Tensor | None = None
-
-
-@dataclass
-class Trial:
-    """What some removals, each on top of those before it, would change.
-
-    Attributes:
-        moments: how many removals there are; tensors hold the last one's images first.
-        logits: of the circuit after each removal.
-        reads: by reader, its new copy of the stream.
-        made: by unit, its new q, k, v, pattern and z, or what an MLP writes.
-        moved: by writer's index, how what it writes differs from what was committed.
-    """
-
-    moments: int
-    logits: Float[Tensor, "moment image class"]
-    reads: dict[str, Tensor] = field(default_factory=dict)
-    made: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    moved: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Root:
-    """The reader that is being tried.
-
-    Attributes:
-        readers: its names; q, k and v of a head that reads jointly.
-        rows: of what it reads that are needed.
-        order: the writers to be tried, first to last.
-        sums: what is left of the writers still to be tried, [writer image row width]; entry i is
-            without all but the last i of the order.
-        rest: base and kept writers, [image row width].
-    """
-
-    readers: tuple[Node, ...]
-    rows: Rows
-    order: tuple[int, ...]
-    sums: Tensor
-    rest: Tensor
 
 
 class IncrementalRun:
@@ -127,6 +69,11 @@ class IncrementalRun:
         self._made: dict[str, dict[str, Tensor]] = {}
         self._open: dict[tuple[int, str], dict[Node, list[Read]]] = {}
         self._root: Root | None = None
+        self._followers: Followers | None = None
+        self._plan: list[list[tuple[Node, list[Read]]]] = []
+        low_rank = speedups.low_rank
+        low_rank = vit.positions.device.type == "cpu" if low_rank is None else low_rank
+        self._low_rank = low_rank and speedups.folded
         self._start(set(opened))
 
     def _start(self, opened: set[str]) -> None:
@@ -181,7 +128,7 @@ class IncrementalRun:
         if name not in opened:
             node, state = node_named(name), self._state
             reads = {r.name: state.read(r, "all") for r in readers_of_unit(node)}
-            made = self._run([node], reads, "all", {})
+            made = self._run([node], reads, "all", 1)
             state.writes[name] = made[name]["z" if node.kind == "head" else "value"]
         elif self.has_reader(name):
             self.open(name)
@@ -194,6 +141,10 @@ class IncrementalRun:
     def open(self, unit: str) -> None:
         """Take up a unit whose readers are to be tried next."""
         node, state = node_named(unit), self._state
+        if self._followers is not None:
+            for read in self._followers.caught_up(state.writes):
+                self._mind_drift(read)
+            self._followers = None
         if node.kind != "logits":
             rows = state.find_rows(unit)
             taken = [self._take(r, rows_read(r, rows)) for r in readers_of_unit(node)]
@@ -203,6 +154,32 @@ class IncrementalRun:
             state.opened.add(unit)
             assert node.block is not None
             self._open.setdefault((node.block, node.kind), {})[node] = taken
+            self._plan_from(node)
+
+    def _plan_from(self, unit: Node) -> None:
+        """Find the readers that change when a unit does, and those that follow it alone."""
+        assert unit.block is not None
+        moving, alone = {self._places[unit.name]}, list[Read]()
+        self._plan = []
+        for block in range(unit.block, len(self._units.blocks)):
+            for kind in ("head", "mlp"):
+                if block == unit.block and "head" in (kind, unit.kind) and kind == unit.kind:
+                    continue
+                if block == unit.block and unit.kind == "mlp":
+                    continue
+                changing = []
+                for node, taken in self._open.get((block, kind), {}).items():
+                    hit = [read for read in taken if not moving.isdisjoint(read.kept)]
+                    if hit:
+                        changing.append((node, hit))
+                        alone += [r for r in hit if len(moving.intersection(r.kept)) == 1]
+                moving |= {self._places[node.name] for node, _ in changing}
+                if changing:
+                    self._plan.append(changing)
+        if unit.kind == "head" and self._low_rank:
+            place = self._places[unit.name]
+            followers = [read for read in alone if place in read.kept]
+            self._followers = Followers(self._units, self._state, unit, followers)
 
     def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
         """Take up a reader (or q, k and v of a head together) of the unit that was opened last.
@@ -258,7 +235,7 @@ class IncrementalRun:
             for node in root.readers
         }
         self._update([unit], reads, trial)
-        self._follow(unit, trial)
+        self._follow(trial)
         return trial
 
     def _logits(self, x: Stream, moments: int) -> Float[Tensor, "moment _image class"]:
@@ -269,77 +246,85 @@ class IncrementalRun:
             return self.vit.read_out(x)
         return self.vit.head(self.vit.final_norm(x[:, 0]))
 
-    def _follow(self, unit: Node, trial: Trial) -> None:
+    def _follow(self, trial: Trial) -> None:
         """Run the opened units after one that changed, as far as they change too."""
-        assert unit.block is not None
-        for block in range(unit.block, len(self._units.blocks)):
-            if block > unit.block:
-                for nodes, reads in self._changed_heads(block, trial):
-                    self._update(nodes, reads, trial)
-            if block > unit.block or unit.kind == "head":
-                for node, taken in self._open.get((block, "mlp"), {}).items():
-                    reads = self._changed(taken, trial)
-                    if reads:
-                        self._update([node], reads, trial)
+        for changing in self._plan:
+            for nodes, reads in self._together(changing, trial):
+                self._update(nodes, reads, trial)
         final = self._changed([self._reads["logits"]], trial)
         if final:
-            trial.reads |= final
-            trial.logits = self._logits(final["logits"], trial.moments)
+            x = final["logits"]
+            assert isinstance(x, Tensor)
+            trial.logits = self._logits(x, trial.moments)
+            trial.reads["logits"] = x
 
-    def _changed_heads(
-        self, block: int, trial: Trial
-    ) -> Iterable[tuple[list[Node], dict[str, Tensor]]]:
-        """Heads of a block that read something new, those together that can be run together."""
-        groups: dict[tuple, tuple[list[Node], dict[str, Tensor]]] = {}
-        for node, taken in self._open.get((block, "head"), {}).items():
+    def _together(
+        self, changing: list[tuple[Node, list[Read]]], trial: Trial
+    ) -> Iterable[tuple[list[Node], dict[str, Tensor | Projected]]]:
+        """Units that read something new, those heads together that can be run together."""
+        if not self._batched or changing[0][0].kind == "mlp":
+            for node, taken in changing:
+                reads = self._changed(taken, trial)
+                if reads:
+                    yield [node], reads
+            return
+        groups: dict[tuple, tuple[list[Node], dict[str, Tensor | Projected]]] = {}
+        for node, taken in changing:
             reads = self._changed(taken, trial)
             if reads:
-                parts = tuple(name[-1] for name in reads)
-                alone = () if self._batched else (node.name,)
-                key = (self._state.rows[node.name], parts, *alone)
-                nodes, together = groups.setdefault(key, ([], {}))
+                parts = tuple((name[-1], isinstance(x, Tensor)) for name, x in reads.items())
+                nodes, together = groups.setdefault((self._state.rows[node.name], parts), ([], {}))
                 nodes.append(node)
                 together |= reads
-        return groups.values()
+        yield from groups.values()
 
-    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Tensor]:
+    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Tensor | Projected]:
         """The new inputs of readers that keep an edge from something that moved."""
-        reads, state, moved = {}, self._state, trial.moved
+        reads: dict[str, Tensor | Projected] = {}
         for read in taken:
+            if self._followers is not None and read.name in self._followers:
+                reads[read.name] = self._followers.read(read.name, trial)
+                continue
             x, new = read.x, None
-            for place in moved.keys() & read.kept:
-                move = state.narrow(moved[place], state.rows[state.names[place]], read.rows)
-                if new is None:
-                    new = move.view(trial.moments, *x.shape) + x
-                else:
-                    new += move.view(trial.moments, *x.shape)
+            for place in trial.shifts.keys() & read.kept:
+                move = self._moved(place, read.rows, trial).view(trial.moments, *x.shape)
+                new = move + x if new is None else new.add_(move)
             if new is not None:
-                reads[read.reader.name] = new.flatten(0, 1)
+                reads[read.name] = new.flatten(0, 1)
         return reads
 
-    def _update(self, nodes: list[Node], reads: dict[str, Tensor], trial: Trial) -> None:
+    def _moved(self, place: int, needs: Rows, trial: Trial) -> Tensor:
+        """How what a writer writes differs in the stream, at some rows."""
+        state, name = self._state, self._state.names[place]
+        if place not in trial.moved:
+            trial.moved[place] = self._units.in_stream(node_named(name), trial.shifts[place])
+        return state.narrow(trial.moved[place], state.rows[name], needs)
+
+    def _update(
+        self, nodes: list[Node], reads: dict[str, Tensor | Projected], trial: Trial
+    ) -> None:
         """Run units on what they read anew, and note how their writes move."""
         state, rows = self._state, self._state.rows[nodes[0].name]
         made = self._run(nodes, reads, rows, trial.moments)
-        trial.reads |= reads
+        followed = self._followers or ()
+        trial.reads |= {
+            name: x for name, x in reads.items() if isinstance(x, Tensor) and name not in followed
+        }
         trial.made |= made
-        if nodes[0].kind == "mlp":
-            news, olds = [made[nodes[0].name]["value"]], [state.writes[nodes[0].name]]
-        else:
-            news = [made[node.name]["z"] for node in nodes]
-            olds = [state.writes[node.name] for node in nodes]
-        moved = [
-            (new.view(trial.moments, *old.shape) - old).flatten(0, 1)
-            for new, old in zip(news, olds, strict=True)
-        ]
-        if nodes[0].kind == "head":
-            heads = [node.head for node in nodes if node.head is not None]
-            moved = self._units.heads_of(nodes[0].block).expand(heads, _stacked(moved)).unbind()
-        for node, move in zip(nodes, moved, strict=True):
-            trial.moved[self._places[node.name]] = move
+        for node in nodes:
+            new, old = (
+                made[node.name]["z" if node.kind == "head" else "value"],
+                state.writes[node.name],
+            )
+            shift = (new.view(trial.moments, *old.shape) - old).flatten(0, 1)
+            trial.shifts[self._places[node.name]] = shift
 
     def _run(
-        self, nodes: list[Node], reads: dict[str, Tensor], rows: Rows, moments: int
+        self,
+        nodes: list[Node],
+        reads: Mapping[str, Tensor | Projected],
+        rows: Rows,
+        moments: int,
     ) -> dict[str, dict[str, Tensor]]:
         """What an MLP, or heads of a block with the same parts changed, make of their reads."""
         block = nodes[0].block
@@ -351,8 +336,8 @@ class IncrementalRun:
         heads = [node.head for node in nodes if node.head is not None]
         new = [part for part in PARTS if f"{nodes[0].name}.{part}" in reads]
         for part in new:
-            stacked = _stacked([reads[f"{node.name}.{part}"] for node in nodes])
-            parts[part] = weights.project(part, heads, stacked)
+            read = _together([reads[f"{node.name}.{part}"] for node in nodes])
+            parts[part] = weights.project(part, heads, read)
         for part in ["pattern"] if new == ["v"] else [p for p in PARTS if p not in new]:
             old = [self._made[node.name][part] for node in nodes]
             parts[part] = _stacked([o if moments == 1 else o.repeat(moments, 1, 1) for o in old])
@@ -408,6 +393,16 @@ def readers_of_unit(unit: Node) -> tuple[Node, ...]:
     if unit.kind != "head":
         return (unit,)
     return tuple(node_named(f"{unit.name}.{part}") for part in PARTS)
+
+
+def _together(reads: Sequence[Tensor | Projected]) -> Tensor | Projected:
+    tensors = [read for read in reads if isinstance(read, Tensor)]
+    if tensors:
+        return _stacked(tensors)
+    several = [read for read in reads if isinstance(read, Projected)]
+    return Projected(
+        _stacked([p.products for p in several]), _stacked([p.squares for p in several])
+    )
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

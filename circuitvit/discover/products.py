@@ -1,4 +1,7 @@
-"""Sums of differences times gradients for every edge, one product a block.
+"""Sums of differences times gradients for every edge.
+
+There is one product for the queries, keys and values of each block with the differences of all
+earlier writers, and one for all MLPs and `logits`; a few images at a time, without a table for all.
 
 With G_r the gradient at a reader's normalised input x̂, and σ the deviation (ε included), the
 LayerNorm passes back ∂ℓ/∂x_r = (1/σ)[G_r − mean(G_r) − x̂ (x̂·G_r)/width]. For a head's reader
@@ -49,13 +52,7 @@ class EdgeProducts:
         frozen_norms: whether σ counts as a constant.
     """
 
-    def __init__(
-        self,
-        vit: ViT,
-        spans: Spans,
-        *,
-        frozen_norms: bool,
-    ) -> None:
+    def __init__(self, vit: ViT, spans: Spans, *, frozen_norms: bool) -> None:
         self._vit, self._spans, self._frozen = vit, spans, frozen_norms
         self._scratch: dict[str, Tensor] = {}
         self._weights = {

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import attention_constants
-from circuitvit.discover.folding import Heads, Neurons, centred
+from circuitvit.discover.folding import Heads, Neurons, Projected, centred
 from circuitvit.discover.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
 from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before, writers_of
 from circuitvit.vit import Block, ViT
@@ -33,12 +33,15 @@ class Speedups:
         batched: all changed heads of a block in one product; None is on accelerators only.
         states: the most removals that are tried at once; None goes by size, as
             `experiments/bench_discovery.py` measured.
+        low_rank: where a reader reads one head of all that changes, work in that head's width in
+            place of the stream's; None is on CPUs only.
     """
 
     pooled: bool = True
     folded: bool = True
     batched: bool | None = None
     states: int | None = None
+    low_rank: bool | None = None
 
 
 class Units:
@@ -81,7 +84,7 @@ class Units:
         made["z"] = pattern @ made["v"]
         return made
 
-    def run_mlp(self, block: int, rows: Rows, read: Stream) -> Stream:
+    def run_mlp(self, block: int, rows: Rows, read: Tensor | Projected) -> Stream:
         """What an MLP writes, at the rows that are needed."""
         neurons = self.neurons[block]
         assert neurons is not None
