@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.discover.folding import Projected
-from circuitvit.discover.followers import Followers
+from circuitvit.discover.followers import MOST_HEADS, Followers
 from circuitvit.discover.rows import Rows, rows_read
 from circuitvit.discover.state import Kept, Speedups, State, Stream
 from circuitvit.discover.trial import Read, Root, Trial
@@ -142,7 +142,7 @@ class IncrementalRun:
         """Take up a unit whose readers are to be tried next."""
         node, state = node_named(unit), self._state
         if self._followers is not None:
-            for read in self._followers.caught_up(state.writes):
+            for read in self._followers.caught_up():
                 self._mind_drift(read)
             self._followers = None
         if node.kind != "logits":
@@ -157,29 +157,28 @@ class IncrementalRun:
             self._plan_from(node)
 
     def _plan_from(self, unit: Node) -> None:
-        """Find the readers that change when a unit does, and those that follow it alone."""
+        """Find the readers that change when a unit does, and those that follow heads alone."""
         assert unit.block is not None
-        moving, alone = {self._places[unit.name]}, list[Read]()
+        moving, following = {self._places[unit.name]}, dict[str, tuple[Read, tuple[int, ...]]]()
         self._plan = []
-        for block in range(unit.block, len(self._units.blocks)):
-            for kind in ("head", "mlp"):
-                if block == unit.block and "head" in (kind, unit.kind) and kind == unit.kind:
-                    continue
-                if block == unit.block and unit.kind == "mlp":
-                    continue
-                changing = []
-                for node, taken in self._open.get((block, kind), {}).items():
-                    hit = [read for read in taken if not moving.isdisjoint(read.kept)]
-                    if hit:
-                        changing.append((node, hit))
-                        alone += [r for r in hit if len(moving.intersection(r.kept)) == 1]
-                moving |= {self._places[node.name] for node, _ in changing}
-                if changing:
-                    self._plan.append(changing)
-        if unit.kind == "head" and self._low_rank:
-            place = self._places[unit.name]
-            followers = [read for read in alone if place in read.kept]
-            self._followers = Followers(self._units, self._state, unit, followers)
+        later = [(block, kind) for block in range(unit.block, len(self._units.blocks))
+                 for kind in ("head", "mlp")]  # fmt: skip
+        for key in later[1 if unit.kind == "head" else 2 :]:
+            changing = []
+            for node, taken in self._open.get(key, {}).items():
+                hit = [read for read in taken if not moving.isdisjoint(read.kept)]
+                changing += [(node, hit)] if hit else []
+                for read in hit:
+                    places = tuple(sorted(moving.intersection(read.kept)))
+                    if self._low_rank and self._all_heads(places):
+                        following[read.name] = read, places
+            moving |= {self._places[node.name] for node, _ in changing}
+            self._plan += [changing] if changing else []
+        self._followers = Followers(self._state, following) if following else None
+
+    def _all_heads(self, places: tuple[int, ...]) -> bool:
+        names = [self._state.names[place] for place in places]
+        return len(names) <= MOST_HEADS and all(name.startswith("a") for name in names)
 
     def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
         """Take up a reader (or q, k and v of a head together) of the unit that was opened last.
@@ -283,7 +282,8 @@ class IncrementalRun:
         reads: dict[str, Tensor | Projected] = {}
         for read in taken:
             if self._followers is not None and read.name in self._followers:
-                reads[read.name] = self._followers.read(read.name, trial)
+                followed = self._followers.read(read.name, trial)
+                reads |= {} if followed is None else {read.name: followed}
                 continue
             x, new = read.x, None
             for place in trial.shifts.keys() & read.kept:

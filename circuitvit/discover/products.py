@@ -20,7 +20,7 @@ from circuitvit.discover.recording import Recording, Values
 from circuitvit.edge_graph import places_of, writers_before, writers_of
 from circuitvit.vit import PARTS, Block, ViT
 
-NUMBERS_AT_ONCE = 2**21
+NUMBERS_AT_ONCE = 2**23
 """Numbers in a table of differences [writer token image width], if more than one image's."""
 
 Spans = tuple[slice, ...]
@@ -124,7 +124,7 @@ class EdgeProducts:
             gradients.parallel.setdefault(name, []).append((parallel, normalized))
 
     def _chunks(self, images: int) -> Iterator[slice]:
-        """A few images at a time, so that a table of all their differences stays in the cache."""
+        """A few images at a time, so that a table of all their differences stays small."""
         size = len(writers_of(self._vit.config)) * self._vit.positions.numel()
         at_once = max(1, NUMBERS_AT_ONCE // size)
         for start in range(0, images, at_once):

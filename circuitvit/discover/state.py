@@ -33,7 +33,7 @@ class Speedups:
         batched: all changed heads of a block in one product; None is on accelerators only.
         states: the most removals that are tried at once; None goes by size, as
             `experiments/bench_discovery.py` measured.
-        low_rank: where a reader reads one head of all that changes, work in that head's width in
+        low_rank: where a reader reads only a few heads of all that changes, work in their width in
             place of the stream's; None is on CPUs only.
     """
 
@@ -86,8 +86,7 @@ class Units:
 
     def run_mlp(self, block: int, rows: Rows, read: Tensor | Projected) -> Stream:
         """What an MLP writes, at the rows that are needed."""
-        neurons = self.neurons[block]
-        assert neurons is not None
+        neurons = self.neurons_of(block)
         hidden = neurons.hidden(read)
         has = "all" if rows == "mean" else rows
         return neurons.write(narrowed(hidden, has, rows, self.prefix_tokens))
@@ -97,6 +96,12 @@ class Units:
         heads = None if block is None else self.heads[block]
         assert heads is not None
         return heads
+
+    def neurons_of(self, block: int | None) -> Neurons:
+        """The weights of a block's MLP."""
+        neurons = None if block is None else self.neurons[block]
+        assert neurons is not None
+        return neurons
 
     def in_stream(self, node: Node, write: Tensor) -> Tensor:
         """A write in the stream's width: of a head, z by its W_O."""
