@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from circuitvit.discover.folding import Projected, squares
+from circuitvit.discover.rows import Rows
 from circuitvit.discover.state import State
 from circuitvit.discover.trial import Read, Trial
 from circuitvit.edge_graph import node_named
@@ -31,6 +32,7 @@ class _Start:
     Attributes:
         products: with the reader's weights, and twice with the heads' W_O, [image row out].
         squares: its squared length, [image row 1].
+        least: the same where it is too small to be trusted.
         out: W_O of the heads, one below the other, [head_widths width].
         weights: that into the reader's weights, and into itself, [head_widths out].
         own: the width of the reader's own products.
@@ -38,6 +40,7 @@ class _Start:
 
     products: Tensor
     squares: Tensor
+    least: Tensor
     out: Tensor
     weights: Tensor
     own: int
@@ -56,6 +59,8 @@ class Followers:
         followed = {place for _, places in reads.values() for place in places}
         self._z = {place: state.writes[state.names[place]] for place in followed}
         self._starts: dict[str, _Start] = {}
+        self._trial: Trial | None = None
+        self._zetas: dict[tuple[int, Rows], Tensor] = {}
 
     def __contains__(self, reader: object) -> bool:
         return reader in self._reads
@@ -70,8 +75,10 @@ class Followers:
             return None
         if name not in self._starts:
             self._starts[name] = self._start(read, places)
+        if self._trial is not trial:
+            self._trial, self._zetas = trial, {}
         start = self._starts[name]
-        zetas = [self._zeta(place, trial, read) for place in places]
+        zetas = [self._zeta(place, trial, read.rows) for place in places]
         zeta = zetas[0] if len(zetas) == 1 else torch.cat(zetas, dim=-1)
         products = start.products
         if trial.moments > 1:
@@ -80,21 +87,23 @@ class Followers:
         own, along = moved.view(*zeta.shape[:2], -1).tensor_split([start.own], dim=-1)
         gained = (zeta * along).sum(dim=-1, keepdim=True)
         squared = gained.view(trial.moments, *start.squares.shape) + start.squares
-        if bool((squared < LEAST * start.squares).any()):
+        if bool((squared < start.least).any()):
             x = (zeta @ start.out).view(trial.moments, *read.x.shape) + read.x
             return x.flatten(0, 1)
         return Projected(own, squared.flatten(0, 1))
 
-    def _zeta(self, place: int, trial: Trial, read: Read) -> Tensor:
-        """How far the z of a head has come since the unit was opened, at the rows needed."""
-        name, was, shift = self._state.names[place], self._z[place], trial.shifts.get(place)
-        now = self._state.writes[name]
-        if now is not was or shift is None:
-            come = now - was
-            come = come.expand(trial.moments, *come.shape)
-            shift = come if shift is None else shift.view(come.shape) + come
-            shift = shift.flatten(0, 1)
-        return self._state.narrow(shift, self._state.rows[name], read.rows)
+    def _zeta(self, place: int, trial: Trial, needs: Rows) -> Tensor:
+        """How far the z of a head has come since the unit was opened, at some rows."""
+        if (place, needs) not in self._zetas:
+            name, was, shift = self._state.names[place], self._z[place], trial.shifts.get(place)
+            now = self._state.writes[name]
+            if now is not was or shift is None:
+                come = now - was
+                come = come.expand(trial.moments, *come.shape)
+                shift = come if shift is None else shift.view(come.shape) + come
+                shift = shift.flatten(0, 1)
+            self._zetas[place, needs] = self._state.narrow(shift, self._state.rows[name], needs)
+        return self._zetas[place, needs]
 
     def _start(self, read: Read, places: tuple[int, ...]) -> _Start:
         node, units = read.reader, self._state.units
@@ -106,7 +115,8 @@ class Followers:
         out = torch.cat([self._out(place) for place in places])
         products = (read.x @ torch.cat([weight, 2 * out]).T).contiguous()
         weights = torch.cat([out @ weight.T, out @ out.T], dim=1)
-        return _Start(products, squares(read.x), out, weights, len(weight))
+        squared = squares(read.x)
+        return _Start(products, squared, LEAST * squared, out, weights, len(weight))
 
     def _out(self, place: int) -> Tensor:
         node = node_named(self._state.names[place])

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from circuitvit.discover.folding import Projected
 from circuitvit.discover.followers import MOST_HEADS, Followers
+from circuitvit.discover.root import Root
 from circuitvit.discover.rows import Rows, rows_read
 from circuitvit.discover.state import Kept, Speedups, State, Stream
-from circuitvit.discover.trial import Read, Root, Trial
+from circuitvit.discover.trial import Read, Trial
 from circuitvit.edge_graph import Node, node_named
 from circuitvit.vit import PARTS, Block, ViT
 from circuitvit.writes import Writes
@@ -141,6 +142,7 @@ class IncrementalRun:
     def open(self, unit: str) -> None:
         """Take up a unit whose readers are to be tried next."""
         node, state = node_named(unit), self._state
+        self._end_root()
         if self._followers is not None:
             for read in self._followers.caught_up():
                 self._mind_drift(read)
@@ -187,27 +189,26 @@ class IncrementalRun:
             readers: names; all of them read alike.
             order: the writers to be tried, first to last; others that it keeps stay kept.
         """
+        self._end_root()
         state, nodes = self._state, tuple(node_named(name) for name in readers)
         rows = state.rows["logits"]
         if nodes[0].kind != "logits":
             needs = [rows_read(node, state.rows[node.unit]) for node in nodes]
             rows = "all" if "all" in needs else needs[0]
-        settled = [p for p in self._kept[readers[0]] if p not in set(order)]
-        rest = state.base(nodes[0], rows).double().expand_as(state.embedded(rows)).clone()
-        for place in settled:
-            rest += state.difference(place, rows)
-        tail = tuple(reversed(order))
-        if tail == tuple(range(len(tail))):
-            sums = state.narrow(state.prefixes()[: len(tail) + 1], "all", rows)
-            sums = sums if rows == "all" else sums.contiguous()
-        else:
-            sums = state.sums(tail, rows)
-        self._root = Root(nodes, rows, tuple(order), sums, rest.to(sums.dtype))
+        self._root = Root(state, nodes, rows, order, low_rank=self._low_rank)
+
+    def _end_root(self) -> None:
+        """What the reader that was tried has kept is what it reads from now on."""
+        root = self._root
+        for node in () if root is None else root.readers:
+            read = self._reads[node.name]
+            read.x = self._state.narrow(root.rest, root.rows, read.rows)
+        self._root = None
 
     def numbers_read(self) -> int:
         """How many numbers the reader being tried reads."""
         assert self._root is not None
-        return self._root.rest.numel()
+        return self._root.numbers()
 
     def try_removals(self, first: int, moments: int, keeps: Collection[int] = ()) -> Trial:
         """What happens when some writers in a row are removed, one after the other.
@@ -219,21 +220,19 @@ class IncrementalRun:
         """
         root = self._root
         assert root is not None
-        end = len(root.order) - first
-        x = root.sums[end - moments : end] + root.rest
-        for place in keeps:
-            later = root.order.index(place) + 1 - first
-            x[: moments - later] += self._state.difference(place, root.rows)
-        x = x.flatten(0, 1)
+        read = root.without(first, moments, keeps)
         if root.readers[0].kind == "logits":
-            return Trial(moments, self._logits(x, moments), {"logits": x})
+            assert isinstance(read, Tensor)
+            return Trial(moments, self._logits(read, moments))
         trial = Trial(moments, self.logits.expand(moments, -1, -1))
         state, unit = self._state, node_named(root.readers[0].unit)
-        reads = {
-            node.name: state.narrow(x, root.rows, rows_read(node, state.rows[unit.name]))
-            for node in root.readers
-        }
+        reads = {node.name: read for node in root.readers}
+        if isinstance(read, Tensor):
+            for node in root.readers:
+                needs = rows_read(node, state.rows[unit.name])
+                reads[node.name] = state.narrow(read, root.rows, needs)
         self._update([unit], reads, trial)
+        trial.reads.clear()
         self._follow(trial)
         return trial
 
@@ -352,7 +351,7 @@ class IncrementalRun:
         """Decide that the reader being tried keeps a writer."""
         root = self._root
         assert root is not None
-        root.rest.add_(self._state.difference(place, root.rows))
+        root.keep(place)
 
     def commit(self, trial: Trial, index: int) -> None:
         """Let what was tried be so: the removal of this index, and those before it."""
@@ -365,13 +364,9 @@ class IncrementalRun:
         for unit, made in trial.made.items():
             self._made[unit] |= {name: its(x) for name, x in made.items()}
             state.writes[unit] = self._made[unit].get("value", self._made[unit].get("z"))
-        root = self._root
-        tried = () if root is None else [node.name for node in root.readers]
         for name, x in trial.reads.items():
-            read = self._reads[name]
-            read.x = its(x)
-            if name not in tried:
-                self._mind_drift(read)
+            self._reads[name].x = its(x)
+            self._mind_drift(self._reads[name])
 
     def _mind_drift(self, read: Read) -> None:
         """Sum a reader's input afresh before rounding matters."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import attention_constants
-from circuitvit.discover.folding import Heads, Neurons, Projected, centred
+from circuitvit.discover.folding import Heads, Neurons, Projected, centred, squares
 from circuitvit.discover.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
 from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before, writers_of
 from circuitvit.vit import Block, ViT
@@ -144,6 +144,7 @@ class State:
         self.writes: dict[str, Tensor] = {"embed": self.units.plain(vit.embed(clean))}
         self._bases: dict[str, Tensor] = {}
         self._prefixes: Tensor | None = None
+        self._lengths: dict[str, Tensor] = {}
         self._find_bases()
 
     def _by_writer(self, writes: Writes) -> dict[str, Tensor]:
@@ -248,3 +249,29 @@ class State:
             total += self.difference(place, needs)
             sums[index + 1] = total
         return sums
+
+    def products(
+        self, writers: int, weight: Float[Tensor, "_out width"]
+    ) -> Float[Tensor, "_writer image token _out"]:
+        """The first `prefixes`, times some weights; heads are multiplied in their own width."""
+        embedded, folded = self.writes["embed"], dict[int | None, Tensor]()
+        table = embedded.new_zeros(writers + 1, *embedded.shape[:2], len(weight))
+        for place, name in enumerate(self.names[:writers]):
+            node = node_named(name)
+            if node.head is None:
+                added = self.difference(place) @ weight.T
+            else:
+                if node.block not in folded:
+                    folded[node.block] = self.units.heads_of(node.block).out @ weight.T
+                added = (self.writes[name] - self._ablated[name]) @ folded[node.block][node.head]
+            torch.add(table[place], added, out=table[place + 1])
+        return table
+
+    def lengths(self, reader: Node) -> Float[Tensor, "_writer image token 1"]:
+        """The squared lengths of what a reader reads of the first 0, 1, 2, … writers alone."""
+        key = f"a{reader.block}" if reader.kind == "head" else reader.name
+        if key not in self._lengths:
+            base = self.base(reader, "all")
+            streams = self.prefixes()[: self.before(reader) + 1]
+            self._lengths = {key: torch.stack([squares(stream + base) for stream in streams])}
+        return self._lengths[key]

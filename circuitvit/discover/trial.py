@@ -44,7 +44,7 @@ class Trial:
     Attributes:
         moments: how many removals there are; tensors hold the last one's images first.
         logits: of the circuit after each removal.
-        reads: by reader, its new copy of the stream.
+        reads: by reader that follows, its new copy of the stream.
         made: by unit, its new q, k, v, pattern and z, or what an MLP writes.
         shifts: by writer's index, how its z, or what an MLP writes, differs from what is committed.
         moved: the same in the stream, where it was needed.
@@ -56,23 +56,3 @@ class Trial:
     made: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shifts: dict[int, Tensor] = field(default_factory=dict)
     moved: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Root:
-    """The reader that is being tried.
-
-    Attributes:
-        readers: its names; q, k and v of a head that reads jointly.
-        rows: of what it reads that are needed.
-        order: the writers to be tried, first to last.
-        sums: what is left of the writers still to be tried, [writer image row width]; entry i is
-            without all but the last i of the order.
-        rest: base and kept writers, [image row width].
-    """
-
-    readers: tuple[Node, ...]
-    rows: Rows
-    order: tuple[int, ...]
-    sums: Tensor
-    rest: Tensor
