@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from circuitvit.circuit import Circuit, Provenance
     from circuitvit.compiler import compile  # noqa: A004
     from circuitvit.config import ViTConfig
-    from circuitvit.discover import EdgeScores, acdc, eap
+    from circuitvit.discover import EdgeScores, acdc, acdc_sweep, eap
     from circuitvit.edge_graph import edge_graph
     from circuitvit.errors import CircuitError
     from circuitvit.hooked import HookedViT
@@ -62,6 +62,7 @@ _WITH_TORCH = {
     "Report": "measure",
     "ViT": "vit",
     "acdc": "discover",
+    "acdc_sweep": "discover",
     "across_ablations": "measure",
     "compile": "compiler",
     "completeness": "measure",
@@ -83,8 +84,9 @@ _HOME = _WITHOUT_TORCH | _WITH_TORCH
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Circuit", "CircuitError", "Completeness", "Curve", "EdgeScores", "HookedViT", "ImageSet",
     "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report", "ViT", "ViTConfig",
-    "acdc", "across_ablations", "compile", "completeness", "eap", "edge_graph", "faithfulness",
-    "faithfulness_curve", "load_splits", "load_vit", "measure", "minimality", "prune_heads",
+    "acdc", "acdc_sweep", "across_ablations", "compile", "completeness", "eap", "edge_graph",
+    "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "minimality",
+    "prune_heads",
     "prune_mlp", "retain_circuit", "run_circuit", "train",
 ]  # fmt: skip
 

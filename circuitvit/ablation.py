@@ -25,7 +25,7 @@ from circuitvit.checks import (
 )
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_before, writers_of
+from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_before
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.vit import PARTS, Attention, Block, ViT

@@ -111,7 +111,11 @@ def discover(
     out: Annotated[Path, typer.Argument(help="The circuit's file, such as circuit.json.")],
     data: Data = "digits",
     method: Annotated[
-        str, typer.Option(help="acdc, eap, eap-ig-inputs, clean-corrupted, exact or random.")
+        str,
+        typer.Option(
+            help="acdc, eap, eap-ig-inputs, eap-ig-activations, clean-corrupted, gim, relp, exact "
+            "or random."
+        ),
     ] = "acdc",
     tau: Annotated[
         float | None, typer.Option(help="What one edge may cost (acdc; 0.01 by default).")
@@ -131,6 +135,10 @@ def discover(
     corrupt: Annotated[str | None, typer.Option(help="Class of the corrupt images.")] = None,
     limit: Limit = None,
     seed: Seed = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A file to note the search in, and to go on from if it is there (acdc)."),
+    ] = None,
 ) -> None:
     """Find a model's circuit on training images (of all classes, or --clean) and save it."""
     import circuitvit as cv
@@ -142,6 +150,8 @@ def discover(
         raise CircuitError("--edges goes with scores, not with acdc, whose --tau decides.")
     if method != "acdc" and tau is not None:
         raise CircuitError(f"--tau goes with acdc; for {method} say how many --edges to keep.")
+    if method != "acdc" and resume is not None:
+        raise CircuitError(f"--resume goes with acdc, not with {method}. Leave it out.")
     vit = cv.load_vit(model)
     images = _splits_for(vit, data, limit, seed).train
     chosen = cv.Pairs.by_class(images, clean=clean, corrupt=corrupt, count=pairs, seed=seed)
@@ -149,7 +159,8 @@ def discover(
     if metric is not None:
         common["metric"] = metric
     if method == "acdc":
-        circuit = cv.acdc(vit, chosen, tau=0.01 if tau is None else tau, **common)
+        tau = 0.01 if tau is None else tau
+        circuit = cv.acdc(vit, chosen, tau=tau, resume=resume, **common)
     else:
         scores = cv.eap(vit, chosen, method=method, seed=seed, **common)
         circuit = scores.top(max(1, len(scores) // 10) if edges is None else edges)

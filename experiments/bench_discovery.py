@@ -73,7 +73,11 @@ def random_weights(name):
         module = timm.models.VisionTransformer(**options).eval()
         with torch.no_grad():
             for parameter_name, parameter in module.named_parameters():
-                if parameter.ndim > 1 and "pos" not in parameter_name and "token" not in parameter_name:
+                if (
+                    parameter.ndim > 1
+                    and "pos" not in parameter_name
+                    and "token" not in parameter_name
+                ):
                     fan_in = parameter[0].numel()
                     parameter.normal_(0, 1.5 * fan_in**-0.5)
                 elif parameter_name.endswith("bias"):

@@ -13,7 +13,7 @@ from circuitvit.progress import progress
 
 @torch.no_grad()
 def exact_scores(problem: Problem, level: Level, qkv: Qkv) -> dict[str, float]:
-    """The exact score of everything at a level: that of an edge as ACDC asks when all edges stay."""
+    """The exact score of everything at a level; of edges, as ACDC asks when all of them stay."""
     names = names_at(problem.vit.config, level, qkv)
     with progress("exact scores", len(names)) as advance:
         if level == "edge":

@@ -191,19 +191,19 @@ class IncrementalRun:
         """
         self._end_root()
         state, nodes = self._state, tuple(node_named(name) for name in readers)
-        rows = state.rows["logits"]
+        rows: Rows = state.rows["logits"]
         if nodes[0].kind != "logits":
-            needs = [rows_read(node, state.rows[node.unit]) for node in nodes]
-            rows = "all" if "all" in needs else needs[0]
+            needs: list[Rows] = [rows_read(node, state.rows[node.unit]) for node in nodes]
+            rows = needs[0] if "all" not in needs else "all"
         self._root = Root(state, nodes, rows, order, low_rank=self._low_rank)
 
     def _end_root(self) -> None:
         """What the reader that was tried has kept is what it reads from now on."""
-        root = self._root
-        for node in () if root is None else root.readers:
-            read = self._reads[node.name]
-            read.x = self._state.narrow(root.rest, root.rows, read.rows)
-        self._root = None
+        root, self._root = self._root, None
+        if root is not None:
+            for node in root.readers:
+                read = self._reads[node.name]
+                read.x = self._state.narrow(root.rest, root.rows, read.rows)
 
     def numbers_read(self) -> int:
         """How many numbers the reader being tried reads."""
@@ -363,7 +363,7 @@ class IncrementalRun:
         self.logits = trial.logits[index]
         for unit, made in trial.made.items():
             self._made[unit] |= {name: its(x) for name, x in made.items()}
-            state.writes[unit] = self._made[unit].get("value", self._made[unit].get("z"))
+            state.writes[unit] = self._made[unit]["value" if "value" in made else "z"]
         for name, x in trial.reads.items():
             self._reads[name].x = its(x)
             self._mind_drift(self._reads[name])

@@ -52,10 +52,7 @@ class Problem:
         reference: Tensor | None,
         levels: tuple[str, ...] = get_args(Level),
     ) -> "Problem":
-        """Check everything that can be checked before work starts.
-
-        Args:
-            levels: what the caller can do.
+        """Check everything that can be checked before work starts; `levels` are the caller's.
 
         Raises:
             CircuitError: the model, pairs, metric, level or ablation don't fit together.

@@ -36,7 +36,8 @@ class Root:
         low_rank: bool,
     ) -> None:
         self._state, self._order = state, tuple(order)
-        self.readers, self.rows = tuple(readers), rows
+        self.readers = tuple(readers)
+        self.rows: Rows = rows
         first, tail = readers[0], tuple(reversed(order))
         self._fresh = tail == tuple(range(len(tail)))
         if self._fresh:

@@ -1,8 +1,8 @@
 """The decisions of ACDC, one after the other, and how they can be taken up again.
 
 All that was decided follows from what D was without each edge, in the order in which the edges were
-tried; so that list of numbers is the whole memory of a search. A search that was interrupted replays
-it, and a search at another τ replays it up to the first decision that differs.
+tried; so that list of numbers is the whole memory of a search. A search that was interrupted
+replays it, and a search at another τ replays it up to the first decision that differs.
 """
 
 import math

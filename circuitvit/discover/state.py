@@ -181,7 +181,7 @@ class State:
         """Find which rows of a unit its kept readers need."""
         place = self.places[unit]
         readers = [node_named(name) for name, kept in self.kept.items() if place in kept]
-        needs = [rows_read(reader, self.rows[reader.unit]) for reader in readers]
+        needs: list[Rows] = [rows_read(reader, self.rows[reader.unit]) for reader in readers]
         self.rows[unit] = rows_together(needs) if needs else "all"
         return self.rows[unit]
 
