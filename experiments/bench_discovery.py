@@ -8,14 +8,13 @@ Expected  experiments/results/bench_discovery.json; README's table comes from it
 A dense forward is timm's own module on all pairs at once, in inference mode, on the same threads,
 timed in turns with ours, median of 7 or more; a forward-backward has gradients of the parameters.
 Memory is the peak of the resident set above what it is once the model and the pairs are loaded,
-each in a process of its own. `cifar` is the trained model of `shared/models`, or the demo's where
+in a process of its own; that of the large searches is taken in this process, which has run EAP. `cifar` is the trained model of `shared/models`, or the demo's where
 that is absent; the others have random weights, scaled so that logits vary, and τ is bisected on two
 pairs until 3–10% of the edges stay.
 """
 
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -32,12 +31,13 @@ import timm
 from safetensors.torch import load_file
 
 from circuitvit.discover.acdc import _fresh, _Question, _searched
+from circuitvit.discover.resume import ResumeFile
 from circuitvit.edge_graph import edge_names_of
 from circuitvit.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-import oracles  # noqa: E402
+import oracles
 
 RESULTS = ROOT / "experiments" / "results" / "bench_discovery.json"
 ROUNDS = 7
@@ -122,9 +122,14 @@ def forward_backward(module, pairs):
     return seconds
 
 
-def resident():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def memory(field):
+    """MiB of this process: `VmRSS` now, or `VmHWM`, the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def forget_peak():
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak(name, shared, what, tau, threads, queue):
@@ -133,14 +138,15 @@ def _peak(name, shared, what, tau, threads, queue):
     with torch.inference_mode():
         module(pairs.clean[:1])
     vit = cv.load_vit(module)
-    before = resident()
+    forget_peak()
+    before = memory("VmRSS")
     if what == "forward_backward":
         forward_backward(module, pairs)
     elif what == "acdc":
         cv.acdc(vit, pairs, tau=tau)
     else:
         cv.eap(vit, pairs, method=what)
-    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    queue.put(memory("VmHWM") - before)
 
 
 def peak(name, shared, what, tau=None):
@@ -194,7 +200,7 @@ def bisected(vit, pairs, low=1e-5, high=1.0):
     raise SystemExit("no τ keeps 3–6% of the edges")
 
 
-def acdc_figures(module, vit, pairs, tau, samples, repeats):
+def acdc_figures(module, vit, pairs, tau, samples, repeats, record=None):
     """One search, timed in turns with dense forwards, and checked against whole hooked runs."""
     question = _Question.checked(
         vit, pairs, metric="kl", ablation="patch", level="edge", reference=None, qkv="split",
@@ -202,14 +208,19 @@ def acdc_figures(module, vit, pairs, tau, samples, repeats):
     )  # fmt: skip
     dense(module, pairs)
     forwards, seconds = [], []
+    forget_peak()
+    before = memory("VmRSS")
     for _ in range(repeats):
         forwards += [dense(module, pairs) for _ in range(ROUNDS)]
         decisions = _fresh(question, tau)
-        taken, circuit = timed(lambda decisions=decisions: _searched(question, decisions, None))
+        file = None if record is None else ResumeFile(record, question.record(tau))
+        taken, circuit = timed(
+            lambda decisions=decisions, file=file: _searched(question, decisions, file)
+        )
         seconds.append(taken)
         forwards += [dense(module, pairs) for _ in range(ROUNDS)]
     forward, taken = statistics.median(forwards), statistics.median(seconds)
-    edges = len(edge_names_of(vit.config))
+    edges, most = len(edge_names_of(vit.config)), memory("VmHWM")
     oracle_seconds, error = against_oracle(vit, pairs, decisions, samples)
     return {
         "tau": tau,
@@ -224,6 +235,7 @@ def acdc_figures(module, vit, pairs, tau, samples, repeats):
         "edges_a_second": round(edges / taken, 1),
         "dense_forward_seconds": round(forward, 4),
         "dense_forwards_an_edge": round(taken / edges / forward, 4),
+        "peak_mib": round(most - before),
         "hooked_run_seconds": round(oracle_seconds, 3),
         "hooked_runs_an_edge": round(taken / edges / oracle_seconds, 5),
         "hooked_runs_timed": samples,
@@ -252,28 +264,28 @@ def against_oracle(vit, pairs, decisions, samples):
     return statistics.median(seconds), max(errors)
 
 
-def measured(name, shared, tau):
+def measured_eap(name, shared):
+    module, pairs = loaded(name, shared)
+    figures = eap_figures(module, cv.load_vit(module), pairs)
+    for what in ("forward_backward", "eap", "eap-ig-inputs"):
+        figures[f"peak_mib_{what}"] = peak(name, shared, what)
+    return {"threads": torch.get_num_threads(), **figures}
+
+
+def measured_acdc(name, shared, tau, record):
     module, pairs = loaded(name, shared)
     vit = cv.load_vit(module)
-    figures = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    typer.echo(f"{name}: EAP")
-    figures["eap"] = eap_figures(module, vit, pairs)
-    for what in ("forward_backward", "eap", "eap-ig-inputs"):
-        figures["eap"][f"peak_mib_{what}"] = peak(name, shared, what)
     if name == "cifar":
         taus, samples, repeats = (0.01, 0.001), 20, 3
     else:
         taus, samples, repeats = (tau or bisected(vit, pairs),), 1, 1
-    figures["acdc"] = []
+    rows = []
     for each in taus:
-        typer.echo(f"{name}: ACDC at τ={each:.3g}")
-        row = acdc_figures(module, vit, pairs, each, samples, repeats)
-        row["peak_mib"] = peak(name, shared, "acdc", each) if name == "cifar" else None
-        figures["acdc"].append(row)
-    if name != "cifar":
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        figures["peak_resident_mib_of_all"] = round(own)
-    return figures
+        row = acdc_figures(module, vit, pairs, each, samples, repeats, record)
+        if name == "cifar":
+            row["peak_mib"] = peak(name, shared, "acdc", each)
+        rows.append({"threads": torch.get_num_threads(), **row})
+    return rows
 
 
 def main(
@@ -281,15 +293,24 @@ def main(
     shared: Path = ROOT.parent / "shared",
     threads: int = 2,
     tau: float | None = None,
+    only: str = "both",
+    record: Path | None = None,
 ):
-    """Measure some of cifar, deit_s and vit_b."""
+    """Measure EAP and ACDC (or `--only eap`, `--only acdc`) on some of cifar, deit_s and vit_b.
+
+    `--record` is a new file in which a search notes how far it is, to be looked at.
+    """
     torch.set_num_threads(threads)
-    body = read_json(RESULTS, what="results") if RESULTS.exists() else {}
     for name in names:
-        body[name] = measured(name, shared, tau)
-        typer.echo(json.dumps(body[name], indent=1))
-        body["command"] = "python experiments/bench_discovery.py cifar deit_s vit_b"
-        write_json(RESULTS, body)
+        found = {"torch": torch.__version__}
+        if only in ("both", "eap"):
+            found["eap"] = measured_eap(name, shared)
+        if only in ("both", "acdc"):
+            found["acdc"] = measured_acdc(name, shared, tau, record)
+        typer.echo(json.dumps(found, indent=1))
+        body = read_json(RESULTS, what="results") if RESULTS.exists() else {}
+        command = "python experiments/bench_discovery.py cifar deit_s vit_b"
+        write_json(RESULTS, {"command": command, **body, name: {**body.get(name, {}), **found}})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Nothing here uses `circuitvit.ablation` or `circuitvit.discover`; runs go throug
 equality with `ViT` is tested on its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,14 @@ def loss(metric: str, logits: Tensor, pairs: cv.Pairs, full: Tensor) -> Tensor:
 
 
 def acdc(
+    vit: cv.ViT, pairs: cv.Pairs, tau: float, ablation: str, *, qkv: str = "split", **options
+) -> tuple[str, ...]:
+    """ACDC by one whole hooked forward pass an edge; the options are those of `acdc_rises`."""
+    kept, _ = acdc_rises(vit, pairs, tau, ablation, qkv=qkv, **options)
+    return tuple(edge for edge in edges(vit.config, qkv) if edge in kept)
+
+
+def acdc_rises(
     vit: cv.ViT,
     pairs: cv.Pairs,
     tau: float,
@@ -150,26 +158,40 @@ def acdc(
     qkv: str = "split",
     reference: Tensor | None = None,
     metric: str = "kl",
-) -> tuple[str, ...]:
-    """ACDC by one whole hooked forward pass an edge."""
+    within: Iterable[str] | None = None,
+    order: Mapping[str, float] | None = None,
+) -> tuple[dict[str, float], float]:
+    """What each kept edge would have cost when it was tried, and D of the circuit.
+
+    `within` are the edges to start from; by `order` each reader's writers go weakest first.
+    """
     ablated = ablated_values(vit, pairs, ablation, reference)
     with torch.no_grad():
         full = vit(pairs.clean)
-    kept, current = set(edges(vit.config, qkv)), 0.0
     start = float(loss(metric, full, pairs, full).mean())
-    for edge in edges(vit.config, qkv):
-        reader = edge.split("->")[1]
-        unit = reader if qkv == "joint" else reader.removesuffix("." + reader[-1])
-        unit = unit if reader.startswith("a") else reader
-        if reader != "logits" and not any(e.startswith(f"{unit}->") for e in kept):
-            kept.discard(edge)
-            continue
-        logits = circuit_logits(vit, kept - {edge}, pairs.clean, ablated, qkv)
-        new = float(loss(metric, logits, pairs, full).mean()) - start
-        if new - current < tau:
-            kept.discard(edge)
-            current = new
-    return tuple(edge for edge in edges(vit.config, qkv) if edge in kept)
+    kept, rises = set(edges(vit.config, qkv) if within is None else within), {}
+
+    def rise_of(some: set[str]) -> float:
+        logits = circuit_logits(vit, some, pairs.clean, ablated, qkv)
+        return float(loss(metric, logits, pairs, full).mean()) - start
+
+    current = 0.0 if within is None else rise_of(kept)
+    for reader in readers(vit.config, qkv):
+        tried = [e for e in edges(vit.config, qkv) if e.endswith(f"->{reader}") and e in kept]
+        if order is not None:
+            tried.sort(key=lambda edge: abs(order[edge]))
+        unit = reader[:-2] if reader[-2:] in (".q", ".k", ".v") else reader
+        for edge in tried:
+            if unit != "logits" and not any(e.startswith(f"{unit}->") for e in kept):
+                kept.discard(edge)
+                continue
+            new = rise_of(kept - {edge})
+            if new - current < tau:
+                kept.discard(edge)
+                current = new
+            else:
+                rises[edge] = new - current
+    return rises, current
 
 
 def exact_scores(

@@ -2,40 +2,35 @@ import oracles
 import pytest
 import torch
 from models import SHAPES, TINY, random_images, random_pairs, random_vit, shape
+from thresholds import SPEEDUPS, is_telling, telling_circuits
 
 import circuitvit as cv
 from circuitvit.edge_graph import edge_names_of, units_of
 
 ABLATIONS = ("patch", "zero", "mean")
 MODELS = [
-    (name, seed, ABLATIONS[(index + seed) % 3], "joint" if (index + seed) % 4 == 3 else "split")
+    (name, seed, ABLATIONS[(index + seed) % 3], ("split", "joint")[(index // 3 + seed) % 2])
     for index, name in enumerate(SHAPES)
-    for seed in range(4)
+    for seed in range(2)
 ]
-
-
-def taus(vit, pairs, ablation, reference):
-    """Five thresholds between those that keep nearly everything and nearly nothing."""
-    scores = cv.eap(vit, pairs, method="exact", metric="kl", ablation=ablation, reference=reference)
-    sizes = torch.tensor([abs(score) for score in scores.values()]).double()
-    return [
-        float(q) + 1e-9 for q in sizes.quantile(torch.tensor([0.3, 0.5, 0.7, 0.85, 0.95]).double())
-    ]
 
 
 @pytest.mark.parametrize(("name", "seed", "ablation", "qkv"), MODELS)
 def test_acdc_keeps_the_same_edges_as_one_hooked_run_an_edge(name, seed, ablation, qkv):
-    """24 random models × 5 τ."""
+    """12 random models × 2 τ, with each speed-up on and off; `make exhaustive` has the whole grid."""
     vit = random_vit(shape(name), seed=10 + seed)
     pairs, reference = random_pairs(vit, 3, seed), random_images(vit, 4, seed=50)
-    sizes = []
-    for tau in taus(vit, pairs, ablation, reference):
-        expected = oracles.acdc(vit, pairs, tau, ablation, qkv=qkv, reference=reference)
-        got = cv.acdc(vit, pairs, tau=tau, ablation=ablation, qkv=qkv, reference=reference)
-        assert got.edges == expected
-        assert got.provenance.ties == ()
-        sizes.append(len(got))
-    assert len(set(sizes)) > 1  # the thresholds really choose
+    wanted = {"ablation": ablation, "qkv": qkv, "reference": reference}
+    found = telling_circuits(vit, pairs, 2, **wanted)
+    assert any(is_telling(circuit) for circuit in found.values())
+    for tau, circuit in found.items():
+        expected = oracles.acdc(vit, pairs, tau, **wanted)
+        assert circuit.edges == expected
+        assert circuit.provenance.ties == ()
+        for speedups in SPEEDUPS.values():
+            got = cv.acdc(vit, pairs, tau=tau, speedups=speedups, **wanted)
+            assert got.edges == expected
+            assert got.scores == pytest.approx(circuit.scores, abs=1e-10)
 
 
 def test_the_comparison_fails_when_one_bias_is_changed():
@@ -166,8 +161,8 @@ def test_a_timm_model_gives_the_oracles_circuit():
     )  # fmt: skip
     vit = cv.load_vit(module)
     pairs = random_pairs(vit, 3)
-    for tau in taus(vit, pairs, "patch", None):
-        assert cv.acdc(vit, pairs, tau=tau).edges == oracles.acdc(vit, pairs, tau, "patch")
+    for tau, circuit in telling_circuits(vit, pairs, 3).items():
+        assert circuit.edges == oracles.acdc(vit, pairs, tau, "patch")
 
 
 def bad_calls():
@@ -195,6 +190,9 @@ def bad_calls():
         "returned NaN": lambda: cv.acdc(vit, pairs, metric=lambda x, p: x[:, 0] * float("nan")),
         "pairs are a Tensor, expected circuitvit.Pairs": lambda: cv.acdc(vit, pairs.clean),
         "expected a circuitvit.ViT, got Linear": lambda: cv.acdc(torch.nn.Linear(2, 2), pairs),
+        "images_at_once is 0, expected ≥ 1": lambda: cv.acdc(vit, pairs, images_at_once=0),
+        "images_at_once is 1.5, expected a whole number": lambda: cv.acdc(vit, pairs, images_at_once=1.5),
+        "no images": lambda: cv.acdc(vit, cv.Pairs(clean=pairs.clean[:0], corrupt=pairs.corrupt[:0])),
         "needs reference images": lambda: cv.acdc(vit, pairs, ablation="mean"),
     }  # fmt: skip
 

@@ -61,7 +61,9 @@ def compared_in_single(name, seed, ablation, qkv, settings):
         expected = oracles.acdc(twin, twins, tau, reference=reference.double(), **wanted)
         for speedups in settings.values():
             got = cv.acdc(vit, pairs, tau=tau, speedups=speedups, reference=reference, **wanted)
-            differ = [e for e in oracles.edges(vit.config, qkv) if (e in got.edges) != (e in expected)]
+            differ = [
+                e for e in oracles.edges(vit.config, qkv) if (e in got.edges) != (e in expected)
+            ]
             same += not differ
             tied += bool(differ) and differ[0] in got.provenance.ties
             apart += bool(differ) and differ[0] not in got.provenance.ties

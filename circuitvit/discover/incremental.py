@@ -10,8 +10,7 @@ Several removals, one after the other, can be asked at once: their images lie be
 the image axis (`moment` times `image`).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -23,8 +22,9 @@ from circuitvit.discover.root import Root
 from circuitvit.discover.rows import Rows, rows_read
 from circuitvit.discover.state import Kept, Speedups, State, Stream
 from circuitvit.discover.trial import Read, Trial
+from circuitvit.discover.units import readers_of_unit
 from circuitvit.edge_graph import Node, node_named
-from circuitvit.vit import PARTS, Block, ViT
+from circuitvit.vit import Block, ViT
 from circuitvit.writes import Writes
 
 DRIFT = 160
@@ -129,7 +129,7 @@ class IncrementalRun:
         if name not in opened:
             node, state = node_named(name), self._state
             reads = {r.name: state.read(r, "all") for r in readers_of_unit(node)}
-            made = self._run([node], reads, "all", 1)
+            made = self._units.run([node], reads, "all")
             state.writes[name] = made[name]["z" if node.kind == "head" else "value"]
         elif self.has_reader(name):
             self.open(name)
@@ -151,7 +151,7 @@ class IncrementalRun:
             rows = state.find_rows(unit)
             taken = [self._take(r, rows_read(r, rows)) for r in readers_of_unit(node)]
             reads = {read.reader.name: read.x for read in taken}
-            self._made[unit] = made = self._run([node], reads, rows, 1)[unit]
+            self._made[unit] = made = self._units.run([node], reads, rows)[unit]
             state.writes[unit] = made["value" if node.kind == "mlp" else "z"]
             state.opened.add(unit)
             assert node.block is not None
@@ -304,7 +304,7 @@ class IncrementalRun:
     ) -> None:
         """Run units on what they read anew, and note how their writes move."""
         state, rows = self._state, self._state.rows[nodes[0].name]
-        made = self._run(nodes, reads, rows, trial.moments)
+        made = self._units.run(nodes, reads, rows, trial.moments, self._made)
         followed = self._followers or ()
         trial.reads |= {
             name: x for name, x in reads.items() if isinstance(x, Tensor) and name not in followed
@@ -317,35 +317,6 @@ class IncrementalRun:
             )
             shift = (new.view(trial.moments, *old.shape) - old).flatten(0, 1)
             trial.shifts[self._places[node.name]] = shift
-
-    def _run(
-        self,
-        nodes: list[Node],
-        reads: Mapping[str, Tensor | Projected],
-        rows: Rows,
-        moments: int,
-    ) -> dict[str, dict[str, Tensor]]:
-        """What an MLP, or heads of a block with the same parts changed, make of their reads."""
-        block = nodes[0].block
-        assert block is not None
-        if nodes[0].kind == "mlp":
-            value = self._units.run_mlp(block, rows, reads[nodes[0].name])
-            return {nodes[0].name: {"value": value}}
-        weights, parts = self._units.heads_of(block), dict[str, Tensor]()
-        heads = [node.head for node in nodes if node.head is not None]
-        new = [part for part in PARTS if f"{nodes[0].name}.{part}" in reads]
-        for part in new:
-            read = _together([reads[f"{node.name}.{part}"] for node in nodes])
-            parts[part] = weights.project(part, heads, read)
-        for part in ["pattern"] if new == ["v"] else [p for p in PARTS if p not in new]:
-            old = [self._made[node.name][part] for node in nodes]
-            parts[part] = _stacked([o if moments == 1 else o.repeat(moments, 1, 1) for o in old])
-        made = self._units.run_heads(block, heads, rows, parts)
-        names = [*new, "z"] if new == ["v"] else [*new, "pattern", "z"]
-        return {
-            node.name: {name: made[name][index] for name in names}
-            for index, node in enumerate(nodes)
-        }
 
     def keep(self, place: int) -> None:
         """Decide that the reader being tried keeps a writer."""
@@ -380,25 +351,3 @@ class IncrementalRun:
             read.updates, read.peak = 0, None
         else:
             read.peak = peak
-
-
-@lru_cache(maxsize=4096)
-def readers_of_unit(unit: Node) -> tuple[Node, ...]:
-    """The readers of a unit: q, k and v of a head, else the unit itself."""
-    if unit.kind != "head":
-        return (unit,)
-    return tuple(node_named(f"{unit.name}.{part}") for part in PARTS)
-
-
-def _together(reads: Sequence[Tensor | Projected]) -> Tensor | Projected:
-    tensors = [read for read in reads if isinstance(read, Tensor)]
-    if tensors:
-        return _stacked(tensors)
-    several = [read for read in reads if isinstance(read, Projected)]
-    return Projected(
-        _stacked([p.products for p in several]), _stacked([p.squares for p in several])
-    )
-
-
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(tuple(tensors))

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import attention_constants
-from circuitvit.discover.folding import Heads, Neurons, Projected, centred, squares
+from circuitvit.discover.folding import squares
 from circuitvit.discover.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
+from circuitvit.discover.units import Units
 from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before, writers_of
-from circuitvit.vit import Block, ViT
+from circuitvit.vit import ViT
 from circuitvit.writes import Writes
 
 Stream = Float[Tensor, "image _row width"]
@@ -42,72 +43,6 @@ class Speedups:
     batched: bool | None = None
     states: int | None = None
     low_rank: bool | None = None
-
-
-class Units:
-    """The heads and MLPs of a model, to be run on reads of their own.
-
-    Args:
-        vit: the model.
-        folded: whether LayerNorms are folded and streams come without their mean.
-    """
-
-    def __init__(self, vit: ViT, *, folded: bool) -> None:
-        self.folded = folded
-        self.prefix_tokens = vit.config.prefix_tokens
-        self.blocks = [block for block in vit.blocks if isinstance(block, Block)]
-        self.heads = [Heads.of(block, folded=folded) for block in self.blocks]
-        self.neurons = [Neurons.of(block, folded=folded) for block in self.blocks]
-
-    def plain(self, x: Tensor) -> Tensor:
-        """As a stream is held: without its mean, if LayerNorms are folded."""
-        return centred(x) if self.folded else x
-
-    def run_heads(
-        self, block: int, heads: list[int], rows: Rows, parts: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Z of some heads, and what it is made of.
-
-        Args:
-            block: theirs.
-            heads: which.
-            rows: of z that are needed.
-            parts: `q`, `k`, `v` [head image token head_width]; if nothing but v changes, `pattern`
-                in place of q and k.
-        """
-        made = dict(parts)
-        if "pattern" not in made:
-            made["pattern"] = (made["q"] @ made["k"].mT).softmax(dim=-1)
-        pattern = made["pattern"]
-        if rows == "mean":
-            pattern = pattern[..., self.prefix_tokens :, :].mean(dim=-2, keepdim=True)
-        made["z"] = pattern @ made["v"]
-        return made
-
-    def run_mlp(self, block: int, rows: Rows, read: Tensor | Projected) -> Stream:
-        """What an MLP writes, at the rows that are needed."""
-        neurons = self.neurons_of(block)
-        hidden = neurons.hidden(read)
-        has = "all" if rows == "mean" else rows
-        return neurons.write(narrowed(hidden, has, rows, self.prefix_tokens))
-
-    def heads_of(self, block: int | None) -> Heads:
-        """The weights of a block's heads."""
-        heads = None if block is None else self.heads[block]
-        assert heads is not None
-        return heads
-
-    def neurons_of(self, block: int | None) -> Neurons:
-        """The weights of a block's MLP."""
-        neurons = None if block is None else self.neurons[block]
-        assert neurons is not None
-        return neurons
-
-    def in_stream(self, node: Node, write: Tensor) -> Tensor:
-        """A write in the stream's width: of a head, z by its W_O."""
-        if node.head is None:
-            return write
-        return self.heads_of(node.block).expand([node.head], write[None])[0]
 
 
 class State:
@@ -216,7 +151,7 @@ class State:
 
     def read(self, reader: Node, needs: Rows) -> Stream:
         """What a reader reads now, summed afresh over the writers that it keeps."""
-        if self.keeps_all(reader):
+        if self.keeps_all(reader) and (reader.kind == "logits" or reader.unit in self.writes):
             stream = self.prefixes()[self.before(reader)]
             return self.base(reader, needs) + self.narrow(stream, "all", needs)
         total = self.base(reader, needs).double()
@@ -235,8 +170,8 @@ class State:
         Made when first asked for, which must be before any unit is opened that it is wanted for.
         """
         if self._prefixes is None:
-            last = [name in self.opened for name in self.names].index(True) if self.opened else None
-            self._prefixes = self.sums(range(len(self.names[:last])), "all")
+            whole = [n not in self.opened and self.rows[n] == "all" for n in self.names]
+            self._prefixes = self.sums(range([*whole, False].index(False)), "all")
         return self._prefixes
 
     def sums(self, places: Iterable[int], needs: Rows) -> Float[Tensor, "_place image _row width"]:
