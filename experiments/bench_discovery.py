@@ -52,7 +52,13 @@ SHAPES = {
 
 
 def trained(shared):
-    """The CIFAR-10 model and 32 pairs of test images, normalised as it was trained."""
+    """The CIFAR-10 model and 32 pairs of test images, normalised as it was trained.
+
+    Where it is absent, the dense model of `make demo`, on digits.
+    """
+    if not (shared / "models").is_dir():
+        vit = cv.ViT.from_pretrained(ROOT / "runs" / "demo" / "dense")
+        return vit, cv.Pairs.by_class(cv.load_splits("digits").validation, count=32)
     module = timm.models.VisionTransformer(**CIFAR)
     module.load_state_dict(load_file(shared / "models" / "cifar10_timm_vit.safetensors"))
     images = cv.load_splits(str(shared / "data" / "cifar10_test.parquet"), limit=200).test
@@ -288,6 +294,27 @@ def measured_acdc(name, shared, tau, record):
     return rows
 
 
+def table(body):
+    """The rows of README's table."""
+    lines = [
+        "| ViT | pairs | edges | τ, kept | ACDC | dense forwards an edge | hooked runs an edge | "
+        "ACDC peak | EAP | EAP-IG, 5 steps | EAP peak |",
+        "| --- " * 11 + "|",
+    ]
+    for name, found in body.items():
+        for row in found["acdc"] if isinstance(found, dict) else ():
+            eap = found["eap"]
+            peaks = eap["peak_mib_eap"] / eap["peak_mib_forward_backward"]
+            lines.append(
+                f"| {name} | {row['pairs']} | {row['edges']:,} | {row['tau']:g}, "
+                f"{row['share_kept']:.1%} | {row['seconds']:.1f} s | "
+                f"{row['dense_forwards_an_edge']:.4f} | {row['hooked_runs_an_edge']:.5f} | "
+                f"{row['peak_mib']:,} MiB | {eap['eap_over_forward_plus_forward_backward']:.2f} × | "
+                f"{eap['eap_ig_over_forward_backward']:.2f} × | {peaks:.2f} × |"
+            )
+    return "\n".join(lines)
+
+
 def main(
     names: Annotated[list[str], typer.Argument()],
     shared: Path = ROOT.parent / "shared",
@@ -310,7 +337,10 @@ def main(
         typer.echo(json.dumps(found, indent=1))
         body = read_json(RESULTS, what="results") if RESULTS.exists() else {}
         command = "python experiments/bench_discovery.py cifar deit_s vit_b"
-        write_json(RESULTS, {"command": command, **body, name: {**body.get(name, {}), **found}})
+        body = {"command": command, **body, name: {**body.get(name, {}), **found}}
+        write_json(RESULTS, body)
+        if all("eap" in found and "acdc" in found for found in body.values() if found != command):
+            typer.echo(table(body))
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def bad_calls():
         "expected a circuitvit.ViT, got Linear": lambda: cv.acdc(torch.nn.Linear(2, 2), pairs),
         "images_at_once is 0, expected ≥ 1": lambda: cv.acdc(vit, pairs, images_at_once=0),
         "images_at_once is 1.5, expected a whole number": lambda: cv.acdc(vit, pairs, images_at_once=1.5),
-        "no images": lambda: cv.acdc(vit, cv.Pairs(clean=pairs.clean[:0], corrupt=pairs.corrupt[:0])),
+        "clean holds no image": lambda: cv.acdc(vit, cv.Pairs(clean=pairs.clean[:0], corrupt=pairs.corrupt[:0])),
         "needs reference images": lambda: cv.acdc(vit, pairs, ablation="mean"),
     }  # fmt: skip
 

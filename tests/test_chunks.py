@@ -15,13 +15,13 @@ from circuitvit.discover.problem import Problem
 from circuitvit.discover.search import Decisions, EdgeSearch
 from circuitvit.discover.state import Speedups
 
-ABLATIONS = ("patch", "zero", "mean")
 TAU = 0.02
 
 
 def question(ablation="patch", count=4, name="uniform"):
     vit = random_vit(shape(name), seed=SEEDS[name])
-    options = {"tau": TAU, "ablation": ablation, "reference": random_images(vit, 4, seed=9)}
+    options = {"tau": TAU, "ablation": ablation, "qkv": "joint"}
+    options["reference"] = random_images(vit, 4, seed=9)
     return vit, random_pairs(vit, count), options
 
 
@@ -45,16 +45,18 @@ def sizes(monkeypatch):
     return taken
 
 
-@pytest.mark.parametrize("qkv", ["split", "joint"])
-@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize(
+    ("ablation", "qkv"), [("patch", "joint"), ("zero", "split"), ("mean", "joint")]
+)
 def test_chunks_of_any_size_give_the_same_circuit(ablation, qkv, sizes):
     vit, pairs, options = question(ablation, count=3, name="ragged")
-    whole = cv.acdc(vit, pairs, qkv=qkv, **options)
+    options["qkv"] = qkv
+    whole = cv.acdc(vit, pairs, **options)
     assert set(sizes) == {3}
     assert 3 < len(whole) < 26
     for images in (1, 2):
         sizes.clear()
-        found = cv.acdc(vit, pairs, qkv=qkv, images_at_once=images, **options)
+        found = cv.acdc(vit, pairs, images_at_once=images, **options)
         is_the_same(found, whole)
         assert set(sizes) == {images, 1}
 
@@ -82,10 +84,10 @@ def test_exact_scores_are_the_same_chunk_by_chunk():
     found = []
     for images in (None, 1, 2):
         decisions = Decisions(tau=-torch.inf, tie=0.0)
-        search = EdgeSearch(problem, decisions, qkv="split", keep_all=True, images=images)
+        search = EdgeSearch(problem, decisions, qkv="joint", keep_all=True, images=images)
         search.edges(lambda note="", steps=1: None)
         found.append(decisions.rises)
-    exact = cv.eap(vit, pairs, method="exact", metric="kl")
+    exact = cv.eap(vit, pairs, method="exact", metric="kl", qkv="joint")
     for rises in found:
         assert rises == pytest.approx(dict(exact), abs=1e-10)
 
@@ -111,8 +113,10 @@ def out_of_memory(monkeypatch, where, fits, *, error=None):
     return failed
 
 
-@pytest.mark.parametrize("fits", [1, 2, 3])
-@pytest.mark.parametrize("where", ["__init__", "open", "begin", "try_removals"])
+@pytest.mark.parametrize(
+    ("where", "fits"),
+    [("__init__", 1), ("__init__", 3), ("open", 2), ("begin", 1), ("try_removals", 2)],
+)
 def test_memory_that_runs_out_halves_the_chunks(where, fits, monkeypatch):
     vit, pairs, options = question()
     whole = cv.acdc(vit, pairs, **options)
@@ -143,7 +147,7 @@ UNGUARDED = pytest.mark.xfail(reason="memory that runs out in Chunks.settle is n
         *(pytest.param(n, marks=UNGUARDED) for n in ("keep", "commit")),
     ],
 )
-@pytest.mark.parametrize("call", [1, 2, 5])
+@pytest.mark.parametrize("call", [1, 5])
 def test_memory_that_runs_out_once_in_the_middle_is_made_do_without(where, call, monkeypatch):
     vit, pairs, options = question("zero")
     whole = cv.acdc(vit, pairs, **options)
@@ -158,6 +162,15 @@ def test_memory_that_runs_out_once_in_the_middle_is_made_do_without(where, call,
     monkeypatch.setattr(IncrementalRun, where, method)
     is_the_same(cv.acdc(vit, pairs, **options), whole)
     assert len(calls) > call
+
+
+@pytest.mark.xfail(reason="memory that runs out in Chunks.loss_now is not caught")
+def test_memory_may_run_out_while_the_start_of_a_search_is_measured(monkeypatch):
+    vit, pairs, options = question()
+    options["within"] = cv.eap(vit, pairs, qkv="joint").top(15)
+    whole = cv.acdc(vit, pairs, **options)
+    assert out_of_memory(monkeypatch, "__init__", 1) == []
+    is_the_same(cv.acdc(vit, pairs, **options), whole)
 
 
 def test_memory_that_does_not_suffice_for_one_pair_is_an_error(monkeypatch):

@@ -103,6 +103,9 @@ def test_acdc_keeps_the_oracles_edges_on_the_whole_grid():
             "ties": sum(row["ties"] for row in rows),
             "taus": "bisected until 3-30% of the edges stay, five for each model and ablation",
             "inside_the_range": sum(row["inside_the_range"] for row in rows),
+            "models_and_ablations_that_skip_the_range": sum(
+                row["inside_the_range"] < 5 for row in rows
+            ),
             "smallest_share_kept": shares[0],
             "median_share_kept": shares[count // 2],
             "largest_share_kept": shares[-1],

@@ -50,9 +50,9 @@ def telling_circuits(vit, pairs, count: int = 5, **options) -> dict[float, cv.Ci
         return share_kept(found[tau])
 
     for target in TARGETS:
-        low = max((t for t, c in found.items() if share_kept(c) > target), default=1e-6)
+        low = max((t for t, c in found.items() if share_kept(c) > target), default=1e-10)
         high = min((t for t in found if t > low), default=1e2)
-        for _ in range(9):
+        for _ in range(10):
             middle = math.sqrt(low * high)
             share = tried(middle)
             if abs(share - target) < 0.3 * target:

@@ -59,10 +59,19 @@ class Chunks:
         self._order: Sequence[int] = ()
         self._runs: list[tuple[Pairs, IncrementalRun]] | None = None
         self._trials: list[Trial] = []
-        vit, pairs = problem.vit, problem.pairs
-        self._full = torch.cat([vit(images) for images in pairs.clean.split(self._images)])
+        self._full = self._logits_of_model()
+        pairs = problem.pairs
         if self._images == len(pairs):
             self._runs = self._within_memory(lambda: [(pairs, self._run(pairs))])
+
+    def _logits_of_model(self) -> Tensor:
+        vit, clean = self._problem.vit, self._problem.pairs.clean
+        while True:
+            logits = self._within_memory(
+                lambda: torch.cat([vit(images) for images in clean.split(self._images)])
+            )
+            if logits is not None:
+                return logits
 
     def _run(self, pairs: Pairs) -> IncrementalRun:
         ablated = self._problem.ablated_writes(pairs)
@@ -187,12 +196,15 @@ class Chunks:
                 are not kept.
             kept: the writers that stay.
         """
+        self._within_memory(lambda: self._settle(removed, kept))
+        self._trials = []
+
+    def _settle(self, removed: int | None, kept: Sequence[int]) -> None:
         for (_, run), trial in zip(self._runs or (), self._trials, strict=True):
             for place in kept:
                 run.keep(place)
             if removed is not None:
                 run.commit(trial, removed)
-        self._trials = []
 
 
 def images_that_fit(problem: Problem) -> int:

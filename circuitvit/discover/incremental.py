@@ -206,7 +206,7 @@ class IncrementalRun:
                 read.x = self._state.narrow(root.rest, root.rows, read.rows)
 
     def numbers_read(self) -> int:
-        """How many numbers the reader being tried reads."""
+        """How many numbers a removal from the reader being tried makes, before others follow."""
         assert self._root is not None
         return self._root.numbers()
 

@@ -60,8 +60,11 @@ class Root:
             self._lengths = None if settled else state.lengths(first)
 
     def numbers(self) -> int:
-        """How many numbers the reader reads."""
-        return self.rest.numel()
+        """How many numbers a removal makes: products where they are looked up, else a stream."""
+        unit = self.readers[0].unit
+        if self._products is None or self._lengths is None or self._state.rows[unit] == "all":
+            return self.rest.numel()
+        return self._products[0].numel()
 
     def keep(self, place: int) -> None:
         """Decide that a writer stays."""
