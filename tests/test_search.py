@@ -261,9 +261,7 @@ def test_what_does_not_fit_the_search_is_refused_with_the_remedy(message, as_use
         ((0.1,), {"tau": 0.2}, r"got \['tau'\], expected some of"),
         ((0.1, 0.0), {}, "tau is 0.0, expected a number > 0"),
         ((0.1, "b"), {}, "tau is 'b'"),
-        pytest.param(
-            0.1, {}, "taus", marks=pytest.mark.xfail(reason="a lone τ is a TypeError, not refused")
-        ),
+        pytest.param(0.1, {}, "taus"),
     ],
 )
 def test_bad_sweeps_are_refused_with_the_remedy(taus, options, message, as_users_call):

@@ -19,11 +19,13 @@ from torch import Tensor
 from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
+from circuitvit.discover.chunks import images_that_fit
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.resume import ResumeFile
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
-from circuitvit.discover.search import TIE, Decisions, EdgeSearch, in_common
+from circuitvit.discover.search import NO_RECORD, TIE, Decisions, EdgeSearch, in_common
 from circuitvit.discover.state import Speedups
+from circuitvit.discover.streaming import is_out_of_memory
 from circuitvit.edge_graph import ORDER, Qkv, edges_of, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
@@ -35,8 +37,8 @@ IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What one search is asked, τ apart."""
+class Question:
+    """What a search is asked, τ apart; make it with `Question.checked`."""
 
     problem: Problem
     level: Level
@@ -60,13 +62,20 @@ class _Question:
         qkv: Qkv,
         images_at_once: int | None,
         **starts: Any,
-    ) -> "_Question":
+    ) -> "Question":
+        """Check everything that can be checked before work starts; arguments as of `acdc`."""
         problem = Problem.checked(
             vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference
         )
         edges_of(vit.config, qkv)
         if images_at_once is not None and whole(images_at_once, "images_at_once") < 1:
             raise CircuitError(f"images_at_once is {images_at_once}, expected ≥ 1.")
+        speedups = starts["speedups"]
+        if not isinstance(speedups, Speedups | None):
+            raise CircuitError(
+                f"speedups are a {type(speedups).__name__}, expected "
+                "circuitvit.discover.Speedups(...)."
+            )
         for name in ("within", "order", "predict"):
             _check_start(vit, name, starts[name], level, qkv)
         return cls(problem, level, qkv, images=images_at_once, **starts)
@@ -138,7 +147,7 @@ def acdc(
             goes on from it. It may be killed at any time.
         images_at_once: pairs held at once; by default as many as the free memory takes. With fewer
             than there are, each decision still looks at all, and takes longer.
-        speedups: what may be done to be fast; nothing of it changes a decision.
+        speedups: what may be done to be fast (at `level="edge"`); it changes no decision.
 
     Returns:
         The kept edges; each edge's score is the rise that its removal would have caused when it was
@@ -150,16 +159,17 @@ def acdc(
             suffice for one pair, or `resume` is the file of another search or can't be written.
     """
     tau = _checked_tau(tau)
-    question = _Question.checked(
+    question = Question.checked(
         vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference, qkv=qkv,
         images_at_once=images_at_once, within=within, order=order, predict=predict,
         speedups=speedups,
     )  # fmt: skip
     file = None if resume is None else ResumeFile(resume, question.record(tau))
-    decisions = _fresh(question, tau)
+    decisions = undecided(question, tau)
     if file is not None:
-        decisions.measured, decisions.start = file.earlier, file.start
-    return _searched(question, decisions, file)
+        decisions.measured = list(file.earlier)
+        decisions.start, decisions.scale, decisions.full = file.start, file.scale, file.full
+    return searched(question, decisions, file)
 
 
 def acdc_sweep(
@@ -188,22 +198,25 @@ def acdc_sweep(
     unknown = set(options) - set(defaults)
     if unknown:
         raise CircuitError(f"got {sorted(unknown)}, expected some of {sorted(defaults)}.")
+    if not isinstance(taus, Iterable):
+        raise CircuitError(f"taus is {taus!r}, expected several numbers, such as [0.01, 0.02].")
     wanted = [_checked_tau(tau) for tau in taus]
-    question = _Question.checked(vit, pairs, **{**defaults, **options})
+    question = Question.checked(vit, pairs, **{**defaults, **options})
     done: dict[float, tuple[Decisions, Circuit]] = {}
     for tau in sorted(set(wanted)):
-        decisions = _fresh(question, tau)
+        decisions = undecided(question, tau)
         for other, (earlier, _) in done.items():
             shared = in_common(earlier.measured, earlier.start, other, tau)
             if shared > len(decisions.measured):
-                decisions.measured, decisions.start = earlier.measured[:shared], earlier.start
-        circuit = _searched(question, decisions, None)
+                decisions.measured = earlier.measured[:shared]
+                decisions.start, decisions.scale = earlier.start, earlier.scale
+        circuit = searched(question, decisions, None)
         done[tau] = decisions, circuit
     return tuple(done[tau][1] for tau in wanted)
 
 
 def _checked_tau(tau: float) -> float:
-    if not real(tau, "tau") > 0:
+    if not 0 < real(tau, "tau") < float("inf"):
         raise CircuitError(
             f"tau is {tau}, expected a number > 0: the rise of the metric that an edge may cost."
         )
@@ -237,11 +250,12 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _fresh(question: _Question, tau: float) -> Decisions:
+def undecided(question: Question, tau: float) -> Decisions:
+    """What a search at some τ starts with."""
     return Decisions(tau, TIE.get(question.problem.vit.positions.dtype, 1e-6))
 
 
-def _searched(question: _Question, decisions: Decisions, file: ResumeFile | None) -> Circuit:
+def searched(question: Question, decisions: Decisions, file: ResumeFile | None) -> Circuit:
     """Search to the end; what was measured is saved when the search is cut short, too."""
     vit, problem = question.problem.vit, question.problem
     names = names_at(vit.config, question.level, question.qkv)
@@ -274,7 +288,7 @@ def _searched(question: _Question, decisions: Decisions, file: ResumeFile | None
 
 
 def _edges(
-    question: _Question, decisions: Decisions, advance: Callable[..., None]
+    question: Question, decisions: Decisions, advance: Callable[..., None]
 ) -> tuple[str, ...]:
     search = EdgeSearch(
         question.problem,
@@ -290,20 +304,22 @@ def _edges(
 
 
 def _units(
-    question: _Question, decisions: Decisions, advance: Callable[..., None]
+    question: Question, decisions: Decisions, advance: Callable[..., None]
 ) -> tuple[str, ...]:
     """All edges among the units that stay."""
     problem, level = question.problem, question.level
     config, removed = problem.vit.config, set[str]()
     earlier, decisions.measured = decisions.measured, []
-    images = question.images or IMAGES_AT_ONCE
+    images = question.images or min(IMAGES_AT_ONCE, images_that_fit(problem))
     full = logits_without(problem, (), images)
     start = mean_loss(problem, full, full)
+    decisions.stand_on(start, float(full.abs().max()))
     for name in names_at(config, level, question.qkv):
         candidate = removed | set(units_at(config, level, [name]))
         if earlier:
             value = earlier.pop(0)
-            assert value is not None
+            if value is None:
+                raise CircuitError(NO_RECORD)
         else:
             value = mean_loss(problem, logits_without(problem, candidate, images), full) - start
             advance(f"removed {len(removed)}")
@@ -327,8 +343,16 @@ def logits_without(
     vit, removed = problem.vit, set(units)
     kept = (e.name for e in edges_of(vit.config) if e.writer not in removed)
     mask = EdgeMask.of(vit.config, kept)
-    logits = [
-        run_embedded(vit, vit.embed(chunk.clean), mask, problem.ablated(chunk)).logits
-        for chunk in problem.chunks(images)
-    ]
+    logits, start = list[Tensor](), 0
+    while start < len(problem.pairs):
+        chunk = problem.pairs.subset(slice(start, start + images))
+        try:
+            run = run_embedded(vit, vit.embed(chunk.clean), mask, problem.ablated(chunk))
+        except (RuntimeError, MemoryError) as cause:
+            if not is_out_of_memory(cause) or images == 1:
+                raise
+            images = images // 2
+            continue
+        logits.append(run.logits)
+        start += len(chunk)
     return torch.cat(logits)

@@ -66,12 +66,16 @@ class Chunks:
 
     def _logits_of_model(self) -> Tensor:
         vit, clean = self._problem.vit, self._problem.pairs.clean
+        return self._insisted(
+            lambda: torch.cat([vit(images) for images in clean.split(self._images)])
+        )
+
+    def _insisted(self, work: Callable[[], Answer]) -> Answer:
+        """What the work gives, in chunks as small as it takes."""
         while True:
-            logits = self._within_memory(
-                lambda: torch.cat([vit(images) for images in clean.split(self._images)])
-            )
-            if logits is not None:
-                return logits
+            answer = self._within_memory(work)
+            if answer is not None:
+                return answer
 
     def _run(self, pairs: Pairs) -> IncrementalRun:
         ablated = self._problem.ablated_writes(pairs)
@@ -106,11 +110,18 @@ class Chunks:
 
     def loss_now(self) -> float:
         """The metric of the circuit as it stands, over all pairs."""
-        runs = self._runs or (
-            (pairs, self._run(pairs)) for pairs in self._problem.chunks(self._images)
-        )
-        logits = torch.cat([run.logits for _, run in runs])
-        return self._loss(logits, self._problem.pairs, self._full)
+
+        def logits() -> Tensor:
+            runs = self._runs or (
+                (pairs, self._run(pairs)) for pairs in self._problem.chunks(self._images)
+            )
+            return torch.cat([run.logits for _, run in runs])
+
+        return self._loss(self._insisted(logits), self._problem.pairs, self._full)
+
+    def largest_logit(self) -> float:
+        """The largest |logit| of the untouched model."""
+        return float(self._full.abs().max())
 
     def _loss(self, logits: Tensor, pairs: Pairs, full: Tensor) -> float:
         losses = self._problem.loss(logits, pairs, full)
@@ -147,11 +158,12 @@ class Chunks:
 
     def losses(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
         """The metric after each of some removals in a row, over all pairs."""
-        while True:
+
+        def ask() -> list[float]:
             ask = self._ask_kept_runs if self._runs is not None else self._ask_new_runs
-            losses = self._within_memory(lambda ask=ask: ask(first, moments, keeps))
-            if losses is not None:
-                return losses
+            return ask(first, moments, keeps)
+
+        return self._insisted(ask)
 
     def _ask_kept_runs(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
         total, start = [0.0] * moments, 0

@@ -22,6 +22,19 @@ def centred(x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a reader reads, and how long it is.
+
+    Attributes:
+        x: [image token width], or with the heads in front.
+        squares: its squared length without its mean, [image token 1], or with the heads in front.
+    """
+
+    x: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True)
 class Projected:
     """What a reader reads, already multiplied by its folded weights, but not divided by σ.
 
@@ -74,24 +87,24 @@ class Heads:
         return cls(weight, bias, out.contiguous(), norm, attention, folded)
 
     def project(
-        self, part: str, heads: list[int], reads: "Tensor | Projected"
+        self, part: str, heads: list[int], reads: "Measured | Projected"
     ) -> Float[Tensor, "head image token head_width"]:
         """The queries, keys or values of some heads; queries come divided by √head_width.
 
         Args:
             part: `q`, `k` or `v`.
             heads: which.
-            reads: what they read, [head image token width], or its products.
+            reads: what they read, with the heads in front, or its products.
         """
         index = PARTS.index(part)
         weight, bias = self._of(self.weight[index], heads), self._of(self.bias[index], heads)
-        if not isinstance(reads, Tensor) or self.folded:
-            if isinstance(reads, Tensor):
-                reads = Projected(_times(reads, weight.mT), squares(reads))
+        if isinstance(reads, Projected) or self.folded:
+            if isinstance(reads, Measured):
+                reads = Projected(_times(reads.x, weight.mT), reads.squares)
             factor = inverse_deviation(reads.squares, self.norm)
             projected = torch.addcmul(bias[:, None, None], reads.products, factor)
         else:
-            projected = _times(self.norm(reads), weight.mT) + bias[:, None, None]
+            projected = _times(self.norm(reads.x), weight.mT) + bias[:, None, None]
         if part != "q" or self.attention.q_norm is None:
             return self.attention.normalize(part, projected)
         return self.attention.q_norm(projected) * projected.shape[-1] ** -0.5
@@ -139,20 +152,20 @@ class Neurons:
             second, second_bias = centred(second.T).T.contiguous(), centred(second_bias)
         return cls(first, first_bias, second, second_bias, norm, mlp.activation, folded)
 
-    def hidden(self, reads: "Tensor | Projected") -> Float[Tensor, "image token neuron"]:
+    def hidden(self, reads: "Measured | Projected") -> Float[Tensor, "image token neuron"]:
         """The neurons, after the activation.
 
         Args:
-            reads: what the MLP reads, [image token width], or its products.
+            reads: what the MLP reads, or its products.
         """
         if isinstance(reads, Projected):
             factor = inverse_deviation(reads.squares, self.norm)
             hidden = torch.addcmul(self.first_bias, reads.products, factor)
         elif self.folded:
-            normalized = reads * inverse_deviation(squares(reads), self.norm)
+            normalized = reads.x * inverse_deviation(reads.squares, self.norm)
             hidden = F.linear(normalized, self.first, self.first_bias)
         else:
-            hidden = F.linear(self.norm(reads), self.first, self.first_bias)
+            hidden = F.linear(self.norm(reads.x), self.first, self.first_bias)
         return activate(self.activation, hidden)
 
     def write(

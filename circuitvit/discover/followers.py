@@ -4,7 +4,7 @@ While the readers of a unit are tried, all that such a reader's input can do is 
 W_O of those heads: x = x₀ + ζ W_O, where ζ is how far their z have come. So its products with the
 reader's weights and its length follow from ζ, in the width of the heads, and x itself is brought up
 to date once, when the unit is done with. The length is a sum that may cancel; where its square has
-shrunk to a hundredth, x is made after all.
+shrunk to a hundredth, x is summed after all.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuitvit.discover.folding import Projected, squares
+from circuitvit.discover.folding import Measured, Projected
 from circuitvit.discover.rows import Rows
 from circuitvit.discover.state import State
 from circuitvit.discover.trial import Read, Trial
@@ -33,15 +33,14 @@ class _Start:
         products: with the reader's weights, and twice with the heads' W_O, [image row out].
         squares: its squared length, [image row 1].
         least: the same where it is too small to be trusted.
-        out: W_O of the heads, one below the other, [head_widths width].
-        weights: that into the reader's weights, and into itself, [head_widths out].
+        weights: the heads' W_O, one below the other, into the reader's weights and into itself,
+            [head_widths out].
         own: the width of the reader's own products.
     """
 
     products: Tensor
     squares: Tensor
     least: Tensor
-    out: Tensor
     weights: Tensor
     own: int
 
@@ -65,8 +64,8 @@ class Followers:
     def __contains__(self, reader: object) -> bool:
         return reader in self._reads
 
-    def read(self, name: str, trial: Trial) -> Tensor | Projected | None:
-        """What a follower reads in a trial, multiplied by its weights; as it is, if it is tiny.
+    def read(self, name: str, trial: Trial) -> Measured | Projected | None:
+        """What a follower reads in a trial, multiplied by its weights; summed, if it is tiny.
 
         None if nothing that it reads has changed in this trial.
         """
@@ -88,8 +87,8 @@ class Followers:
         gained = (zeta * along).sum(dim=-1, keepdim=True)
         squared = gained.view(trial.moments, *start.squares.shape) + start.squares
         if bool((squared < start.least).any()):
-            x = (zeta @ start.out).view(trial.moments, *read.x.shape) + read.x
-            return x.flatten(0, 1)
+            x = self._state.read_anew(read.reader, read.rows, trial)
+            return self._state.units.measured(x)
         return Projected(own, squared.flatten(0, 1))
 
     def _zeta(self, place: int, trial: Trial, needs: Rows) -> Tensor:
@@ -112,27 +111,31 @@ class Followers:
         else:
             assert node.head is not None
             weight = units.heads_of(node.block).of_part(node.part)[node.head]
-        out = torch.cat([self._out(place) for place in places])
-        products = (read.x @ torch.cat([weight, 2 * out]).T).contiguous()
+        out, now = torch.cat([self._out(place) for place in places]), read.now
+        products = (now.x @ torch.cat([weight, 2 * out]).T).contiguous()
         weights = torch.cat([out @ weight.T, out @ out.T], dim=1)
-        squared = squares(read.x)
-        return _Start(products, squared, LEAST * squared, out, weights, len(weight))
+        least = torch.maximum(LEAST * now.squares, read.least)
+        return _Start(products, now.squares, least, weights, len(weight))
 
     def _out(self, place: int) -> Tensor:
         node = node_named(self._state.names[place])
         assert node.head is not None
         return self._state.units.heads_of(node.block).out[node.head]
 
-    def caught_up(self) -> list[Read]:
-        """Bring the followers' own copies of the stream up to date, and name those that moved."""
-        state, moved, late = self._state, dict[int, Tensor](), list[Read]()
+    def catch_up(self) -> None:
+        """Bring the followers' own copies of the stream up to date."""
+        state, moved = self._state, dict[int, Tensor]()
         for place, was in self._z.items():
             now = state.writes[state.names[place]]
             if now is not was:
                 moved[place] = (now - was) @ self._out(place)
         for read, places in self._reads.values():
-            for place in moved.keys() & set(places):
-                rows = state.rows[state.names[place]]
-                read.x = read.x + state.narrow(moved[place], rows, read.rows)
-            late += [] if moved.keys().isdisjoint(places) else [read]
-        return late
+            x, late = read.now.x, moved.keys() & set(places)
+            for place in late:
+                x = x + state.narrow(moved[place], state.rows[state.names[place]], read.rows)
+            if late:
+                now = state.units.measured(x)
+                fresh = bool((now.squares < read.least).any())
+                if fresh:
+                    now = state.units.measured(state.read(read.reader, read.rows))
+                read.move(now, fresh=fresh)

@@ -12,11 +12,10 @@ the image axis (`moment` times `image`).
 
 from collections.abc import Collection, Iterable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.discover.folding import Projected
+from circuitvit.discover.folding import Measured, Projected
 from circuitvit.discover.followers import MOST_HEADS, Followers
 from circuitvit.discover.root import Root
 from circuitvit.discover.rows import Rows, rows_read
@@ -26,11 +25,6 @@ from circuitvit.discover.units import readers_of_unit
 from circuitvit.edge_graph import Node, node_named
 from circuitvit.vit import Block, ViT
 from circuitvit.writes import Writes
-
-DRIFT = 160
-"""Roundings, relative to what is read now, after which it is summed afresh: 1e-5 in float32."""
-CHECKED_EVERY = 4
-"""Updates of a reader between looks at its drift."""
 
 
 class IncrementalRun:
@@ -91,7 +85,7 @@ class IncrementalRun:
             if stream is not None and block.mlp_constant is not None:
                 stream = stream + block.mlp_constant
         final = self._take(node_named("logits"), self._state.rows["logits"])
-        self.logits = self._read_out(final.x)
+        self.logits = self._read_out(final.now.x)
 
     def _start_units(
         self, names: list[str], block: Block, stream: Stream | None, opened: set[str]
@@ -118,7 +112,7 @@ class IncrementalRun:
 
     def _take(self, reader: Node, rows: Rows) -> Read:
         kept = self._kept[reader.name]
-        read = Read(reader, rows, kept, self._state.read(reader, rows))
+        read = Read(reader, rows, kept, self._units.measured(self._state.read(reader, rows)))
         self._reads[reader.name] = read
         return read
 
@@ -128,7 +122,9 @@ class IncrementalRun:
     def _start_unit(self, name: str, opened: set[str]) -> None:
         if name not in opened:
             node, state = node_named(name), self._state
-            reads = {r.name: state.read(r, "all") for r in readers_of_unit(node)}
+            reads = {
+                r.name: self._units.measured(state.read(r, "all")) for r in readers_of_unit(node)
+            }
             made = self._units.run([node], reads, "all")
             state.writes[name] = made[name]["z" if node.kind == "head" else "value"]
         elif self.has_reader(name):
@@ -144,13 +140,12 @@ class IncrementalRun:
         node, state = node_named(unit), self._state
         self._end_root()
         if self._followers is not None:
-            for read in self._followers.caught_up():
-                self._mind_drift(read)
+            self._followers.catch_up()
             self._followers = None
         if node.kind != "logits":
             rows = state.find_rows(unit)
             taken = [self._take(r, rows_read(r, rows)) for r in readers_of_unit(node)]
-            reads = {read.reader.name: read.x for read in taken}
+            reads = {read.name: read.now for read in taken}
             self._made[unit] = made = self._units.run([node], reads, rows)[unit]
             state.writes[unit] = made["value" if node.kind == "mlp" else "z"]
             state.opened.add(unit)
@@ -203,7 +198,8 @@ class IncrementalRun:
         if root is not None:
             for node in root.readers:
                 read = self._reads[node.name]
-                read.x = self._state.narrow(root.rest, root.rows, read.rows)
+                x = self._state.narrow(root.rest, root.rows, read.rows)
+                read.move(self._units.measured(x), fresh=True)
 
     def numbers_read(self) -> int:
         """How many numbers a removal from the reader being tried makes, before others follow."""
@@ -226,11 +222,13 @@ class IncrementalRun:
             return Trial(moments, self._logits(read, moments))
         trial = Trial(moments, self.logits.expand(moments, -1, -1))
         state, unit = self._state, node_named(root.readers[0].unit)
-        reads = {node.name: read for node in root.readers}
-        if isinstance(read, Tensor):
-            for node in root.readers:
-                needs = rows_read(node, state.rows[unit.name])
-                reads[node.name] = state.narrow(read, root.rows, needs)
+        reads: dict[str, Measured | Projected] = {}
+        for node in root.readers:
+            if isinstance(read, Projected):
+                reads[node.name] = read
+            else:
+                x = state.narrow(read, root.rows, rows_read(node, state.rows[unit.name]))
+                reads[node.name] = self._units.measured(x)
         self._update([unit], reads, trial)
         trial.reads.clear()
         self._follow(trial)
@@ -251,14 +249,14 @@ class IncrementalRun:
                 self._update(nodes, reads, trial)
         final = self._changed([self._reads["logits"]], trial)
         if final:
-            x = final["logits"]
-            assert isinstance(x, Tensor)
-            trial.logits = self._logits(x, trial.moments)
-            trial.reads["logits"] = x
+            read = final["logits"]
+            assert isinstance(read, Measured)
+            trial.logits = self._logits(read.x, trial.moments)
+            trial.reads["logits"] = read
 
     def _together(
         self, changing: list[tuple[Node, list[Read]]], trial: Trial
-    ) -> Iterable[tuple[list[Node], dict[str, Tensor | Projected]]]:
+    ) -> Iterable[tuple[list[Node], dict[str, Measured | Projected]]]:
         """Units that read something new, those heads together that can be run together."""
         if not self._batched or changing[0][0].kind == "mlp":
             for node, taken in changing:
@@ -266,31 +264,40 @@ class IncrementalRun:
                 if reads:
                     yield [node], reads
             return
-        groups: dict[tuple, tuple[list[Node], dict[str, Tensor | Projected]]] = {}
+        groups: dict[tuple, tuple[list[Node], dict[str, Measured | Projected]]] = {}
         for node, taken in changing:
             reads = self._changed(taken, trial)
             if reads:
-                parts = tuple((name[-1], isinstance(x, Tensor)) for name, x in reads.items())
+                parts = tuple((name[-1], isinstance(x, Measured)) for name, x in reads.items())
                 nodes, together = groups.setdefault((self._state.rows[node.name], parts), ([], {}))
                 nodes.append(node)
                 together |= reads
         yield from groups.values()
 
-    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Tensor | Projected]:
+    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Measured | Projected]:
         """The new inputs of readers that keep an edge from something that moved."""
-        reads: dict[str, Tensor | Projected] = {}
+        reads: dict[str, Measured | Projected] = {}
         for read in taken:
             if self._followers is not None and read.name in self._followers:
                 followed = self._followers.read(read.name, trial)
                 reads |= {} if followed is None else {read.name: followed}
                 continue
-            x, new = read.x, None
+            x, new = read.now.x, None
             for place in trial.shifts.keys() & read.kept:
                 move = self._moved(place, read.rows, trial).view(trial.moments, *x.shape)
                 new = move + x if new is None else new.add_(move)
             if new is not None:
-                reads[read.name] = new.flatten(0, 1)
+                reads[read.name] = self._measured(read, new.flatten(0, 1), trial)
         return reads
+
+    def _measured(self, read: Read, x: Stream, trial: Trial) -> Measured:
+        """What is read in a trial; summed afresh, if so little is left that rounding matters."""
+        measured = self._units.measured(x)
+        lengths = measured.squares.view(trial.moments, *read.least.shape)
+        if not bool((lengths < read.least).any()):
+            return measured
+        trial.fresh.add(read.name)
+        return self._units.measured(self._state.read_anew(read.reader, read.rows, trial))
 
     def _moved(self, place: int, needs: Rows, trial: Trial) -> Tensor:
         """How what a writer writes differs in the stream, at some rows."""
@@ -300,14 +307,14 @@ class IncrementalRun:
         return state.narrow(trial.moved[place], state.rows[name], needs)
 
     def _update(
-        self, nodes: list[Node], reads: dict[str, Tensor | Projected], trial: Trial
+        self, nodes: list[Node], reads: dict[str, Measured | Projected], trial: Trial
     ) -> None:
         """Run units on what they read anew, and note how their writes move."""
         state, rows = self._state, self._state.rows[nodes[0].name]
         made = self._units.run(nodes, reads, rows, trial.moments, self._made)
         followed = self._followers or ()
         trial.reads |= {
-            name: x for name, x in reads.items() if isinstance(x, Tensor) and name not in followed
+            name: x for name, x in reads.items() if isinstance(x, Measured) and name not in followed
         }
         trial.made |= made
         for node in nodes:
@@ -315,6 +322,7 @@ class IncrementalRun:
                 made[node.name]["z" if node.kind == "head" else "value"],
                 state.writes[node.name],
             )
+            trial.writes[self._places[node.name]] = new
             shift = (new.view(trial.moments, *old.shape) - old).flatten(0, 1)
             trial.shifts[self._places[node.name]] = shift
 
@@ -335,19 +343,6 @@ class IncrementalRun:
         for unit, made in trial.made.items():
             self._made[unit] |= {name: its(x) for name, x in made.items()}
             state.writes[unit] = self._made[unit]["value" if "value" in made else "z"]
-        for name, x in trial.reads.items():
-            self._reads[name].x = its(x)
-            self._mind_drift(self._reads[name])
-
-    def _mind_drift(self, read: Read) -> None:
-        """Sum a reader's input afresh before rounding matters."""
-        read.updates += 1
-        if read.updates % CHECKED_EVERY:
-            return
-        length = torch.linalg.vector_norm(read.x, dim=-1)
-        peak = length if read.peak is None else torch.maximum(read.peak, length)
-        if read.updates * float((peak / length).max()) > DRIFT:
-            read.x = self._state.read(read.reader, read.rows)
-            read.updates, read.peak = 0, None
-        else:
-            read.peak = peak
+        for name, read in trial.reads.items():
+            now = Measured(its(read.x), its(read.squares))
+            self._reads[name].move(now, fresh=name in trial.fresh)

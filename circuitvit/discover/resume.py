@@ -34,10 +34,12 @@ class ResumeFile:
         self._apart = SECONDS_APART
         self.earlier: list[float | None] = []
         self.start = 0.0
+        self.scale: float | None = None
+        self.full: float | None = None
         if self._path.exists():
             self._read()
         else:
-            self._write(self.earlier, self.start)
+            self._write(Decisions(tau=0.0, tie=0.0))
 
     def _read(self) -> None:
         body = read_json(self._path, what="record of a search")
@@ -56,16 +58,29 @@ class ResumeFile:
                 f"{self._path} belongs to another search ({told}). Name another file, or remove "
                 "it to start anew."
             )
-        self.earlier, self.start = list(known["measured"]), float(known["start"])
+        measured, start, scale = (known.get(key) for key in ("measured", "start", "scale"))
+        full = known.get("full")
+        if (
+            not isinstance(measured, list)
+            or not isinstance(start, int | float)
+            or not all(isinstance(value, int | float | None) for value in (*measured, scale, full))
+        ):
+            raise CircuitError(
+                f"{self._path} is not a whole record of a search: it was damaged or altered. "
+                "Remove it, or name another, to start anew."
+            )
+        self.earlier, self.start, self.scale, self.full = measured, float(start), scale, full
 
     def note(self, decisions: Decisions, *, now: bool = False) -> None:
         """Save what was measured so far, if it is time to."""
         began = time.monotonic()
-        if now or began - self._saved >= self._apart:
-            self._write(decisions.measured, decisions.start)
+        replayed = len(decisions.measured) >= len(self.earlier)
+        if replayed and (now or began - self._saved >= self._apart):
+            self._write(decisions)
             self._saved = time.monotonic()
             self._apart = max(SECONDS_APART, (self._saved - began) / SHARE_OF_TIME)
 
-    def _write(self, measured: list[float | None], start: float) -> None:
+    def _write(self, decisions: Decisions) -> None:
         body = {"format": FORMAT, "schema": SCHEMA, "question": self._question}
-        write_json(self._path, {**body, "start": start, "measured": measured})
+        found = {name: getattr(decisions, name) for name in ("start", "scale", "full", "measured")}
+        write_json(self._path, {**body, **found})

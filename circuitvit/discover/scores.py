@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from itertools import groupby
 from typing import Literal
 
+from circuitvit.checks import real, whole
 from circuitvit.circuit import Circuit, Provenance, edges_among
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Qkv, edge_names_of, edges_of, node_named, units_of
@@ -147,6 +148,9 @@ class EdgeScores(Mapping[str, float]):
     def above(self, threshold: float, *, signed: bool = False) -> Circuit:
         """The circuit of the edges whose |score| (or score, if `signed`) exceeds the threshold."""
         self._check_choosable()
+        threshold = real(threshold, "threshold")
+        if threshold != threshold:
+            raise CircuitError("threshold is NaN, expected a number.")
         names = [name for name in self if self._key(name, signed) > threshold]
         return self._circuit(names, f"above {threshold:g}", signed)
 
@@ -190,7 +194,7 @@ class EdgeScores(Mapping[str, float]):
             )
 
     def _check_count(self, n: int) -> None:
-        if not 0 <= n <= len(self):
+        if not 0 <= whole(n, "n") <= len(self):
             raise CircuitError(f"asked for {n} {self.provenance.level}s, there are {len(self)}.")
 
     def _circuit(self, names: Iterable[str], selection: str, signed: bool) -> Circuit:

@@ -6,6 +6,7 @@ replays it, and a search at another τ replays it up to the first decision that 
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,11 @@ from circuitvit.errors import CircuitError
 from circuitvit.vit import PARTS
 
 TIE = {torch.float32: 1e-6, torch.float64: 1e-12}
-"""Decisions closer to τ than this are reported as ties; relative to max(1, |D|)."""
+"""Decisions closer to τ than this are reported as ties; relative to max(1, |D|, |logits|)."""
+NO_RECORD = (
+    "what was measured before does not fit this search, so the file was damaged or altered. Remove "
+    "it, or name another, to start anew."
+)
 
 Advance = Callable[..., None]
 
@@ -40,6 +45,8 @@ class Decisions:
         tau: how much D may rise by a removal.
         tie: how close to τ a rise has to be for a tie.
         start: D of the edges that the search starts from.
+        scale: the largest |logit| of the model, to which rounding is relative.
+        full: the metric of the model itself.
         current: D of the circuit as it stands.
         measured: D without each edge, in the order in which they were tried; None where an edge
             went without being asked.
@@ -50,6 +57,8 @@ class Decisions:
     tau: float
     tie: float
     start: float = 0.0
+    scale: float | None = None
+    full: float | None = None
     current: float = 0.0
     measured: list[float | None] = field(default_factory=list)
     rises: dict[str, float] = field(default_factory=dict)
@@ -60,6 +69,21 @@ class Decisions:
         """How many edges were asked for."""
         return sum(value is not None for value in self.measured)
 
+    def stand_on(self, full: float, scale: float) -> None:
+        """Note the model's own metric and largest |logit|, or see that they are as noted before.
+
+        Raises:
+            CircuitError: the metric gives something else than in the search that is taken up.
+        """
+        if self.full is not None and not math.isclose(self.full, full, rel_tol=1e-3, abs_tol=1e-3):
+            raise CircuitError(
+                f"the metric of the model was {self.full:.4g} in the search that is to be taken "
+                f"up, and is {full:.4g} now: it is another metric of the same name. Name another "
+                "file, or remove it to start anew."
+            )
+        self.full = full
+        self.scale = scale if self.scale is None else self.scale
+
     def goes(self, name: str, value: float) -> bool:
         """Decide on an edge, given D without it."""
         if not math.isfinite(value):
@@ -68,7 +92,7 @@ class Decisions:
             )
         rise = value - self.current
         self.measured.append(value)
-        if abs(rise - self.tau) <= self.tie * max(1.0, abs(value)):
+        if abs(rise - self.tau) <= self.tie * max(1.0, abs(value), self.scale or 0.0):
             self.ties.append(name)
         if rise < self.tau:
             self.current = value
@@ -122,7 +146,7 @@ class EdgeSearch:
             for part in split(reader):
                 self._kept[part].add(self._places[writer])
         self._decisions = decisions
-        self._earlier, decisions.measured = decisions.measured, []
+        self._earlier, decisions.measured = deque(decisions.measured), []
         self._chunks: Chunks | None = None
         self._full = 0.0
         self._moments = MOMENTS
@@ -163,15 +187,17 @@ class EdgeSearch:
             self._kept[part].clear()
         for _ in range(writers):
             self._decisions.drop()
-        again = len(self._earlier[:writers])
-        del self._earlier[:writers]
+        again = min(writers, len(self._earlier))
+        if any(self._earlier.popleft() is not None for _ in range(again)):
+            raise CircuitError(NO_RECORD)
         advance(self._note(), steps=writers - again)
 
     def _try_reader(self, unit: str, reader: str, done: list[str], advance: Advance) -> None:
         order = self._writers(reader)
         while order and self._earlier:
-            value = self._earlier.pop(0)
-            assert value is not None
+            value = self._earlier.popleft()
+            if value is None:
+                raise CircuitError(NO_RECORD)
             self._decide(reader, order.pop(0), value)
         if not order:
             return
@@ -191,6 +217,7 @@ class EdgeSearch:
                 self._problem, self._kept, opened=done, images=self._images, speedups=self._speedups
             )
             self._full = self._chunks.loss_of_model()
+            self._decisions.stand_on(self._full, self._chunks.largest_logit())
 
     def _writers(self, reader: str) -> list[int]:
         """The writers of a reader in the order in which they are tried."""

@@ -12,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.ablation import attention_constants
+from circuitvit.checks import whole
 from circuitvit.discover.folding import squares
 from circuitvit.discover.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
+from circuitvit.discover.trial import Trial
 from circuitvit.discover.units import Units
 from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before, writers_of
+from circuitvit.errors import CircuitError
 from circuitvit.vit import ViT
 from circuitvit.writes import Writes
 
@@ -43,6 +46,10 @@ class Speedups:
     batched: bool | None = None
     states: int | None = None
     low_rank: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.states is not None and whole(self.states, "states") < 1:
+            raise CircuitError(f"states is {self.states}, expected ≥ 1, or None.")
 
 
 class State:
@@ -159,6 +166,22 @@ class State:
             total = total + self.difference(place, needs)
         embedded = self.embedded(needs)
         return total.to(embedded.dtype).expand_as(embedded)
+
+    def read_anew(self, reader: Node, needs: Rows, trial: Trial) -> Stream:
+        """What a reader reads in a trial, summed afresh over the writers that it keeps."""
+        moments, writes = trial.moments, trial.writes
+        shape = (moments, *self.embedded(needs).shape)
+        total = self.base(reader, needs).double().expand(shape).clone()
+        for place in self.kept[reader.name]:
+            if place not in writes:
+                total += self.difference(place, needs)
+                continue
+            name = self.names[place]
+            write = self.narrow(writes[place], self.rows[name], needs)
+            ablated = self.narrow(self._ablated[name], "all", needs)
+            moved = (write.unflatten(0, (moments, -1)) - ablated).flatten(0, 1)
+            total += self.units.in_stream(node_named(name), moved).view(shape)
+        return total.flatten(0, 1).to(self.vit.positions.dtype)
 
     def embedded(self, needs: Rows) -> Stream:
         """What `embed` writes, at some rows: the shape and dtype of a stream."""

@@ -3,12 +3,17 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.discover.folding import Measured
 from circuitvit.discover.rows import Rows
-from circuitvit.discover.state import Stream
 from circuitvit.edge_graph import Node
+
+DRIFT = 160
+"""Roundings, relative to what is read, that are borne before it is summed afresh: 1e-5 in
+float32."""
 
 
 @dataclass
@@ -19,17 +24,29 @@ class Read:
         reader: which.
         rows: of the stream that it needs.
         kept: the writers that it reads; the caller's.
-        x: its copy of the stream, at those rows.
-        updates: how often a difference was added since it was summed.
-        peak: the greatest length of x that was seen since.
+        now: its copy of the stream, at those rows.
+        updates: how often a difference was added since it was summed afresh.
+        peak: the greatest squared length since.
+        least: the squared length below which rounding would matter.
     """
 
     reader: Node
     rows: Rows
     kept: Collection[int]
-    x: Stream
+    now: Measured
     updates: int = 0
-    peak: Tensor | None = None
+    peak: Tensor = field(init=False)
+    least: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.move(self.now, fresh=True)
+
+    def move(self, now: Measured, *, fresh: bool) -> None:
+        """Read something else from now on; fresh is what was summed and not moved."""
+        self.now = now
+        self.updates = 0 if fresh else self.updates + 1
+        self.peak = now.squares if fresh else torch.maximum(self.peak, now.squares)
+        self.least = self.peak * ((self.updates + 2) / DRIFT) ** 2
 
     @property
     def name(self) -> str:
@@ -45,14 +62,18 @@ class Trial:
         moments: how many removals there are; tensors hold the last one's images first.
         logits: of the circuit after each removal.
         reads: by reader that follows, its new copy of the stream.
+        fresh: those of them that were summed afresh.
         made: by unit, its new q, k, v, pattern and z, or what an MLP writes.
+        writes: by writer's index, its new z, or what an MLP writes.
         shifts: by writer's index, how its z, or what an MLP writes, differs from what is committed.
         moved: the same in the stream, where it was needed.
     """
 
     moments: int
     logits: Float[Tensor, "moment image class"]
-    reads: dict[str, Tensor] = field(default_factory=dict)
+    reads: dict[str, Measured] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)
     made: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    writes: dict[int, Tensor] = field(default_factory=dict)
     shifts: dict[int, Tensor] = field(default_factory=dict)
     moved: dict[int, Tensor] = field(default_factory=dict)

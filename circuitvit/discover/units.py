@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from circuitvit.discover.folding import Heads, Neurons, Projected, centred
+from circuitvit.discover.folding import Heads, Measured, Neurons, Projected, centred, squares
 from circuitvit.discover.rows import Rows, narrowed
 from circuitvit.edge_graph import Node, node_named
 from circuitvit.vit import PARTS, Block, ViT
@@ -31,6 +31,10 @@ class Units:
         """As a stream is held: without its mean, if LayerNorms are folded."""
         return centred(x) if self.folded else x
 
+    def measured(self, x: Tensor) -> Measured:
+        """What a reader reads, with its length."""
+        return Measured(x, squares(x if self.folded else centred(x)))
+
     def run_heads(
         self, block: int, heads: list[int], rows: Rows, parts: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -52,7 +56,7 @@ class Units:
         made["z"] = pattern @ made["v"]
         return made
 
-    def run_mlp(self, block: int, rows: Rows, read: Tensor | Projected) -> Tensor:
+    def run_mlp(self, block: int, rows: Rows, read: Measured | Projected) -> Tensor:
         """What an MLP writes, at the rows that are needed."""
         neurons = self.neurons_of(block)
         hidden = neurons.hidden(read)
@@ -62,7 +66,7 @@ class Units:
     def run(
         self,
         nodes: list[Node],
-        reads: Mapping[str, Tensor | Projected],
+        reads: Mapping[str, Measured | Projected],
         rows: Rows,
         moments: int = 1,
         made: Mapping[str, Mapping[str, Tensor]] | None = None,
@@ -124,14 +128,14 @@ def readers_of_unit(unit: Node) -> tuple[Node, ...]:
     return tuple(node_named(f"{unit.name}.{part}") for part in PARTS)
 
 
-def _together(reads: Sequence[Tensor | Projected]) -> Tensor | Projected:
-    tensors = [read for read in reads if isinstance(read, Tensor)]
-    if tensors:
-        return _stacked(tensors)
-    several = [read for read in reads if isinstance(read, Projected)]
-    return Projected(
-        _stacked([p.products for p in several]), _stacked([p.squares for p in several])
-    )
+def _together(reads: Sequence[Measured | Projected]) -> Measured | Projected:
+    """Those of several heads, with the heads in front; all of one kind."""
+    lengths = _stacked([read.squares for read in reads])
+    measured = [read.x for read in reads if isinstance(read, Measured)]
+    if measured:
+        return Measured(_stacked(measured), lengths)
+    products = [read.products for read in reads if isinstance(read, Projected)]
+    return Projected(_stacked(products), lengths)
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
