@@ -6,13 +6,14 @@ from models import random_images, random_vit, shape
 
 from circuitvit.discover.folding import (
     Heads,
+    Measured,
     Neurons,
     Projected,
     centred,
     inverse_deviation,
     squares,
 )
-from circuitvit.discover.state import Units
+from circuitvit.discover.units import Units
 from circuitvit.vit import PARTS
 
 SHAPES = ("uniform", "ragged", "registers, q/k norm, no qkv bias, tanh")
@@ -41,7 +42,7 @@ def test_heads_on_their_own_do_what_they_do_in_their_block(name, folded):
             continue
         whole = block.attention.mix(block.ln1(x))
         for heads in ([0], list(range(vit.config.heads[index]))):
-            reads = units.plain(x).expand(len(heads), *x.shape)
+            reads = units.measured(units.plain(x).expand(len(heads), *x.shape))
             weights = units.heads_of(index)
             parts = {part: weights.project(part, heads, reads) for part in PARTS}
             made = units.run_heads(index, heads, "all", parts)
@@ -59,10 +60,13 @@ def test_products_and_lengths_stand_for_what_is_read(name):
         products = x @ heads.of_part(part)[0].T
         stands = Projected(products[None], squares(x)[None])
         assert torch.allclose(
-            heads.project(part, [0], stands), heads.project(part, [0], x[None]), atol=1e-12
+            heads.project(part, [0], stands),
+            heads.project(part, [0], Measured(x[None], squares(x)[None])),
+            atol=1e-12,
         )
     stands = Projected(x @ neurons.first.T, squares(x))
-    assert torch.allclose(neurons.hidden(stands), neurons.hidden(x), atol=1e-12)
+    whole = neurons.hidden(Measured(x, squares(x)))
+    assert torch.allclose(neurons.hidden(stands), whole, atol=1e-12)
 
 
 @pytest.mark.parametrize("folded", [True, False])
@@ -75,10 +79,11 @@ def test_an_mlp_on_its_own_does_what_it_does_in_its_block(name, folded):
             assert units.neurons[index] is None
             continue
         wanted = units.plain(block.mlp(block.ln2(x)))
-        assert torch.allclose(units.run_mlp(index, "all", units.plain(x)), wanted, atol=1e-12)
+        read = units.measured(units.plain(x))
+        assert torch.allclose(units.run_mlp(index, "all", read), wanted, atol=1e-12)
         mean = wanted[:, vit.config.prefix_tokens :].mean(dim=1, keepdim=True)
-        assert torch.allclose(units.run_mlp(index, "mean", units.plain(x)), mean, atol=1e-12)
-        row = units.run_mlp(index, "class", units.plain(x)[:, :1])
+        assert torch.allclose(units.run_mlp(index, "mean", read), mean, atol=1e-12)
+        row = units.run_mlp(index, "class", units.measured(units.plain(x)[:, :1]))
         assert torch.allclose(row, wanted[:, :1], atol=1e-12)
 
 

@@ -44,7 +44,11 @@ class EdgeScores(Mapping[str, float]):
         positions: Positions | None = None,
     ) -> None:
         names = names_at(config, provenance.level, qkv, positions)
-        assert set(names) == set(values)
+        if set(names) != set(values):
+            raise CircuitError(
+                f"got {len(values)} scores, expected one for each of the {len(names)} names of "
+                f"level={provenance.level!r} in a ViT of this shape."
+            )
         self.config = config
         self.positions: Positions | None = positions
         self.qkv: Qkv = qkv
