@@ -2,13 +2,14 @@
 
 import operator
 import warnings
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.errors import CircuitError
+from circuitvit.images import Pairs
 from circuitvit.vit import ViT
 
 
@@ -80,6 +81,30 @@ def check_ablation(ablation: str, *, corrupt: Tensor | None, reference: Tensor |
             f"reference is a {type(reference).__name__}, expected a tensor [image channel height "
             "width], such as splits.train.images."
         )
+
+
+def check_pairs(
+    vit: ViT, pairs: object, *, ablation: str, reference: Tensor | None
+) -> tuple[Pairs, Ablation]:
+    """Refuse pairs that the model can't see, or that the ablation can't do with.
+
+    Returns:
+        The same pairs and ablation, known for what they are.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if not isinstance(pairs, Pairs):
+        raise CircuitError(
+            f"pairs are a {type(pairs).__name__}, expected circuitvit.Pairs(clean=..., "
+            "corrupt=..., labels=..., corrupt_labels=...)."
+        )
+    check_ablation(ablation, corrupt=pairs.corrupt, reference=reference)
+    for name, images in (("clean", pairs.clean), ("corrupt", pairs.corrupt)):
+        if images is not None:
+            vit.check_images(images, name=f"{name} images")
+            check_finite(images, name=f"{name} images")
+    return pairs, cast(Ablation, ablation)
 
 
 def check_finite(images: Tensor, *, name: str = "images") -> None:

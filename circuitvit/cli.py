@@ -142,16 +142,8 @@ def discover(
 ) -> None:
     """Find a model's circuit on training images (of all classes, or --clean) and save it."""
     import circuitvit as cv
-    from circuitvit.discover import METHODS
 
-    if method not in ("acdc", *METHODS):
-        raise CircuitError(f"method is {method!r}, expected one of {('acdc', *METHODS)}.")
-    if method == "acdc" and edges is not None:
-        raise CircuitError("--edges goes with scores, not with acdc, whose --tau decides.")
-    if method != "acdc" and tau is not None:
-        raise CircuitError(f"--tau goes with acdc; for {method} say how many --edges to keep.")
-    if method != "acdc" and resume is not None:
-        raise CircuitError(f"--resume goes with acdc, not with {method}. Leave it out.")
+    _check_method(method, tau, edges, resume)
     vit = cv.load_vit(model)
     images = _splits_for(vit, data, limit, seed).train
     chosen = cv.Pairs.by_class(images, clean=clean, corrupt=corrupt, count=pairs, seed=seed)
@@ -168,6 +160,20 @@ def discover(
     typer.echo(f"Wrote {out}: {circuit!r} with {len(circuit.units())} units on a path.")
     if not circuit.units():
         typer.echo("No unit is on a path to the logits: try a smaller --tau, or more --edges.")
+
+
+def _check_method(method: str, tau: float | None, edges: int | None, resume: Path | None) -> None:
+    """Refuse options of `discover` that its method can't heed."""
+    from circuitvit.discover import METHODS
+
+    if method not in ("acdc", *METHODS):
+        raise CircuitError(f"method is {method!r}, expected one of {('acdc', *METHODS)}.")
+    if method == "acdc" and edges is not None:
+        raise CircuitError("--edges goes with scores, not with acdc, whose --tau decides.")
+    if method != "acdc" and tau is not None:
+        raise CircuitError(f"--tau goes with acdc; for {method} say how many --edges to keep.")
+    if method != "acdc" and resume is not None:
+        raise CircuitError(f"--resume goes with acdc, not with {method}. Leave it out.")
 
 
 @app.command()

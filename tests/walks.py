@@ -7,8 +7,8 @@ from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.discover.incremental import IncrementalRun
-from circuitvit.discover.state import Speedups
-from circuitvit.edge_graph import readers_of, units_of, writers_before, writers_of
+from circuitvit.discover.state import Speedups, has_reader
+from circuitvit.edge_graph import places_of, readers_of, units_of, writers_before, writers_of
 from circuitvit.writes import ablated_writes
 
 Looked = Callable[[set[str], Tensor], None]
@@ -62,8 +62,9 @@ class Walk:
 
     def go(self, looked: Looked, *, qkv: str = "split", moments: int = 1) -> None:
         """Try every edge; `looked` gets the edges of each trial, and its logits."""
+        places = places_of(self.vit.config)
         for unit in ("logits", *reversed(units_of(self.vit.config))):
-            if unit != "logits" and not self.run.has_reader(unit):
+            if unit != "logits" and not has_reader(self.kept, places[unit]):
                 for reader in (name for group in readers_together(unit, qkv) for name in group):
                     self.kept[reader].clear()
                 continue

@@ -57,12 +57,12 @@ class Chunks:
         self.unit: str | None = None
         self._readers: Sequence[str] = ()
         self._order: Sequence[int] = ()
-        self._runs: list[tuple[Pairs, IncrementalRun]] | None = None
-        self._trials: list[Trial] = []
+        self._whole: IncrementalRun | None = None
+        self._trial: Trial | None = None
         self._full = self._logits_of_model()
         pairs = problem.pairs
         if self._images == len(pairs):
-            self._runs = self._within_memory(lambda: [(pairs, self._run(pairs))])
+            self._whole = self._within_memory(lambda: self._run(pairs))
 
     def _logits_of_model(self) -> Tensor:
         vit, clean = self._problem.vit, self._problem.pairs.clean
@@ -96,13 +96,13 @@ class Chunks:
                     "memory ran out with a single pair of images. Use a machine or a device with "
                     "more memory, or a smaller model."
                 ) from cause
-        self._runs, self._trials, self._images = None, [], self._images // 2
+        self._whole, self._trial, self._images = None, None, self._images // 2
         return None
 
     @property
     def streams(self) -> bool:
         """Whether the pairs are taken chunk by chunk."""
-        return self._runs is None
+        return self._whole is None
 
     def loss_of_model(self) -> float:
         """The metric of the untouched model, over all pairs."""
@@ -112,10 +112,10 @@ class Chunks:
         """The metric of the circuit as it stands, over all pairs."""
 
         def logits() -> Tensor:
-            runs = self._runs or (
-                (pairs, self._run(pairs)) for pairs in self._problem.chunks(self._images)
-            )
-            return torch.cat([run.logits for _, run in runs])
+            if self._whole is not None:
+                return self._whole.logits
+            chunks = self._problem.chunks(self._images)
+            return torch.cat([self._run(pairs).logits for pairs in chunks])
 
         return self._loss(self._insisted(logits), self._problem.pairs, self._full)
 
@@ -132,23 +132,23 @@ class Chunks:
         if self.unit is not None:
             self._opened.append(self.unit)
         self.unit = unit
-        self._with_runs(lambda run: run.open(unit))
+        self._with_whole(lambda run: run.open(unit))
 
     def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
         """Take up a reader of that unit, to try its writers in this order."""
         self._readers, self._order = readers, order
-        self._with_runs(lambda run: run.begin(readers, order))
+        self._with_whole(lambda run: run.begin(readers, order))
 
-    def _with_runs(self, work: Callable[[IncrementalRun], None]) -> None:
-        runs = self._runs
-        if runs is not None:
-            self._within_memory(lambda: [work(run) for _, run in runs])
+    def _with_whole(self, work: Callable[[IncrementalRun], None]) -> None:
+        run = self._whole
+        if run is not None:
+            self._within_memory(lambda: work(run))
 
     def most_moments(self) -> int:
         """How many removals are tried together at most."""
         if self._speedups.states is not None:
             return self._speedups.states
-        return MOMENTS if self._runs is None else min(self._batch(r) for _, r in self._runs)
+        return MOMENTS if self._whole is None else self._batch(self._whole)
 
     def _batch(self, run: IncrementalRun) -> int:
         """How many removals go through one run in one batch."""
@@ -160,20 +160,12 @@ class Chunks:
         """The metric after each of some removals in a row, over all pairs."""
 
         def ask() -> list[float]:
-            ask = self._ask_kept_runs if self._runs is not None else self._ask_new_runs
-            return ask(first, moments, keeps)
+            if self._whole is None:
+                return self._ask_new_runs(first, moments, keeps)
+            self._trial = self._whole.try_removals(first, moments, keeps)
+            return self._added([0.0] * moments, self._trial.logits, self._problem.pairs, 0)
 
         return self._insisted(ask)
-
-    def _ask_kept_runs(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
-        total, start = [0.0] * moments, 0
-        self._trials = []
-        for pairs, run in self._runs or ():
-            trial = run.try_removals(first, moments, keeps)
-            self._trials.append(trial)
-            total = self._added(total, trial.logits, pairs, start)
-            start += len(pairs)
-        return total
 
     def _ask_new_runs(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
         total, start, order = [0.0] * moments, 0, self._order[first:]
@@ -209,14 +201,16 @@ class Chunks:
             kept: the writers that stay.
         """
         self._within_memory(lambda: self._settle(removed, kept))
-        self._trials = []
+        self._trial = None
 
     def _settle(self, removed: int | None, kept: Sequence[int]) -> None:
-        for (_, run), trial in zip(self._runs or (), self._trials, strict=True):
-            for place in kept:
-                run.keep(place)
-            if removed is not None:
-                run.commit(trial, removed)
+        run, trial = self._whole, self._trial
+        if run is None or trial is None:
+            return
+        for place in kept:
+            run.keep(place)
+        if removed is not None:
+            run.commit(trial, removed)
 
 
 def images_that_fit(problem: Problem) -> int:

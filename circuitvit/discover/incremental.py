@@ -19,7 +19,7 @@ from circuitvit.discover.folding import Measured, Projected
 from circuitvit.discover.followers import MOST_HEADS, Followers
 from circuitvit.discover.root import Root
 from circuitvit.discover.rows import Rows, rows_read
-from circuitvit.discover.state import Kept, Speedups, State, Stream
+from circuitvit.discover.state import Kept, Speedups, State, Stream, has_reader
 from circuitvit.discover.trial import Read, Trial
 from circuitvit.discover.units import readers_of_unit
 from circuitvit.edge_graph import Node, node_named
@@ -127,13 +127,8 @@ class IncrementalRun:
             }
             made = self._units.run([node], reads, "all")
             state.writes[name] = made[name]["z" if node.kind == "head" else "value"]
-        elif self.has_reader(name):
+        elif has_reader(self._kept, self._places[name]):
             self.open(name)
-
-    def has_reader(self, unit: str) -> bool:
-        """Whether any kept edge leaves the unit."""
-        place = self._places[unit]
-        return any(place in kept for kept in self._kept.values())
 
     def open(self, unit: str) -> None:
         """Take up a unit whose readers are to be tried next."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.checks import check_ablation, check_finite, check_vit
+from circuitvit.checks import check_pairs, check_vit
 from circuitvit.circuit import Ablation, Level, Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs, fingerprint
@@ -60,17 +60,7 @@ class Problem:
         check_vit(vit)
         if level not in levels:
             raise CircuitError(f"level is {level!r}, expected one of {levels}.")
-        if not isinstance(pairs, Pairs):
-            raise CircuitError(
-                f"pairs are a {type(pairs).__name__}, expected circuitvit.Pairs(clean=..., "
-                "corrupt=..., labels=..., corrupt_labels=...)."
-            )
-        check_ablation(ablation, corrupt=pairs.corrupt, reference=reference)
-        for name in ("clean", "corrupt"):
-            images = getattr(pairs, name)
-            if images is not None:
-                vit.check_images(images, name=f"{name} images")
-                check_finite(images, name=f"{name} images")
+        pairs, ablation = check_pairs(vit, pairs, ablation=ablation, reference=reference)
         reference = reference if ablation == "mean" else None  # else not used, so not recorded
         loss = loss_of(metric, pairs, vit.config.classes)
         pairs = pairs.to(device=vit.positions.device)

@@ -14,7 +14,7 @@ import torch
 
 from circuitvit.discover.chunks import MOMENTS, Chunks
 from circuitvit.discover.problem import Problem
-from circuitvit.discover.state import Speedups
+from circuitvit.discover.state import Speedups, has_reader
 from circuitvit.edge_graph import (
     Qkv,
     edge_names_of,
@@ -161,7 +161,7 @@ class EdgeSearch:
         decisions, done = self._decisions, list[str]()
         for unit in ("logits", *reversed(units_of(self._problem.vit.config))):
             readers = self._readers(unit)
-            if unit != "logits" and not self._has_reader(unit):
+            if unit != "logits" and not has_reader(self._kept, self._places[unit]):
                 for reader in readers:
                     self._drop(reader, advance)
             else:
@@ -175,10 +175,6 @@ class EdgeSearch:
         if node_named(unit).kind != "head" or self._qkv == "joint":
             return [unit]
         return [f"{unit}.{part}" for part in reversed(PARTS)]
-
-    def _has_reader(self, unit: str) -> bool:
-        place = self._places[unit]
-        return any(place in kept for kept in self._kept.values())
 
     def _drop(self, reader: str, advance: Advance) -> None:
         """Nobody reads this reader's node, so its edges go without being asked."""

@@ -27,6 +27,11 @@ Kept = Mapping[str, Collection[int]]
 """By reader (q, k and v apart), the indices of the writers that it reads."""
 
 
+def has_reader(kept: Kept, place: int) -> bool:
+    """Whether any kept edge leaves the writer of this index."""
+    return any(place in writers for writers in kept.values())
+
+
 @dataclass(frozen=True)
 class Speedups:
     """What the engine may do to be fast; none of it changes a decision.

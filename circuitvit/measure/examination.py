@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitvit.ablation import EdgeMask, run_embedded
-from circuitvit.checks import check_ablation, check_finite
+from circuitvit.checks import check_pairs
 from circuitvit.circuit import Ablation, Circuit, Provenance
 from circuitvit.edge_graph import edge_names_of, writers_of
 from circuitvit.errors import CircuitError
@@ -114,7 +113,7 @@ class Outcome:
         if vanished.mean() > VANISHED_SHARE:
             raise CircuitError(
                 f"in {int(vanished.sum())} of {resamples} resamples of the {len(self.full)} images "
-                "the full model does no better than no edges at all, so there is no confidence "
+                "the full model does as well as no edges at all, so there is no confidence "
                 "interval. Give more pairs, or a metric that varies less."
             )
         return (means[:, 2:] - empty) / np.where(vanished, np.nan, full - empty)
@@ -174,17 +173,7 @@ class Examination:
         Raises:
             CircuitError: the model, pairs, metric or ablation don't fit together.
         """
-        if not isinstance(pairs, Pairs):
-            raise CircuitError(
-                f"pairs are a {type(pairs).__name__}, expected circuitvit.Pairs(clean=..., "
-                "corrupt=..., labels=..., corrupt_labels=...)."
-            )
-        check_ablation(ablation, corrupt=pairs.corrupt, reference=reference)
-        known = cast(Ablation, ablation)
-        for name, images in (("clean", pairs.clean), ("corrupt", pairs.corrupt)):
-            if images is not None:
-                vit.check_images(images, name=f"{name} images")
-                check_finite(images, name=f"{name} images")
+        pairs, known = check_pairs(vit, pairs, ablation=ablation, reference=reference)
         reference = reference if known == "mean" else None  # else not used, so not recorded
         loss = loss_of(metric, pairs, vit.config.classes)
         constants = None
