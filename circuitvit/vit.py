@@ -9,28 +9,19 @@ stream; of a picture next to height), token, part (q, k, v), head, head_width, n
 writer, reader.
 """
 
-import hashlib
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, replacing, write_json
+from circuitvit.saved_model import SavedModel
 
 PARTS = ("q", "k", "v")
-CONFIG_KEY = "circuitvit.config"
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -153,13 +144,7 @@ class Block(nn.Module):
         return x
 
 
-class ViT(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="circuitvit",
-    license="mit",
-    tags=["vision-transformer", "image-classification"],
-):
+class ViT(SavedModel):
     """A pre-LayerNorm Vision Transformer (Dosovitskiy et al. 2021) whose blocks may differ.
 
     Args:
@@ -253,87 +238,22 @@ class ViT(
                 f"Use images.to({dtype}), or convert the model."
             )
 
-    def check_weights(self) -> None:
-        """Refuse weights with which nothing can be computed.
-
-        Raises:
-            CircuitError: a parameter holds NaN or infinity.
-        """
-        bad = [  # a finite sum has finite terms, and is cheaper to tell
-            name
-            for name, p in self.named_parameters()
-            if not torch.isfinite(p.sum()) and not torch.isfinite(p).all()
-        ]
-        if bad:
-            raise CircuitError(
-                f"the weights hold NaN or infinity ({', '.join(bad[:5])}), so nothing computed "
-                "with them means anything. Load or train the model again."
-            )
-
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the shape and the weights, in single precision."""
-        digest = hashlib.sha256(repr(self.config).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy())
-        return digest.hexdigest()[:16]
+        return self.digest(repr(self.config))
 
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any
-    ) -> str | None:
-        """Write `model.safetensors` and `config.json` into a folder, each in one step.
-
-        Args:
-            save_directory: the folder; made if need be.
-            push_to_hub: also upload it, with `repo_id=` and the other arguments of
-                `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
-            **hub: those arguments.
-        """
-        passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
-        if set(hub) - passed_on and not push_to_hub:
-            raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
-        folder, config = Path(save_directory), self.config.as_dict()
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
-        with replacing(folder / "model.safetensors") as beside:
-            save_file(weights, beside, metadata=metadata)
-        write_json(folder / "config.json", config)
-        return self.push_to_hub(**hub) if push_to_hub else None
+    def shape_as_dict(self) -> dict[str, Any]:
+        """The config's fields."""
+        return self.config.as_dict()
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", **hub: Any
-    ) -> "ViT":
-        """Load a model that `save_pretrained` wrote, in eval mode and in its own dtype.
-
-        Args:
-            folder: the folder, or the id of a repository on the Hugging Face hub.
-            device: where the model goes.
-            **hub: further arguments of `huggingface_hub.snapshot_download`.
+    def of_shape(cls, shape: Any) -> "ViT":
+        """A ViT of a config's fields.
 
         Raises:
-            CircuitError: there is no such folder, or it doesn't hold a whole model of circuitvit.
+            CircuitError: a field is unknown, missing or of the wrong kind.
         """
-        source = Path(folder)
-        if not source.is_dir():
-            source = _downloaded(str(folder), hub)
-        config = ViTConfig.from_dict(read_json(source / "config.json", what="model config"))
-        path = source / "model.safetensors"
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                written = (file.metadata() or {}).get(CONFIG_KEY)
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as cause:
-            raise CircuitError(
-                f"{path} is missing or cut short ({cause}). Save the model again."
-            ) from cause
-        vit = cls.from_weights(config, weights, source=str(source))
-        if written is not None and ViTConfig.from_dict(json.loads(written)) != config:
-            raise CircuitError(
-                f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
-                "save was interrupted, or a file was edited. Save the model again."
-            )
-        return vit.eval()
+        return cls(ViTConfig.from_dict(shape))
 
     @classmethod
     def from_weights(cls, config: ViTConfig, weights: dict[str, Tensor], *, source: str) -> "ViT":
@@ -344,31 +264,7 @@ class ViT(
         """
         with torch.device("meta"):  # draws nothing, and needs no memory
             vit = cls(config)
-        own = vit.state_dict()
-        problems = [f"{name} is missing" for name in sorted(set(own) - set(weights))]
-        problems += [f"{name} is surplus" for name in sorted(set(weights) - set(own))]
-        problems += [
-            f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in sorted(set(own) & set(weights))
-            if own[name].shape != weights[name].shape
-        ]
-        if problems:
-            raise CircuitError(
-                f"the weights from {source} don't fit this ViT: " + "; ".join(problems) + "."
-            )
-        vit.load_state_dict(weights, assign=True)
-        return vit.requires_grad_(True)
-
-
-def _downloaded(name: str, hub: dict[str, Any]) -> Path:
-    try:
-        return Path(snapshot_download(name, **hub))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
-        reason = str(cause).splitlines()[0]
-        raise CircuitError(
-            f"no model at {name}: there is no such folder, and it can't be had from the hub "
-            f"({reason}). Check the path; a model folder holds model.safetensors and config.json."
-        ) from cause
+        return vit.take_over(weights, source=source)
 
 
 def _zeros(*shape: int) -> nn.Parameter:

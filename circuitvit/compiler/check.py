@@ -28,10 +28,8 @@ def check(
 def _reasons(
     vit: ViT, circuit: Circuit, level: str, ablation: str, reference: Tensor | None
 ) -> Iterator[str]:
-    if level == "edge":
-        yield "level='edge' is not there yet, use level='unit'"
-    elif level != "unit":
-        yield f"level is {level!r}, expected 'unit'"
+    if level not in ("unit", "edge"):
+        yield f"level is {level!r}, expected 'unit' or 'edge'"
     yield from _ablation_reasons(ablation, reference)
     if reference is not None and not isinstance(reference, Tensor):
         yield f"reference is a {type(reference).__name__}, expected a tensor of images"

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitvit.ablation import IMAGES_AT_ONCE, EdgeMask, run_embedded
-from circuitvit.circuit import edges_among
+from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
+from circuitvit.measure.accuracy import evaluating
 from circuitvit.vit import ViT
 
 IMAGES = 8
@@ -18,23 +19,26 @@ SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
 @torch.no_grad()
 def verify(
     vit: ViT,
-    compiled: ViT,
-    units: Iterable[str],
+    compiled: nn.Module,
+    edges: Iterable[str],
     ablated: Float[Tensor, " writer #image #token #width"],
     *,
     reference: Tensor | None,
+    qkv: Qkv = "split",
 ) -> None:
-    """Refuse a compiled model that differs from the run in which removed units write ã.
+    """Refuse a compiled model that differs from the run that keeps just these edges.
 
     Raises:
         CircuitError: the largest difference exceeds the tolerance.
     """
     images = sample_images(vit) if reference is None or not len(reference) else reference
-    mask = EdgeMask.of(vit.config, edges_among(vit.config, units, "split"))
+    mask = EdgeMask.of(vit.config, edges, qkv)
     error, largest = 0.0, 1.0
     for chunk in images.to(vit.positions.device).split(IMAGES_AT_ONCE):
         expected = run_embedded(vit, vit.embed(chunk), mask, ablated).logits
-        error = max(error, float((compiled(chunk) - expected).abs().max()))
+        with evaluating(compiled):
+            found = compiled(chunk)
+        error = max(error, float((found - expected).abs().max()))
         largest = max(largest, float(expected.abs().max()))
     allowed = SHARE.get(images.dtype, 1e-1) * largest
     if not error <= allowed:

@@ -1,0 +1,162 @@
+"""A model that can be saved, loaded and told apart: what `ViT` and `CircuitViT` have in common."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json, replacing, write_json
+
+CONFIG_KEY = "circuitvit.config"
+
+
+class SavedModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="circuitvit",
+    license="mit",
+    tags=["vision-transformer", "image-classification"],
+):
+    """A module whose shape is plain JSON; a class says what that JSON holds."""
+
+    def shape_as_dict(self) -> dict[str, Any]:
+        """Everything that decides its parameters and computation, except their values."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_shape(cls, shape: Any) -> Self:
+        """A model of what `shape_as_dict` gave.
+
+        Raises:
+            CircuitError: it is something else.
+        """
+        raise NotImplementedError
+
+    def check_weights(self) -> None:
+        """Refuse weights with which nothing can be computed.
+
+        Raises:
+            CircuitError: a parameter holds NaN or infinity.
+        """
+        bad = [  # a finite sum has finite terms, and is cheaper to tell
+            name
+            for name, p in self.named_parameters()
+            if not torch.isfinite(p.sum()) and not torch.isfinite(p).all()
+        ]
+        if bad:
+            raise CircuitError(
+                f"the weights hold NaN or infinity ({', '.join(bad[:5])}), so nothing computed "
+                "with them means anything. Load or train the model again."
+            )
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any
+    ) -> str | None:
+        """Write `model.safetensors` and `config.json` into a folder, each in one step.
+
+        Args:
+            save_directory: the folder; made if need be.
+            push_to_hub: also upload it, with `repo_id=` and the other arguments of
+                `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
+            **hub: those arguments.
+        """
+        passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
+        if set(hub) - passed_on and not push_to_hub:
+            raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
+        folder, config = Path(save_directory), self.shape_as_dict()
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
+        with replacing(folder / "model.safetensors") as beside:
+            save_file(weights, beside, metadata=metadata)
+        write_json(folder / "config.json", config)
+        return self.push_to_hub(**hub) if push_to_hub else None
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", **hub: Any
+    ) -> Self:
+        """Load a model that `save_pretrained` wrote, in eval mode and in its own dtype.
+
+        Args:
+            folder: the folder, or the id of a repository on the Hugging Face hub.
+            device: where the model goes.
+            **hub: further arguments of `huggingface_hub.snapshot_download`.
+
+        Raises:
+            CircuitError: there is no such folder, or it doesn't hold a whole model of circuitvit.
+        """
+        source = Path(folder)
+        if not source.is_dir():
+            source = _downloaded(str(folder), hub)
+        with torch.device("meta"):  # draws nothing, and needs no memory
+            model = cls.of_shape(read_json(source / "config.json", what="model config"))
+        path = source / "model.safetensors"
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                written = (file.metadata() or {}).get(CONFIG_KEY)
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as cause:
+            raise CircuitError(
+                f"{path} is missing or cut short ({cause}). Save the model again."
+            ) from cause
+        model.take_over(weights, source=str(source))
+        if written is not None and _unlike(model, json.loads(written)):
+            raise CircuitError(
+                f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
+                "save was interrupted, or a file was edited. Save the model again."
+            )
+        return model.eval()
+
+    def take_over(self, weights: dict[str, Tensor], *, source: str) -> Self:
+        """Take over a state dict whole, with its dtype and device; made on the meta device.
+
+        Raises:
+            CircuitError: a key is missing, surplus, or of another shape; every one is named.
+        """
+        own = self.state_dict()
+        problems = [f"{name} is missing" for name in sorted(set(own) - set(weights))]
+        problems += [f"{name} is surplus" for name in sorted(set(weights) - set(own))]
+        problems += [
+            f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in sorted(set(own) & set(weights))
+            if own[name].shape != weights[name].shape
+        ]
+        if problems:
+            raise CircuitError(
+                f"the weights from {source} don't fit this ViT: " + "; ".join(problems) + "."
+            )
+        self.load_state_dict(weights, assign=True)
+        return self.requires_grad_(True)
+
+    def digest(self, shape: str) -> str:
+        """16 hexadecimal digits that name a shape and the weights, in single precision."""
+        digest = hashlib.sha256(shape.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy())
+        return digest.hexdigest()[:16]
+
+
+def _unlike(model: SavedModel, shape: Any) -> bool:
+    with torch.device("meta"):
+        return type(model).of_shape(shape).shape_as_dict() != model.shape_as_dict()
+
+
+def _downloaded(name: str, hub: dict[str, Any]) -> Path:
+    try:
+        return Path(snapshot_download(name, **hub))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
+        reason = str(cause).splitlines()[0]
+        raise CircuitError(
+            f"no model at {name}: there is no such folder, and it can't be had from the hub "
+            f"({reason}). Check the path; a model folder holds model.safetensors and config.json."
+        ) from cause
