@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuitvit.ablation import MaskedViT, run_circuit
     from circuitvit.circuit import Circuit, Provenance
+    from circuitvit.circuit_vit import CircuitViT
     from circuitvit.compiler import compile  # noqa: A004
     from circuitvit.config import ViTConfig
     from circuitvit.discover import EdgeScores, acdc, acdc_sweep, eap
@@ -50,6 +51,7 @@ _WITHOUT_TORCH = {
     "edge_graph": "edge_graph",
 }
 _WITH_TORCH = {
+    "CircuitViT": "circuit_vit",
     "Completeness": "measure",
     "Curve": "measure",
     "EdgeScores": "discover",
@@ -82,12 +84,11 @@ _WITH_TORCH = {
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "Circuit", "CircuitError", "Completeness", "Curve", "EdgeScores", "HookedViT", "ImageSet",
-    "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report", "ViT", "ViTConfig",
-    "acdc", "acdc_sweep", "across_ablations", "compile", "completeness", "eap", "edge_graph",
-    "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "minimality",
-    "prune_heads",
-    "prune_mlp", "retain_circuit", "run_circuit", "train",
+    "Circuit", "CircuitError", "CircuitViT", "Completeness", "Curve", "EdgeScores", "HookedViT",
+    "ImageSet", "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report", "ViT",
+    "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "compile", "completeness", "eap",
+    "edge_graph", "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure",
+    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "train",
 ]  # fmt: skip
 
 

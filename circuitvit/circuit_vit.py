@@ -106,7 +106,7 @@ class Attending(nn.Module):
         norms: dict[str, nn.Module],
         images: int,
     ) -> Float[Tensor, "image head _row head_width"]:
-        """z of the heads: their values, mixed by their patterns."""
+        """What the heads mix (z): their values, mixed by their patterns."""
 
         def of(part: Part) -> Tensor:
             return self._taken(part, projected, norms.get(part), images)

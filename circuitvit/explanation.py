@@ -54,9 +54,9 @@ def _block_lines(config: ViTConfig, index: int, block: BlockPlan) -> Iterator[st
 
 
 def _readers_of(block: BlockPlan) -> str:
-    slots = sum(projection.slots for projection in block.projections)
-    copies = len(block.projections)
-    return f"; {slots} queries, keys and values share {copies} {'copy' if copies == 1 else 'copies'} of the stream"
+    slots, copies = sum(p.slots for p in block.projections), len(block.projections)
+    word = "copy" if copies == 1 else "copies"
+    return f"; {slots} queries, keys and values share {copies} {word} of the stream"
 
 
 def _call_lines(config: ViTConfig, call: Call) -> Iterator[str]:

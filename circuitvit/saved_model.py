@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
@@ -17,6 +17,8 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, replacing, write_json
 
 CONFIG_KEY = "circuitvit.config"
+
+Model = TypeVar("Model", bound="SavedModel")
 
 
 class SavedModel(
@@ -33,7 +35,7 @@ class SavedModel(
         raise NotImplementedError
 
     @classmethod
-    def of_shape(cls, shape: Any) -> Self:
+    def of_shape(cls: type[Model], shape: Any) -> Model:
         """A model of what `shape_as_dict` gave.
 
         Raises:
@@ -82,8 +84,12 @@ class SavedModel(
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", **hub: Any
-    ) -> Self:
+        cls: type[Model],
+        folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        **hub: Any,
+    ) -> Model:
         """Load a model that `save_pretrained` wrote, in eval mode and in its own dtype.
 
         Args:
@@ -116,7 +122,7 @@ class SavedModel(
             )
         return model.eval()
 
-    def take_over(self, weights: dict[str, Tensor], *, source: str) -> Self:
+    def take_over(self: Model, weights: dict[str, Tensor], *, source: str) -> Model:
         """Take over a state dict whole, with its dtype and device; made on the meta device.
 
         Raises:

@@ -253,6 +253,11 @@ class ViT(SavedModel):
         Raises:
             CircuitError: a field is unknown, missing or of the wrong kind.
         """
+        if isinstance(shape, dict) and "plan" in shape:
+            raise CircuitError(
+                "this is a circuit that was compiled with level='edge', not a ViT. Load it with "
+                "circuitvit.CircuitViT.from_pretrained(folder)."
+            )
         return cls(ViTConfig.from_dict(shape))
 
     @classmethod

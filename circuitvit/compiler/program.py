@@ -42,7 +42,7 @@ class Program:
     """
 
     vit: ViT
-    ablated: Float[Tensor, "writer #image #token #width"]
+    ablated: Float[Tensor, " writer #image #token #width"]
     kept: Mapping[str, frozenset[str]]
     constants: Mapping[str, Table] = field(default_factory=dict)
     parts: Mapping[str, Float[Tensor, "_row head_width"]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Program:
 
     @classmethod
     def of(
-        cls, vit: ViT, circuit: Circuit, ablated: Float[Tensor, "writer #image #token #width"]
+        cls, vit: ViT, circuit: Circuit, ablated: Float[Tensor, " writer #image #token #width"]
     ) -> "Program":
         """The program that runs every node of a model, each with the circuit's edges."""
         kept: dict[str, set[str]] = {name: set() for name in readers_of(vit.config)}

@@ -32,7 +32,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Heads that attend in one product, in an order in which those that are read alike are together.
+    """Heads that attend in one product; those that are read alike stand together.
 
     Attributes:
         heads: their names.

@@ -1,0 +1,184 @@
+"""Claim: what a compiled circuit saves in multiply-accumulates, it saves in time.
+
+Command   python experiments/bench_latency.py cifar deit_s vit_b [--shared ../shared]
+Hardware  2 CPU cores, 24 GiB
+Minutes   cifar 6, deit_s 5, vit_b 8
+Expected  experiments/results/bench_latency.json; README's table comes from it. At batch 64, unit
+          circuits that cut 30% of the MACs or more realise 95% of them as time, or more
+
+Dense, compiled and plain models are timed in turns in one process (`circuitvit.measure.latency`);
+`null` is the dense model against itself. *Realised* is time saved ÷ MACs saved. `plain` are timm's
+own blocks cut to the same shapes by hand: what can be had at all. `timm` is timm's own model.
+`cifar` is the trained model of `shared/models`, its units ranked by EAP; the others have random
+weights and units ranked by chance. Edge circuits are EAP's (greedy), compiled under `zero`.
+"""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+import circuitvit as cv
+
+cv.ViT  # noqa: B018 - the first touch of a torch-backed name makes timm importable
+
+from circuitvit.circuit import edges_among
+from circuitvit.edge_graph import edge_names_of, units_of
+from circuitvit.files import read_json, write_json
+from circuitvit.measure import latency, macs, parameters
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+from bench_discovery import loaded
+
+RESULTS = ROOT / "experiments" / "results" / "bench_latency.json"
+CUTS = (0.3, 0.5, 0.7)
+EDGES = (0.01, 0.03, 0.1, 1.0)
+BATCHES = {"cifar": (1, 8, 64), "deit_s": (1, 8), "vit_b": (1, 8)}
+ROUNDS = {"cifar": 41, "deit_s": 15, "vit_b": 9}
+
+
+class Nothing(nn.Module):
+    """In place of a sub-layer that is gone, behind timm's residual."""
+
+    def forward(self, x):
+        return torch.zeros((), dtype=x.dtype)
+
+
+def plain(module, config):
+    """timm's model with its blocks cut to the shapes of a config; weights don't matter here."""
+    module = copy.deepcopy(module)
+    for index, block in enumerate(module.blocks):
+        heads, width = config.heads[index], config.head_width[index]
+        attention, mlp = block.attn, block.mlp
+        if heads:
+            attention.num_heads = heads
+            attention.qkv = nn.Linear(config.width, 3 * heads * width)
+            attention.proj = nn.Linear(heads * width, config.width)
+            if hasattr(attention, "attn_dim"):
+                attention.attn_dim = heads * width
+        else:
+            block.attn = block.norm1 = Nothing()
+        if config.mlp_width[index]:
+            mlp.fc1 = nn.Linear(config.width, config.mlp_width[index])
+            mlp.fc2 = nn.Linear(config.mlp_width[index], config.width)
+        else:
+            block.mlp = block.norm2 = Nothing()
+    return module.eval()
+
+
+def ranking(name, vit, pairs):
+    """Units, best first."""
+    scores = cv.eap(vit, pairs, method="eap" if name == "cifar" else "random", level="node", seed=0)
+    return [unit for unit in scores.ranked() if unit in units_of(vit.config)]
+
+
+def unit_circuit(vit, ranked, cut):
+    """The most units that save this share of the MACs, the best first."""
+    for count in range(len(ranked), 0, -1):
+        circuit = cv.Circuit(vit.config, edges_among(vit.config, ranked[:count], "split"))
+        small = cv.compile(vit, circuit)
+        if macs(small, image_shape(vit)) <= (1 - cut) * macs(vit, image_shape(vit)):
+            return small
+    raise SystemExit(f"no circuit saves {cut:.0%} of the MACs")
+
+
+def image_shape(vit):
+    return vit.config.channels, vit.config.image_size, vit.config.image_size
+
+
+def models_of(name, module, vit, pairs):
+    """Everything that is timed, the dense model first."""
+    ranked = ranking(name, vit, pairs)
+    models = {"dense": vit, "timm": module}
+    for cut in CUTS:
+        small = unit_circuit(vit, ranked, cut)
+        models |= {f"unit -{cut:.0%}": small, f"plain -{cut:.0%}": plain(module, small.config)}
+    everything = edge_names_of(vit.config)
+    models["unit, full circuit"] = cv.compile(vit, cv.Circuit(vit.config, everything))
+    scores = cv.eap(vit, pairs) if name == "cifar" else cv.eap(vit, pairs, method="random", seed=0)
+    for share in EDGES if name == "cifar" else (0.01, 1.0):
+        count = int(share * len(scores))
+        circuit = scores.greedy(count) if share < 1 else scores.top(count)
+        models[f"edge {share:.0%}"] = cv.compile(vit, circuit, level="edge")
+    return models
+
+
+def row(model, base, shape, timed):
+    """One model's figures against the dense one's."""
+    saved = 1 - macs(model, shape) / macs(base, shape)
+    found = {
+        "parameters": parameters(model),
+        "macs": macs(model, shape),
+        "macs_saved": round(saved, 4),
+    }
+    for batch, each in timed.items():
+        ratio = [each.ratio, each.ratio_low, each.ratio_high]
+        entry = {"ms": round(each.median_ms, 3), "ratio": [round(value, 4) for value in ratio]}
+        if saved > 0.01:
+            low, high = (1 - each.ratio_high) / saved, (1 - each.ratio_low) / saved
+            entry["realised"] = [round(v, 3) for v in ((1 - each.ratio) / saved, low, high)]
+        found[f"batch {batch}"] = entry
+    return found
+
+
+def measured(name, shared, seed):
+    module, pairs = loaded(name, shared)
+    vit = cv.load_vit(module)
+    models, shape = models_of(name, module, vit, pairs), image_shape(vit)
+    timed = {
+        batch: latency(
+            models, pairs.clean, baseline="dense", batch=batch, rounds=ROUNDS[name], seed=seed
+        )
+        for batch in BATCHES[name]
+    }
+    rows = {
+        key: row(models.get(key, vit), vit, shape, {b: found[key] for b, found in timed.items()})
+        for key in [*models, "null"]
+    }
+    return {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
+
+
+def table(body):
+    """The rows of README's table."""
+    lines = ["| ViT | model | params | MACs | latency, batch 1 | 8 | 64 | realised, batch 64 or 8 |"]
+    lines.append("| --- " * 8 + "|")
+    for name, found in body.items():
+        if not isinstance(found, dict):
+            continue
+        dense = found["rows"]["dense"]
+        for key, figures in found["rows"].items():
+            cells = [f"{figures[k] / dense[k] - 1:+.0%}" for k in ("parameters", "macs")]
+            for batch in (1, 8, 64):
+                ratio = figures.get(f"batch {batch}", {}).get("ratio")
+                cells.append("" if ratio is None else "{:.2f} ({:.2f}–{:.2f})".format(*ratio))
+            last = figures.get("batch 64", figures["batch 8"]).get("realised")
+            cells.append("" if last is None else "{:.0%} ({:.0%}–{:.0%})".format(*last))
+            lines.append(f"| {name} | {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(
+    names: Annotated[list[str], typer.Argument()],
+    shared: Path = ROOT.parent / "shared",
+    threads: int = 2,
+    seed: int = 0,
+):
+    """Measure some of cifar, deit_s and vit_b."""
+    torch.set_num_threads(threads)
+    for name in names:
+        found = measured(name, shared, seed)
+        typer.echo(json.dumps(found["rows"], indent=1))
+        body = read_json(RESULTS, what="results") if RESULTS.exists() else {}
+        body = {"command": "python experiments/bench_latency.py cifar deit_s vit_b", **body}
+        write_json(RESULTS, {**body, name: found})
+    typer.echo(table(read_json(RESULTS, what="results")))
+
+
+if __name__ == "__main__":
+    typer.run(main)
