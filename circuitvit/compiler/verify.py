@@ -1,12 +1,12 @@
 """Pass: the compiled model against the masked run, on real images, always."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import IMAGES_AT_ONCE, EdgeMask, run_embedded
+from circuitvit.ablation import IMAGES_AT_ONCE, EdgeMask, RemovedNeurons, run_embedded
 from circuitvit.circuit import edges_among
 from circuitvit.errors import CircuitError
 from circuitvit.vit import ViT
@@ -23,8 +23,11 @@ def verify(
     ablated: Float[Tensor, " writer #image #token #width"],
     *,
     reference: Tensor | None,
+    neurons: Mapping[int, RemovedNeurons] | None = None,
 ) -> None:
     """Refuse a compiled model that differs from the run in which removed units write ã.
+
+    The removed neurons of the MLPs that stay give theirs, too.
 
     Raises:
         CircuitError: the largest difference exceeds the tolerance.
@@ -33,7 +36,7 @@ def verify(
     mask = EdgeMask.of(vit.config, edges_among(vit.config, units, "split"))
     error, largest = 0.0, 1.0
     for chunk in images.to(vit.positions.device).split(IMAGES_AT_ONCE):
-        expected = run_embedded(vit, vit.embed(chunk), mask, ablated).logits
+        expected = run_embedded(vit, vit.embed(chunk), mask, ablated, neurons=neurons).logits
         error = max(error, float((compiled(chunk) - expected).abs().max()))
         largest = max(largest, float(expected.abs().max()))
     allowed = SHARE.get(images.dtype, 1e-1) * largest
