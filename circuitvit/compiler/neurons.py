@@ -88,10 +88,8 @@ def fold_neurons(compiled: ViT, kept: Kept, removed: Mapping[int, RemovedNeurons
         whole_block = compiled.blocks[block]
         assert isinstance(whole_block, Block)
         assert whole_block.mlp is not None
-        values = neurons.values * neurons.gone
-        constant = values @ whole_block.mlp.fc2.weight.T + compiled.positions.new_zeros(
-            compiled.positions.shape
-        )
+        constant = (neurons.values * neurons.gone) @ whole_block.mlp.fc2.weight.T
+        constant = constant.expand(compiled.config.tokens, -1)
         name = f"blocks.{block}.mlp_constant"
         weights[name] = weights[name] + constant if name in weights else constant
     constants = enumerate(smaller.config.mlp_constant)

@@ -215,7 +215,7 @@ def measure_costs(
     device = torch.device(device)
     nothing = Costs(config, batch, (), str(dtype).removeprefix("torch."), rounds)
     parts = _everything(config) if shapes is None else _needed(nothing, list(shapes))
-    calls = {str(part): _call(config, part, batch, device, dtype) for part in parts}
+    calls = {str(part): call_of(config, part, batch, device, dtype) for part in parts}
     with torch.inference_mode():
         for call in calls.values():
             for _ in range(WARM_UPS):
@@ -280,7 +280,7 @@ def _ordered(parts: Iterable[Part]) -> list[Part]:
     return sorted(parts, key=lambda part: (list(PARTS).index(part[0]), part[1]))
 
 
-def _call(
+def call_of(
     config: ViTConfig, part: Part, batch: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], object]:
     """What computes a part, on images or a stream that are there already."""

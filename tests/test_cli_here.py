@@ -1,0 +1,167 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import circuitvit as cv
+from circuitvit.measure.cost import parameters, vit_macs
+
+COMMAND = Path(sys.executable).parent / "circuitvit"
+
+
+def run(*words, cwd=None):
+    return subprocess.run(
+        [COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONPATH": "/tmp/w/h1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A small model trained on a few digits, as a user would make it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    done = run(
+        "train", "model", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16,
+        "--epochs", 30, "--limit", 200, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Wrote model. Test accuracy" in done.stdout
+    for index in range(20):
+        path = folder / "two" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), index).save(path)
+    return folder
+
+
+def test_the_help_lists_the_commands_and_each_explains_itself():
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("demo", "train", "discover", "compile", "evaluate", "draw"):
+        assert command in done.stdout
+        own = run(command, "--help")
+        assert own.returncode == 0
+        assert own.stdout.count("\n") > 8, command
+
+
+def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace):
+    done = run("discover", "model", "c.json", "--tau", 0.0005, "--pairs", 16, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    circuit = cv.Circuit.load(workplace / "c.json")
+    assert circuit.provenance.tau == 0.0005
+    assert f"Wrote c.json: {circuit!r}" in done.stdout
+
+    done = run("draw", "c.json", "page.html", "--title", "Mine", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "<title>Mine" in (workplace / "page.html").read_text()
+
+    for ablation in ("zero", "mean"):
+        done = run("compile", "model", "c.json", "small", "--ablation", ablation, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert "fewer MACs" in done.stdout
+        assert len(cv.load_vit(workplace / "small").config.heads) == 2
+
+    done = run("evaluate", "model", "small", "--out", "report", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "model" in done.stdout
+    assert "against itself" in done.stdout
+    rows = json.loads((workplace / "report" / "report.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["model", "small"]
+
+
+def test_a_budget_drops_units_until_it_is_met_and_fresh_weights_can_be_asked_for(workplace):
+    words = ["--method", "eap", "--edges", 40, "--pairs", 16]
+    assert run("discover", "model", "b.json", *words, cwd=workplace).returncode == 0
+    macs = {}
+    for name, words in (
+        ("whole", []),
+        ("less", ["--target-macs", 0.7]),
+        ("fresh", ["--target-parameters", 0.8, "--fresh", "--seed", 3]),
+        ("quick", ["--target-latency", 0.9]),
+    ):
+        done = run("compile", "model", "b.json", name, *words, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        vit = cv.load_vit(workplace / name)
+        macs[name] = vit_macs(vit.config)
+        if name == "fresh":
+            assert vit.fingerprint() == cv.ViT(vit.config, seed=3).fingerprint()
+            assert parameters(vit) <= 0.8 * parameters(cv.load_vit(workplace / "model"))
+    assert macs["less"] <= 0.7 * vit_macs(cv.load_vit(workplace / "model").config)
+    assert macs["less"] < macs["whole"]
+    assert "what is left" in done.stdout
+    costs = cv.Costs.load(workplace / "quick" / "costs.json")
+    left = json.loads((workplace / "quick" / "savings.json").read_text())["left"]["latency_ms"]
+    assert left == pytest.approx(costs.predict(cv.load_vit(workplace / "quick").config))
+    assert left <= 0.9 * costs.predict(cv.load_vit(workplace / "model").config)
+
+
+def test_scores_choose_as_many_edges_as_asked(workplace):
+    done = run(
+        "discover", "model", "e.json", "--method", "eap-ig-inputs", "--metric", "kl",
+        "--edges", 12, "--pairs", 16, cwd=workplace,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    circuit = cv.Circuit.load(workplace / "e.json")
+    assert len(circuit) == 12
+    assert circuit.provenance.method == "eap-ig-inputs"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["draw", "missing.json", "x.html"], "no circuit at missing.json"),
+        (["discover", "missing", "x.json"], "no model at missing"),
+        (["discover", "model", "x.json", "--tau", "0"], "tau is 0.0, expected a number > 0"),
+        (["discover", "model", "x.json", "--method", "magic"], "method is 'magic'"),
+        (["discover", "model", "x.json", "--method", "eap", "--metric", "kl"], "eap-ig-inputs"),
+        (["discover", "model", "x.json", "--data", "/nowhere"], "/nowhere"),
+        (["discover", "model", "x.json", "--pairs", "99999"], "99999"),
+        (["discover", "model", "x.json", "--edges", "30"], "--edges goes with scores"),
+        (["discover", "model", "x.json", "--method", "eap", "--tau", "1"], "--tau goes with acdc"),
+        (["discover", "model", "x.json", "--data", "two"], "10 classes, the data 'two' have 2"),
+        (["compile", "model", "model/config.json", "x"], "is not a circuit"),
+        (["compile", "model", "c.json", "x", "--target-macs", "2"], "target_macs is 2.0, expected"),
+        (["evaluate", "missing"], "no model at missing"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_exit_code_2(workplace, words, message):
+    before = sorted(path.name for path in workplace.iterdir())
+    done = run(*words, cwd=workplace)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("circuitvit: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in workplace.iterdir()) == before
+
+
+def test_an_unknown_option_exits_with_2():
+    assert run("draw", "--colour", "red").returncode == 2
+
+
+def test_training_goes_on_where_it_stopped_and_refuses_another_recipe(workplace):
+    words = ["train", "model", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16]
+    words += ["--limit", 200]
+    again = run(*words, "--epochs", 30, cwd=workplace)
+    assert again.returncode == 0, again.stderr
+    other = run(*words, "--epochs", 31, cwd=workplace)
+    assert other.returncode == 2
+    assert "epochs" in other.stderr
+
+
+def test_a_negative_seed_is_a_usage_error_without_a_traceback(workplace):
+    done = run("discover", "model", "x.json", "--seed", "-1", cwd=workplace)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_warnings_are_one_line_and_a_pathless_circuit_is_told(workplace):
+    words = ["discover", "model", "none.json", "--method", "random", "--edges", 0, "--pairs", 4]
+    done = run(*words, cwd=workplace)
+    assert "No unit is on a path to the logits" in done.stdout
+    done = run("compile", "model", "none.json", "bare", cwd=workplace)
+    assert done.returncode == 0
+    assert done.stderr.startswith("circuitvit: warning: the circuit has no kept path")
+    assert done.stderr.count("\n") == 1
