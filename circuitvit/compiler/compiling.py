@@ -101,31 +101,37 @@ def compile(  # noqa: A001
     }
     options = Options(neurons, keep_ratio, multiple, fresh, seed, targets, costs)
     check(vit, circuit, level=level, ablation=ablation, reference=reference, options=options)
-    if neurons is not None:
-        warn_of_other_weights(vit, neurons, stacklevel=3)
+    return _compiled_units(vit, circuit, ablation, reference, options)
+
+
+def _compiled_units(
+    vit: ViT, circuit: Circuit, ablation: Ablation, reference: Tensor | None, options: Options
+) -> ViT:
+    if options.neurons is not None:
+        warn_of_other_weights(vit, options.neurons, stacklevel=4)
     if not circuit.units() and "embed->logits" not in circuit:
         warnings.warn(
             f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so no head "
             "and no MLP is kept; scores.greedy(n) keeps paths.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    shape = _shapes(vit, ablation, fresh=fresh)
+    shape = _shapes(vit, ablation, fresh=options.fresh)
     kept = blueprint_of(vit, circuit, options, shape)
     if circuit.units() and not kept.units:
-        warnings.warn("this budget leaves no head and no MLP; ask for a larger one.", stacklevel=3)
-    if fresh:
-        return ViT(shape(kept), seed=seed).to(vit.positions).train(vit.training)
+        warnings.warn("this budget leaves no head and no MLP; ask for a larger one.", stacklevel=4)
+    if options.fresh:
+        return ViT(shape(kept), seed=options.seed).to(vit.positions).train(vit.training)
     ablated = ablated_values(vit, ablation, reference=reference)
     means = None
     if ablation == "mean" and kept.neurons and reference is not None:
         means = neuron_means(vit, reference)
     removed = removed_neurons(vit, kept.neurons, means)
-    compiled = _lowered(vit, kept, ablation, ablated, removed)
+    compiled = _cut(vit, kept, ablation, ablated, removed)
     verify(vit, compiled, kept.units, ablated, reference=reference, neurons=removed)
     return compiled
 
 
-def _lowered(
+def _cut(
     vit: ViT,
     kept: Blueprint,
     ablation: Ablation,
@@ -151,8 +157,8 @@ def _shapes(vit: ViT, ablation: Ablation, *, fresh: bool) -> Callable[[Blueprint
     def shape(kept: Blueprint) -> ViTConfig:
         removed = removed_neurons(hollow, kept.neurons, None)
         if not fresh:
-            return _lowered(hollow, kept, ablation, ablated, removed).config
-        lowered = _lowered(hollow, kept, "zero", ablated, removed).config
-        return replace(lowered, attention_constant=False, mlp_constant=False)
+            return _cut(hollow, kept, ablation, ablated, removed).config
+        cut = _cut(hollow, kept, "zero", ablated, removed).config
+        return replace(cut, attention_constant=False, mlp_constant=False)
 
     return shape
