@@ -26,15 +26,19 @@ if TYPE_CHECKING:
     from circuitvit.images import ImageSet, Pairs, load_splits
     from circuitvit.measure import (
         Completeness,
+        Costs,
         Curve,
         Minimality,
         Report,
+        Savings,
         across_ablations,
         completeness,
         faithfulness,
         faithfulness_curve,
         measure,
+        measure_costs,
         minimality,
+        savings,
     )
     from circuitvit.pretrained import load_vit
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
@@ -53,6 +57,7 @@ _WITHOUT_TORCH = {
 _WITH_TORCH = {
     "CircuitViT": "circuit_vit",
     "Completeness": "measure",
+    "Costs": "measure",
     "Curve": "measure",
     "EdgeScores": "discover",
     "HookedViT": "hooked",
@@ -62,6 +67,7 @@ _WITH_TORCH = {
     "Pairs": "images",
     "Recipe": "train",
     "Report": "measure",
+    "Savings": "measure",
     "ViT": "vit",
     "acdc": "discover",
     "acdc_sweep": "discover",
@@ -74,21 +80,24 @@ _WITH_TORCH = {
     "load_splits": "images",
     "load_vit": "pretrained",
     "measure": "measure",
+    "measure_costs": "measure",
     "minimality": "measure",
     "prune_heads": "surgery",
     "prune_mlp": "surgery",
     "retain_circuit": "surgery",
     "run_circuit": "ablation",
+    "savings": "measure",
     "train": "train",
 }
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "Circuit", "CircuitError", "CircuitViT", "Completeness", "Curve", "EdgeScores", "HookedViT",
-    "ImageSet", "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report", "ViT",
-    "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "compile", "completeness", "eap",
-    "edge_graph", "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure",
-    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "train",
+    "Circuit", "CircuitError", "CircuitViT", "Completeness", "Costs", "Curve", "EdgeScores",
+    "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report",
+    "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "compile",
+    "completeness", "eap", "edge_graph", "faithfulness", "faithfulness_curve", "load_splits",
+    "load_vit", "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp",
+    "retain_circuit", "run_circuit", "savings", "train",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ the sum, and with all edges kept this is the model itself. Everything that runs 
 here: discovery, faithfulness, the compiler's check.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,19 @@ class EdgeMask:
 
 
 @dataclass(frozen=True)
+class RemovedNeurons:
+    """Neurons of an MLP that give their ablated post-activation instead of their own.
+
+    Attributes:
+        gone: which they are.
+        values: ã of every neuron, [token neuron] or the same for all tokens.
+    """
+
+    gone: Bool[Tensor, " neuron"]
+    values: Float[Tensor, "#token neuron"]
+
+
+@dataclass(frozen=True)
 class Run:
     """What an ablated run computed.
 
@@ -110,6 +123,7 @@ def run_embedded(
     ablated: Float[Tensor, " writer #image #token #width"],
     *,
     on_read: Callable[[str, Tensor], None] | None = None,
+    neurons: Mapping[int, RemovedNeurons] | None = None,
 ) -> Run:
     """The ablated run, from what `embed` wrote on.
 
@@ -120,7 +134,9 @@ def run_embedded(
         ablated: ã of every writer; axes of size 1 are broadcast.
         on_read: called with (`a{l}`, [part head image token width]), (`m{l}`, [image token
             width]) and (`logits`, [image token width]): the copies that the readers read.
+        neurons: those removed, by block.
     """
+    removed = neurons or {}
     mask = mask.to(embedded.device)
     tell = on_read or (lambda _name, _read: None)
     live = [embedded]
@@ -135,7 +151,7 @@ def run_embedded(
         if block.mlp is not None:
             reads = _read(mask.mlp[index], live, ablated) + constants
             tell(f"m{index}", reads)
-            live.append(mlp_value(block, reads))
+            live.append(mlp_value(block, reads, removed.get(index)))
         constants = constants + (0 if block.mlp_constant is None else block.mlp_constant)
     reads = _read(mask.logits, live, ablated) + constants
     tell("logits", reads)
@@ -198,12 +214,17 @@ def head_writes(
 
 
 def mlp_value(
-    block: Block, reads: Float[Tensor, "image token width"]
+    block: Block,
+    reads: Float[Tensor, "image token width"],
+    removed: RemovedNeurons | None = None,
 ) -> Float[Tensor, "image token width"]:
     """What the MLP writes, given what it reads (before the LayerNorm)."""
     assert block.mlp is not None
     assert block.ln2 is not None
-    return block.mlp(block.ln2(reads))
+    post = block.mlp.neurons(block.ln2(reads))
+    if removed is not None:
+        post = torch.where(removed.gone, removed.values, post)
+    return block.mlp.fc2(post)
 
 
 def run_circuit(

@@ -184,6 +184,15 @@ def compile(  # noqa: A001
     ablation: Annotated[
         Constant, typer.Option(help="What removed units write: nothing, or their mean.")
     ] = Constant.zero,
+    target_latency: Annotated[
+        float | None,
+        typer.Option(help="Drop the units that score least until this share of the time is left."),
+    ] = None,
+    target_macs: Annotated[float | None, typer.Option(help="The same for MACs.")] = None,
+    target_parameters: Annotated[float | None, typer.Option(help="For parameters.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Give new random weights, to train from scratch.")
+    ] = False,
     data: Data = "digits",
     limit: Limit = None,
     seed: Seed = 0,
@@ -196,8 +205,18 @@ def compile(  # noqa: A001
     reference = None
     if ablation is Constant.mean:
         reference = _splits_for(vit, data, limit, seed).train.images
-    small = cv.compile(vit, kept, ablation=ablation.value, reference=reference)
+    costs = None if target_latency is None else cv.measure_costs(vit.config)
+    small = cv.compile(
+        vit, kept, ablation=ablation.value, reference=reference, fresh=fresh, seed=seed,
+        target_latency=target_latency, target_macs=target_macs,
+        target_parameters=target_parameters, costs=costs,
+    )  # fmt: skip
     small.save_pretrained(out)
+    if costs is not None:
+        costs.save(out / "costs.json")
+        report = cv.savings(vit, small, costs)
+        report.save(out)
+        _show(report)
     saved = 1 - vit_macs(small.config) / vit_macs(vit.config)
     typer.echo(
         f"Wrote {out}: {sum(small.config.heads)} of {sum(vit.config.heads)} heads, "

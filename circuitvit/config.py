@@ -216,7 +216,7 @@ def _depth(depth: int | None, per_block: Mapping[str, Any]) -> int:
     return next(iter(lengths.values()), 12)
 
 
-_PER_BLOCK = (
+PER_BLOCK = (
     "heads",
     "head_width",
     "mlp_width",
@@ -250,7 +250,7 @@ def _problems(config: ViTConfig) -> Iterator[str]:
     """Every field that has a wrong value, then every choice and combination that is wrong."""
     for name in (*_LEAST, *_SWITCHES):
         value = getattr(config, name)
-        each = value if name in _PER_BLOCK else (value,)
+        each = value if name in PER_BLOCK else (value,)
         if name in _LEAST and not all(_is_count(item, least=_LEAST[name]) for item in each):
             yield f"{name} is {value!r}, expected whole numbers ≥ {_LEAST[name]}"
         elif name in _SWITCHES and not all(isinstance(item, bool) for item in each):

@@ -42,7 +42,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*image width"]) -> Float[Tensor, "*image width"]:
         """What the MLP writes, given the normalised stream."""
-        return self.fc2(activate(self.activation, self.fc1(x)))
+        return self.fc2(self.neurons(x))
+
+    def neurons(self, x: Float[Tensor, "*image width"]) -> Float[Tensor, "*image neuron"]:
+        """The neurons after the activation, given the normalised stream."""
+        return activate(self.activation, self.fc1(x))
 
 
 class Attention(nn.Module):

@@ -4,6 +4,7 @@ Heads are held by their z (head width), which is a head's write before W_O: a Vi
 width 64 in a stream of width 768, so that is a twelfth of the memory. `values` expands them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,13 +50,24 @@ class Writes:
 
 
 def writes(
-    vit: ViT, images: Float[Tensor, "image channel _height _width"]
+    vit: ViT,
+    images: Float[Tensor, "image channel _height _width"],
+    *,
+    on_post: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Writes, Float[Tensor, "image class"]]:
-    """What every writer writes in the untouched model, and the logits."""
+    """What every writer writes in the untouched model, and the logits.
+
+    Args:
+        vit: the model.
+        images: what it looks at.
+        on_post: called with each MLP's block and its neurons' post-activations [image token
+            neuron].
+    """
+    tell = on_post or (lambda _block, _post: None)
     stream = embed = vit.embed(images)
     zs: list[Tensor | None] = []
     mlps: list[Tensor | None] = []
-    for block in vit.blocks:
+    for index, block in enumerate(vit.blocks):
         assert isinstance(block, Block)
         z = mlp = None
         if block.attention is not None and block.ln1 is not None:
@@ -66,7 +78,9 @@ def writes(
         if block.attention_constant is not None:
             stream = stream + block.attention_constant
         if block.mlp is not None and block.ln2 is not None:
-            mlp = block.mlp(block.ln2(stream))
+            post = block.mlp.neurons(block.ln2(stream))
+            tell(index, post)
+            mlp = block.mlp.fc2(post)
             stream = stream + mlp
         if block.mlp_constant is not None:
             stream = stream + block.mlp_constant
@@ -145,3 +159,18 @@ def ablated_values(
         CircuitError: the ablation is unknown, or the images that it needs are not given.
     """
     return ablated_writes(vit, ablation, corrupt=corrupt, reference=reference).values(vit)
+
+
+def neuron_means(
+    vit: ViT, reference: Float[Tensor, "image channel _height _width"]
+) -> dict[int, Float[Tensor, "token _neuron"]]:
+    """The mean post-activation of every neuron over the reference, by block."""
+    totals: dict[int, Tensor] = {}
+
+    def add(block: int, post: Tensor) -> None:
+        totals[block] = totals.get(block, 0) + post.sum(dim=0, dtype=torch.float64)
+
+    for chunk in reference.to(vit.positions.device).split(IMAGES_AT_ONCE):
+        writes(vit, chunk, on_post=add)
+    dtype = vit.positions.dtype
+    return {block: (total / len(reference)).to(dtype) for block, total in totals.items()}

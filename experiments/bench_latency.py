@@ -51,7 +51,7 @@ class Nothing(nn.Module):
 
 
 def plain(module, config):
-    """timm's model with its blocks cut to the shapes of a config; weights don't matter here."""
+    """Timm's model with its blocks cut to the shapes of a config; weights don't matter here."""
     module = copy.deepcopy(module)
     for index, block in enumerate(module.blocks):
         heads, width = config.heads[index], config.head_width[index]
@@ -146,7 +146,9 @@ def measured(name, shared, seed):
 
 def table(body):
     """The rows of README's table."""
-    lines = ["| ViT | model | params | MACs | latency, batch 1 | 8 | 64 | realised, batch 64 or 8 |"]
+    lines = [
+        "| ViT | model | params | MACs | latency, batch 1 | 8 | 64 | realised, batch 64 or 8 |"
+    ]
     lines.append("| --- " * 8 + "|")
     for name, found in body.items():
         if not isinstance(found, dict):

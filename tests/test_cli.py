@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import circuitvit as cv
+from circuitvit.measure.cost import parameters, vit_macs
 
 COMMAND = Path(sys.executable).parent / "circuitvit"
 
@@ -70,6 +71,32 @@ def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace)
     assert [row["name"] for row in rows] == ["model", "small"]
 
 
+def test_a_budget_drops_units_until_it_is_met_and_fresh_weights_can_be_asked_for(workplace):
+    words = ["--method", "eap", "--edges", 40, "--pairs", 16]
+    assert run("discover", "model", "b.json", *words, cwd=workplace).returncode == 0
+    macs = {}
+    for name, words in (
+        ("whole", []),
+        ("less", ["--target-macs", 0.7]),
+        ("fresh", ["--target-parameters", 0.8, "--fresh", "--seed", 3]),
+        ("quick", ["--target-latency", 0.9]),
+    ):
+        done = run("compile", "model", "b.json", name, *words, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        vit = cv.load_vit(workplace / name)
+        macs[name] = vit_macs(vit.config)
+        if name == "fresh":
+            assert vit.fingerprint() == cv.ViT(vit.config, seed=3).fingerprint()
+            assert parameters(vit) <= 0.8 * parameters(cv.load_vit(workplace / "model"))
+    assert macs["less"] <= 0.7 * vit_macs(cv.load_vit(workplace / "model").config)
+    assert macs["less"] < macs["whole"]
+    assert "what is left" in done.stdout
+    costs = cv.Costs.load(workplace / "quick" / "costs.json")
+    left = json.loads((workplace / "quick" / "savings.json").read_text())["left"]["latency_ms"]
+    assert left == pytest.approx(costs.predict(cv.load_vit(workplace / "quick").config))
+    assert left <= 0.9 * costs.predict(cv.load_vit(workplace / "model").config)
+
+
 def test_scores_choose_as_many_edges_as_asked(workplace):
     done = run(
         "discover", "model", "e.json", "--method", "eap-ig-inputs", "--metric", "kl",
@@ -95,6 +122,7 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["discover", "model", "x.json", "--method", "eap", "--tau", "1"], "--tau goes with acdc"),
         (["discover", "model", "x.json", "--data", "two"], "10 classes, the data 'two' have 2"),
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),
+        (["compile", "model", "c.json", "x", "--target-macs", "2"], "target_macs is 2.0, expected"),
         (["evaluate", "missing"], "no model at missing"),
     ],
 )

@@ -148,7 +148,7 @@ def bad_calls():
     return {
         "ablation='patch' needs a corrupt image at run time": lambda: compile_(vit, circuit, ablation="patch"),
         "ablation='mean' needs reference images": lambda: compile_(vit, circuit, ablation="mean"),
-        "level='edge' is not there yet": lambda: compile_(vit, circuit, level="edge"),
+        "fresh, target_macs go with level='unit', not with 'edge'": lambda: compile_(vit, circuit, level="edge", fresh=True, target_macs=0.5),
         "level is 'head'": lambda: compile_(vit, circuit, level="head"),
         "this circuit belongs to another model": lambda: compile_(vit, other),
         "expected a circuitvit.Circuit, got EdgeScores": lambda: compile_(vit, scores),
@@ -168,8 +168,8 @@ def test_bad_input_is_refused_with_the_remedy(message, as_users_call):
 def test_every_reason_is_named_at_once(as_users_call):
     vit = random_vit(shape())
     with pytest.raises(cv.CircuitError) as refusal:
-        cv.compile(vit, cv.Circuit(shape(heads=(2, 1)), []), level="edge", ablation="patch")
-    for reason in ("level='edge'", "corrupt image at run time", "another model"):
+        cv.compile(vit, cv.Circuit(shape(heads=(2, 1)), []), level="head", ablation="patch")
+    for reason in ("level is 'head'", "corrupt image at run time", "another model"):
         assert reason in str(refusal.value)
 
 

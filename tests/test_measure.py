@@ -9,7 +9,7 @@ from torch import nn
 
 import circuitvit as cv
 from circuitvit.measure import accuracy, latency, macs, parameters
-from circuitvit.measure.cost import counted_macs, vit_macs
+from circuitvit.measure.cost import counted_macs, vit_macs, vit_parameters
 from circuitvit.measure.latency import bootstrap_interval
 
 
@@ -48,6 +48,11 @@ def test_parameters_count_the_constants_too():
     assert parameters(vit) == sum(t.numel() for t in vit.state_dict().values())
     without = cv.ViT(shape("constants, quick", attention_constant=False))
     assert parameters(vit) - parameters(without) == 2 * vit.positions.numel()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_of_a_shape_are_those_of_a_model_of_it(name):
+    assert vit_parameters(shape(name)) == parameters(random_vit(shape(name)))
 
 
 class Slow(nn.Module):

@@ -37,7 +37,12 @@ PARAMETERS = {
     "eap": ["metric", "method", "steps", "ablation", "level", "qkv", "reference"],
     "acdc": ["tau", "ablation", "metric", "level", "qkv", "reference"],
     "run_circuit": ["ablation", "reference"],
-    "compile": ["level", "ablation", "reference"],
+    "compile": [
+        "level", "ablation", "reference", "neurons", "keep_ratio", "multiple", "fresh", "seed",
+        "target_latency", "target_macs", "target_parameters", "costs",
+    ],
+    "measure_costs": ["shapes", "batch", "rounds", "device", "dtype"],
+    "savings": ["kept", "costs"],
     "faithfulness": ["metric", "ablation", "reference"],
     "faithfulness_curve": ["metric", "ablation", "reference", "shares", "controls", "seed"],
     "across_ablations": ["metric", "ablations", "reference", "seed"],
@@ -47,7 +52,7 @@ PARAMETERS = {
     "prune_mlp": [],
     "retain_circuit": [],
     "measure": [],
-}
+}  # fmt: skip
 DEFAULTS = {
     ("eap", "method"): "eap",
     ("eap", "steps"): 5,

@@ -1,18 +1,53 @@
 """Pass: every reason why a circuit can't be compiled, collected before work starts."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from circuitvit.checks import check_circuit, check_vit
+from circuitvit.checks import check_circuit, check_vit, whole
 from circuitvit.circuit import Circuit
+from circuitvit.compiler.budget import Targets, budget_reasons
+from circuitvit.compiler.neurons import Ratio, neuron_reasons
+from circuitvit.discover import EdgeScores
 from circuitvit.errors import CircuitError
+from circuitvit.measure.cost_table import Costs
 from circuitvit.vit import ViT
 
 
+@dataclass(frozen=True)
+class Options:
+    """What can be asked for beside the circuit's units; see `compile`."""
+
+    neurons: EdgeScores | None
+    keep_ratio: Ratio | None
+    multiple: int
+    fresh: bool
+    seed: int
+    targets: Targets
+    costs: Costs | None
+
+    def given(self) -> dict[str, bool]:
+        """Which were asked for, by name."""
+        targets = {name: share is not None for name, share in self.targets.items()}
+        return {
+            "neurons": self.neurons is not None,
+            "keep_ratio": self.keep_ratio is not None,
+            "fresh": bool(self.fresh),
+            **targets,
+            "costs": self.costs is not None,
+        }
+
+
 def check(
-    vit: ViT, circuit: Circuit, *, level: str, ablation: str, reference: Tensor | None
+    vit: ViT,
+    circuit: Circuit,
+    *,
+    level: str,
+    ablation: str,
+    reference: Tensor | None,
+    options: Options,
 ) -> None:
     """Refuse what can't be compiled.
 
@@ -21,6 +56,7 @@ def check(
     """
     check_vit(vit)
     reasons = list(_reasons(vit, circuit, level, ablation, reference))
+    reasons += _option_reasons(vit, circuit, level, options)
     if reasons:
         raise CircuitError("this can't be compiled: " + "; ".join(reasons) + ".")
 
@@ -42,6 +78,19 @@ def _reasons(
             yield "the reference images hold NaN or infinity"
     try:
         check_circuit(vit, circuit)
+    except CircuitError as cause:
+        yield str(cause).rstrip(".")
+
+
+def _option_reasons(vit: ViT, circuit: Circuit, level: str, options: Options) -> Iterator[str]:
+    if level == "edge":
+        refused = [name for name, value in options.given().items() if value]
+        if refused:
+            yield f"{', '.join(refused)} go with level='unit', not with 'edge'"
+    yield from neuron_reasons(vit, options.neurons, options.keep_ratio, options.multiple)
+    yield from budget_reasons(vit.config, circuit, options.targets, options.costs)
+    try:
+        whole(options.seed, "seed")
     except CircuitError as cause:
         yield str(cause).rstrip(".")
 

@@ -1,24 +1,39 @@
 """The verb `compile`: it checks, calls the passes in order, and verifies."""
 
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from circuitvit.ablation import RemovedNeurons
 from circuitvit.circuit import Ablation, Circuit, edges_among
 from circuitvit.circuit_vit import CircuitViT
-from circuitvit.compiler.check import check
+from circuitvit.compiler.blueprint import Blueprint, blueprint_of
+from circuitvit.compiler.check import Options, check
 from circuitvit.compiler.constant_nodes import find_constants
 from circuitvit.compiler.constants import fold_constants
 from circuitvit.compiler.dead_nodes import drop_dead
 from circuitvit.compiler.lowering import lower
+from circuitvit.compiler.neurons import (
+    Ratio,
+    fold_neurons,
+    removed_neurons,
+    warn_of_other_weights,
+)
 from circuitvit.compiler.program import Program
 from circuitvit.compiler.sharing import share
 from circuitvit.compiler.verify import verify
+from circuitvit.config import ViTConfig
+from circuitvit.discover import EdgeScores
+from circuitvit.edge_graph import writers_of
+from circuitvit.measure.cost_table import Costs
 from circuitvit.surgery import keep_units
 from circuitvit.vit import ViT
-from circuitvit.writes import ablated_values
+from circuitvit.writes import ablated_values, neuron_means
 
 
 @overload
@@ -29,6 +44,15 @@ def compile(  # noqa: A001
     level: Literal["unit"] = "unit",
     ablation: Ablation = "zero",
     reference: Tensor | None = None,
+    neurons: EdgeScores | None = None,
+    keep_ratio: Ratio | None = None,
+    multiple: int = 16,
+    fresh: bool = False,
+    seed: int = 0,
+    target_latency: float | None = None,
+    target_macs: float | None = None,
+    target_parameters: float | None = None,
+    costs: Costs | None = None,
 ) -> ViT: ...
 @overload
 def compile(  # noqa: A001
@@ -47,6 +71,15 @@ def compile(  # noqa: A001
     level: Literal["unit", "edge"] = "unit",
     ablation: Ablation = "zero",
     reference: Tensor | None = None,
+    neurons: EdgeScores | None = None,
+    keep_ratio: Ratio | None = None,
+    multiple: int = 16,
+    fresh: bool = False,
+    seed: int = 0,
+    target_latency: float | None = None,
+    target_macs: float | None = None,
+    target_parameters: float | None = None,
+    costs: Costs | None = None,
 ) -> ViT | CircuitViT:
     """Make the smaller ViT that computes a circuit.
 
@@ -63,36 +96,82 @@ def compile(  # noqa: A001
     Either result is compared with the masked run before it is returned: on `reference`, or else on
     8 seeded normal images.
 
+    With `neurons`, the MLPs that stay keep their best neurons only. A removed neuron gives 0 after
+    the activation, or under `mean` its mean there at each position.
+
+    With a target, the units of the circuit that score least are dropped until the model costs no
+    more than that share of the dense one. A unit's score is the sum of |score| of the kept edges
+    that leave it; ties fall by the pinned order. What stays depends on scores and costs alone.
+
     Args:
         vit: the model; it is not changed.
         circuit: found on it, under any ablation.
         level: `unit` or `edge`.
         ablation: `zero` or `mean`; `patch` needs a corrupt image at run time.
         reference: images for `mean` and to verify on, [image channel height width].
+        neurons: what each neuron scored, from `eap(..., level="neuron")`.
+        keep_ratio: share of the neurons to keep, above 0 and at most 1: one for all kept MLPs
+            together, ranked by |score|, or one for each block, `{block: share}`; blocks not named
+            keep theirs.
+        multiple: MLP widths are snapped up to a multiple of this (16 suits CPUs, 64 GPUs) by the
+            best of the other neurons, never above what they were; so it is also the fewest neurons
+            that a kept block is left with.
+        fresh: give new random weights in the same shape, to be trained from scratch. There is no
+            constant for removed units in it, and nothing to verify.
+        seed: draws the fresh weights.
+        target_latency: the predicted time of a batch as a share of the dense model's, above 0 and
+            at most 1.
+        target_macs: the multiply-accumulates likewise.
+        target_parameters: the parameters likewise. At most one target is given.
+        costs: measured times for `target_latency`; by default they are measured on the spot, where
+            the model is, at batch 64.
 
     Returns:
         For `unit` a `ViT` with a smaller config, for `edge` a `CircuitViT`; in the mode of the old
         one. Either trains, saves and loads like any other.
 
     Raises:
-        CircuitError: it can't be compiled (every reason is named), or the result differs from the
-            masked run by more than 1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64.
+        CircuitError: it can't be compiled (every reason is named), the target can't be met (the
+            least share is named), or the result differs from the masked run by more than
+            1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64.
     """
-    check(vit, circuit, level=level, ablation=ablation, reference=reference)
+    targets = {
+        "target_latency": target_latency,
+        "target_macs": target_macs,
+        "target_parameters": target_parameters,
+    }
+    options = Options(neurons, keep_ratio, multiple, fresh, seed, targets, costs)
+    check(vit, circuit, level=level, ablation=ablation, reference=reference, options=options)
     if level == "edge":
         return _compiled_edges(vit, circuit, ablation, reference)
-    units = circuit.units()
-    if not units and "embed->logits" not in circuit:
+    return _compiled_units(vit, circuit, ablation, reference, options)
+
+
+def _compiled_units(
+    vit: ViT, circuit: Circuit, ablation: Ablation, reference: Tensor | None, options: Options
+) -> ViT:
+    if options.neurons is not None:
+        warn_of_other_weights(vit, options.neurons, stacklevel=4)
+    if not circuit.units() and "embed->logits" not in circuit:
         warnings.warn(
             f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so no head "
             "and no MLP is kept; scores.greedy(n) keeps paths.",
-            stacklevel=3,
+            stacklevel=4,
         )
+    shape = _shapes(vit, ablation, fresh=options.fresh)
+    kept = blueprint_of(vit, circuit, options, shape)
+    if circuit.units() and not kept.units:
+        warnings.warn("this budget leaves no head and no MLP; ask for a larger one.", stacklevel=4)
+    if options.fresh:
+        return ViT(shape(kept), seed=options.seed).to(vit.positions).train(vit.training)
     ablated = ablated_values(vit, ablation, reference=reference)
-    compiled = keep_units(vit, units)
-    if ablation == "mean":
-        compiled = fold_constants(vit, compiled, units, ablated)
-    verify(vit, compiled, edges_among(vit.config, units, "split"), ablated, reference=reference)
+    means = None
+    if ablation == "mean" and kept.neurons and reference is not None:
+        means = neuron_means(vit, reference)
+    removed = removed_neurons(vit, kept.neurons, means)
+    compiled = _cut(vit, kept, ablation, ablated, removed)
+    edges = edges_among(vit.config, kept.units, "split")
+    verify(vit, compiled, edges, ablated, reference=reference, neurons=removed)
     return compiled
 
 
@@ -111,3 +190,36 @@ def _compiled_edges(
     compiled = lower(share(program), vit.positions.dtype)
     verify(vit, compiled, circuit.edges, ablated, reference=reference, qkv=circuit.qkv)
     return compiled
+
+
+def _cut(
+    vit: ViT,
+    kept: Blueprint,
+    ablation: Ablation,
+    ablated: Float[Tensor, " writer #image #token #width"],
+    removed: Mapping[int, RemovedNeurons],
+) -> ViT:
+    """The smaller model; what went is in its constants."""
+    compiled = keep_units(vit, kept.units)
+    if ablation == "mean":
+        compiled = fold_constants(vit, compiled, kept.units, ablated)
+    if kept.neurons:
+        compiled = fold_neurons(compiled, kept.neurons, removed if ablation == "mean" else None)
+    return compiled
+
+
+def _shapes(vit: ViT, ablation: Ablation, *, fresh: bool) -> Callable[[Blueprint], ViTConfig]:
+    """What a blueprint is compiled to: the shape that the same passes give without any data."""
+    config = vit.config
+    with torch.device("meta"):
+        hollow = ViT(config)
+        ablated = torch.empty(len(writers_of(config)), 1, config.tokens, config.width)
+
+    def shape(kept: Blueprint) -> ViTConfig:
+        removed = removed_neurons(hollow, kept.neurons, None)
+        if not fresh:
+            return _cut(hollow, kept, ablation, ablated, removed).config
+        cut = _cut(hollow, kept, "zero", ablated, removed).config
+        return replace(cut, attention_constant=False, mlp_constant=False)
+
+    return shape

@@ -1,12 +1,12 @@
 """Pass: the compiled model against the masked run, on real images, always."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.ablation import IMAGES_AT_ONCE, EdgeMask, run_embedded
+from circuitvit.ablation import IMAGES_AT_ONCE, EdgeMask, RemovedNeurons, run_embedded
 from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
 from circuitvit.measure.accuracy import evaluating
@@ -25,8 +25,11 @@ def verify(
     *,
     reference: Tensor | None,
     qkv: Qkv = "split",
+    neurons: Mapping[int, RemovedNeurons] | None = None,
 ) -> None:
     """Refuse a compiled model that differs from the run that keeps just these edges.
+
+    The removed neurons of the MLPs that stay give theirs, too.
 
     Raises:
         CircuitError: the largest difference exceeds the tolerance.
@@ -35,7 +38,7 @@ def verify(
     mask = EdgeMask.of(vit.config, edges, qkv)
     error, largest = 0.0, 1.0
     for chunk in images.to(vit.positions.device).split(IMAGES_AT_ONCE):
-        expected = run_embedded(vit, vit.embed(chunk), mask, ablated).logits
+        expected = run_embedded(vit, vit.embed(chunk), mask, ablated, neurons=neurons).logits
         with evaluating(compiled):
             found = compiled(chunk)
         error = max(error, float((found - expected).abs().max()))

@@ -5,23 +5,29 @@ from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.completeness import Completeness, completeness
 from circuitvit.measure.cost import macs, parameters
+from circuitvit.measure.cost_table import Cost, Costs, measure_costs
 from circuitvit.measure.curve import Curve
 from circuitvit.measure.faithfulness import faithfulness
 from circuitvit.measure.faithfulness_curve import SHARES, faithfulness_curve
 from circuitvit.measure.latency import Latency, latency
 from circuitvit.measure.minimality import Minimality, minimality
 from circuitvit.measure.report import Report, measure
+from circuitvit.measure.savings import Saving, Savings, savings
 
 __all__ = [
     "SHARES",
     "Accuracy",
     "AcrossAblations",
     "Completeness",
+    "Cost",
+    "Costs",
     "Curve",
     "Estimate",
     "Latency",
     "Minimality",
     "Report",
+    "Saving",
+    "Savings",
     "accuracy",
     "across_ablations",
     "completeness",
@@ -30,6 +36,8 @@ __all__ = [
     "latency",
     "macs",
     "measure",
+    "measure_costs",
     "minimality",
     "parameters",
+    "savings",
 ]

@@ -38,6 +38,24 @@ def vit_macs(config: ViTConfig) -> int:
     return total + width * config.classes
 
 
+def vit_parameters(config: ViTConfig) -> int:
+    """Number of parameters of a ViT of this shape, constants of removed units included."""
+    width, constant = config.width, config.tokens * config.width
+    total = config.channels * config.patch_size**2 * width + width + constant
+    total += (config.class_token + config.register_tokens) * width
+    for block in range(config.depth):
+        head_width, neurons = config.head_width[block], config.mlp_width[block]
+        inner = config.heads[block] * head_width
+        if inner:
+            total += 2 * width + 4 * inner * width
+            total += 3 * inner * config.qkv_bias + 4 * head_width * config.qk_norm
+        if neurons:
+            total += 2 * width + (2 * width + 1) * neurons + width
+        total += width * config.output_bias[block]
+        total += constant * (config.attention_constant[block] + config.mlp_constant[block])
+    return total + 2 * width + (width + 1) * config.classes
+
+
 def counted_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates as torch's counter sees them, for any module."""
     parameter = next(model.parameters(), torch.zeros(()))

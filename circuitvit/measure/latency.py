@@ -6,8 +6,9 @@ shows what the noise alone would claim.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -82,7 +83,8 @@ def latency(
     everyone = {**models, NULL: models[baseline]}
     with evaluating(*models.values()):
         first = {name: _first_call(model, inputs) for name, model in everyone.items()}
-        seconds = _rounds(everyone, inputs, rounds)
+        calls = {name: partial(model, inputs) for name, model in everyone.items()}
+        seconds = interleaved(calls, rounds)
         peaks = {name: _peak_bytes(model, inputs) for name, model in everyone.items()}
     return {
         name: _summary(seconds[name], seconds[baseline], batch, first[name], peaks[name], seed)
@@ -102,21 +104,25 @@ def _first_call(model: nn.Module, inputs: Tensor) -> float:
     return 1e3 * taken
 
 
-def _rounds(
-    models: Mapping[str, nn.Module], inputs: Tensor, rounds: int
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, Float[np.ndarray, " round"]]:
+    """Seconds that each call takes in inference mode: once a round, in a rotating order.
+
+    A call is repeated until `LEAST_SECONDS` have passed and its mean taken; CUDA is synchronised.
+    """
     timers = {
         name: Timer(
-            "with inference_mode(): model(inputs)",
-            globals={"model": model, "inputs": inputs, "inference_mode": torch.inference_mode},
+            "with inference_mode(): call()",
+            globals={"call": call, "inference_mode": torch.inference_mode},
             num_threads=torch.get_num_threads(),
         )
-        for name, model in models.items()
+        for name, call in calls.items()
     }
     repeats = {
         name: max(1, round(LEAST_SECONDS / timer.timeit(1).mean)) for name, timer in timers.items()
     }
-    names = list(models)
+    names = list(calls)
     seconds = {name: np.zeros(rounds) for name in names}
     for index in range(rounds):
         turn = index % len(names)

@@ -12,6 +12,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import write_json
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.measure.examination import Conditions
+from circuitvit.measure.tables import markdown_table
 
 SCHEMA = 1
 
@@ -38,10 +39,7 @@ class Measurement:
 
     def markdown(self) -> str:
         """The table and the conditions, as Markdown."""
-        header, *rows = self.table()
-        lines = [header, ["---"] * len(header), *rows]
-        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        return f"{text}\n\n{self.conditions}; 95% intervals over images.\n"
+        return f"{markdown_table(self.table())}\n\n{self.conditions}; 95% intervals over images.\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""

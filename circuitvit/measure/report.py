@@ -1,22 +1,20 @@
 """Models side by side: accuracy, cost and latency in one table."""
 
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_json, write_text
-from circuitvit.html.escaping import escape
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.latency import NULL, Latency, latency
+from circuitvit.measure.machine import machine_of
+from circuitvit.measure.tables import html_table, markdown_table
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 
@@ -85,22 +83,14 @@ class Report:
 
     def markdown(self) -> str:
         """The table and the machine, as Markdown."""
-        header, *rows = self.table()
-        lines = [header, ["---"] * len(header), *rows]
-        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        text = markdown_table(self.table())
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         images = self.rows[0].accuracy.images
         notes = f"{images} images; latency as a ratio to `{self.baseline}`, measured in one process"
         return f"{text}\n\n{notes} (95% interval); {machine}.\n"
 
     def _repr_html_(self) -> str:
-        header, *rows = self.table()
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-            for cells in rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.table())
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -170,16 +160,5 @@ def measure(
         for name, model in models.items()
     )
     return Report(
-        rows, baseline, {batch: timed[batch][NULL] for batch in batches}, _machine(images)
+        rows, baseline, {batch: timed[batch][NULL] for batch in batches}, machine_of(images.device)
     )
-
-
-def _machine(images: Tensor) -> dict[str, str]:
-    on_gpu = images.device.type == "cuda"
-    device = torch.cuda.get_device_name(images.device) if on_gpu else platform.machine()
-    return {
-        "device": device,
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "circuitvit": version("circuitvit"),
-    }
