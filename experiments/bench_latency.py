@@ -43,32 +43,36 @@ BATCHES = {"cifar": (1, 8, 64), "deit_s": (1, 8), "vit_b": (1, 8)}
 ROUNDS = {"cifar": 41, "deit_s": 15, "vit_b": 9}
 
 
-class Nothing(nn.Module):
-    """In place of a sub-layer that is gone, behind timm's residual."""
+class PlainBlock(nn.Module):
+    """A block of timm's modules, without the sub-layers that are gone."""
+
+    def __init__(self, block, *, attends, thinks):
+        super().__init__()
+        self.norm1, self.attn = (block.norm1, block.attn) if attends else (None, None)
+        self.norm2, self.mlp = (block.norm2, block.mlp) if thinks else (None, None)
 
     def forward(self, x):
-        return torch.zeros((), dtype=x.dtype)
+        """The stream after this block."""
+        if self.attn is not None:
+            x = x + self.attn(self.norm1(x))
+        return x if self.mlp is None else x + self.mlp(self.norm2(x))
 
 
 def plain(module, config):
-    """Timm's model with its blocks cut to the shapes of a config; weights don't matter here."""
+    """timm's model with its blocks cut to the shapes of a config; weights don't matter here."""
     module = copy.deepcopy(module)
     for index, block in enumerate(module.blocks):
-        heads, width = config.heads[index], config.head_width[index]
-        attention, mlp = block.attn, block.mlp
+        heads, width, neurons = (
+            each[index] for each in (config.heads, config.head_width, config.mlp_width)
+        )
         if heads:
-            attention.num_heads = heads
-            attention.qkv = nn.Linear(config.width, 3 * heads * width)
-            attention.proj = nn.Linear(heads * width, config.width)
-            if hasattr(attention, "attn_dim"):
-                attention.attn_dim = heads * width
-        else:
-            block.attn = block.norm1 = Nothing()
-        if config.mlp_width[index]:
-            mlp.fc1 = nn.Linear(config.width, config.mlp_width[index])
-            mlp.fc2 = nn.Linear(config.mlp_width[index], config.width)
-        else:
-            block.mlp = block.norm2 = Nothing()
+            block.attn.num_heads, block.attn.attn_dim = heads, heads * width
+            block.attn.qkv = nn.Linear(config.width, 3 * heads * width)
+            block.attn.proj = nn.Linear(heads * width, config.width)
+        if neurons:
+            block.mlp.fc1 = nn.Linear(config.width, neurons)
+            block.mlp.fc2 = nn.Linear(neurons, config.width)
+        module.blocks[index] = PlainBlock(block, attends=heads > 0, thinks=neurons > 0)
     return module.eval()
 
 
