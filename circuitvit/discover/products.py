@@ -210,7 +210,9 @@ class EdgeProducts:
         rows = [self._readers(name) for name in names]
         earlier = table[: max(columns), : gradient.shape[1]]
         for place, span in enumerate(self._spans):
-            product = gradient[:, span].flatten(1) @ earlier[:, span].flatten(1).mT
+            by_token = (x[:, span].transpose(0, 1).flatten(2) for x in (gradient, earlier))
+            mine, theirs = by_token  # one product a token, as threads share out only those
+            product = torch.bmm(mine, theirs.mT).sum(dim=0)
             for name, column, part in zip(names, columns, product.split(rows), strict=True):
                 target = sums[name][place][..., first : first + column]
                 target += part[:, :column].reshape(target.shape)
