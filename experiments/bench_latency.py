@@ -59,7 +59,7 @@ class PlainBlock(nn.Module):
 
 
 def plain(module, config):
-    """timm's model with its blocks cut to the shapes of a config; weights don't matter here."""
+    """A timm model with its blocks cut to the shapes of a config; weights don't matter here."""
     module = copy.deepcopy(module)
     for index, block in enumerate(module.blocks):
         heads, width, neurons = (
