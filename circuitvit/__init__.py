@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuitvit.ablation import MaskedViT, run_circuit
+    from circuitvit.card import write_card
     from circuitvit.circuit import Circuit, Provenance
     from circuitvit.compiler import compile  # noqa: A004
     from circuitvit.config import ViTConfig
     from circuitvit.discover import EdgeScores, acdc, acdc_sweep, eap
     from circuitvit.edge_graph import edge_graph
     from circuitvit.errors import CircuitError
+    from circuitvit.export import export
     from circuitvit.hooked import HookedViT
     from circuitvit.images import ImageSet, Pairs, load_splits
     from circuitvit.measure import (
@@ -67,6 +69,7 @@ _WITH_TORCH = {
     "compile": "compiler",
     "completeness": "measure",
     "eap": "discover",
+    "export": "export",
     "faithfulness": "measure",
     "faithfulness_curve": "measure",
     "load_splits": "images",
@@ -78,6 +81,7 @@ _WITH_TORCH = {
     "retain_circuit": "surgery",
     "run_circuit": "ablation",
     "train": "train",
+    "write_card": "card",
 }
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
@@ -85,9 +89,9 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Circuit", "CircuitError", "Completeness", "Curve", "EdgeScores", "HookedViT", "ImageSet",
     "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report", "ViT", "ViTConfig",
     "acdc", "acdc_sweep", "across_ablations", "compile", "completeness", "eap", "edge_graph",
-    "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "minimality",
-    "prune_heads",
-    "prune_mlp", "retain_circuit", "run_circuit", "train",
+    "export", "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure",
+    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "train",
+    "write_card",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The command line: each command is a thin layer over the public names."""
 
+import shlex
 import sys
 import warnings
 from enum import StrEnum
@@ -17,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Find the circuit inside a Vision Transformer and compile it into a smaller one.",
-    epilog="Start with 'circuitvit demo', or: train, discover, compile, evaluate, draw.",
+    epilog="Start with 'circuitvit demo', or: train, discover, compile, evaluate, draw, export.",
 )
 
 Data = Annotated[
@@ -44,6 +45,25 @@ class Constant(StrEnum):
 
     zero = "zero"
     mean = "mean"
+
+
+class ExportFormat(StrEnum):
+    """Which file `export` writes."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+
+
+class Precision(StrEnum):
+    """In which dtype `export` writes weights."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+CARD_ROUNDS = 7
+"""How often `compile` times the models for the card; `evaluate` does it more often."""
 
 
 @app.command()
@@ -187,17 +207,30 @@ def compile(  # noqa: A001
     data: Data = "digits",
     limit: Limit = None,
     seed: Seed = 0,
+    card: Annotated[
+        bool,
+        typer.Option(help="Measure both models on the data's test images and write README.md."),
+    ] = True,
 ) -> None:
-    """Make the smaller ViT that holds only the circuit's heads and MLPs."""
+    """Make the smaller ViT that holds only the circuit's heads and MLPs, with its model card."""
     import circuitvit as cv
     from circuitvit.measure.cost import parameters, vit_macs
 
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
-    reference = None
-    if ablation is Constant.mean:
-        reference = _splits_for(vit, data, limit, seed).train.images
+    needs_images = card or ablation is Constant.mean
+    splits = _splits_for(vit, data, limit, seed) if needs_images else None
+    reference = splits.train.images if splits and ablation is Constant.mean else None
     small = cv.compile(vit, kept, ablation=ablation.value, reference=reference)
+    report = None
+    if splits and card:
+        pair, test = {"dense": vit, "compiled": small}, splits.test
+        report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
     small.save_pretrained(out)
+    if report is not None:
+        cv.write_card(
+            out, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
+            data=f"{data}, test split", command=shlex.join(["circuitvit", *sys.argv[1:]]),
+        )  # fmt: skip
     saved = 1 - vit_macs(small.config) / vit_macs(vit.config)
     typer.echo(
         f"Wrote {out}: {sum(small.config.heads)} of {sum(vit.config.heads)} heads, "
@@ -237,6 +270,27 @@ def draw(
 
     cv.Circuit.load(circuit).to_html(out, title=title)
     typer.echo(f"Wrote {out}.")
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The file, such as model.onnx or model.pt2.")],
+    to: Annotated[
+        ExportFormat | None, typer.Option(help="By default what the file's ending says.")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Of weights and images; by default the model's.")
+    ] = None,
+) -> None:
+    """Write a model for onnxruntime or torch.export.load, and check that it computes the same."""
+    import torch
+
+    import circuitvit as cv
+
+    precision = None if dtype is None else getattr(torch, dtype.value)
+    cv.export(cv.load_vit(model), out, to=None if to is None else to.value, dtype=precision)
+    typer.echo(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")
 
 
 def _splits_for(vit: Any, data: str, limit: int | None, seed: int) -> Any:

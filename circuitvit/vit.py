@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, replacing, write_json
+from circuitvit.readme import read_card, settle_card
 
 PARTS = ("q", "k", "v")
 CONFIG_KEY = "circuitvit.config"
@@ -166,7 +167,12 @@ class ViT(
         config: its shape.
         seed: draws the initial weights, leaving torch's own generator as it was; by default they
             come from torch's generator.
+
+    Attributes:
+        card: the text of the model card in the folder that it was loaded from, if there was one.
     """
+
+    card: str | None = None
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__()
@@ -222,7 +228,7 @@ class ViT(
         prefix = [t for t in (self.class_token, self.register_tokens) if t is not None]
         if not prefix:
             return patches + self.positions
-        rows = [t.view(-1, self.config.width).expand(len(images), -1, -1) for t in prefix]
+        rows = [t.view(-1, self.config.width).expand(patches.shape[0], -1, -1) for t in prefix]
         return torch.cat([*rows, patches], dim=1) + self.positions
 
     def read_out(self, stream: Float[Tensor, "image token width"]) -> Float[Tensor, "image class"]:
@@ -283,6 +289,8 @@ class ViT(
     ) -> str | None:
         """Write `model.safetensors` and `config.json` into a folder, each in one step.
 
+        A model card stays beside the weights, here and on the hub, as long as it tells of them.
+
         Args:
             save_directory: the folder; made if need be.
             push_to_hub: also upload it, with `repo_id=` and the other arguments of
@@ -298,7 +306,9 @@ class ViT(
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
         write_json(folder / "config.json", config)
-        return self.push_to_hub(**hub) if push_to_hub else None
+        given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
+        card = settle_card(folder, given, self.fingerprint)
+        return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -333,6 +343,7 @@ class ViT(
                 f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
                 "save was interrupted, or a file was edited. Save the model again."
             )
+        vit.card = read_card(source)
         return vit.eval()
 
     @classmethod

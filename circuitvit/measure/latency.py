@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
-from circuitvit.measure.accuracy import evaluating
+from circuitvit.measure.accuracy import as_computed, evaluating
 
 NULL = "null"
 LEAST_SECONDS = 0.02
@@ -80,10 +80,11 @@ def latency(
         )
     inputs = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch].contiguous()
     everyone = {**models, NULL: models[baseline]}
+    own = {name: as_computed(inputs, model) for name, model in everyone.items()}
     with evaluating(*models.values()):
-        first = {name: _first_call(model, inputs) for name, model in everyone.items()}
-        seconds = _rounds(everyone, inputs, rounds)
-        peaks = {name: _peak_bytes(model, inputs) for name, model in everyone.items()}
+        first = {name: _first_call(model, own[name]) for name, model in everyone.items()}
+        seconds = _rounds(everyone, own, rounds)
+        peaks = {name: _peak_bytes(model, own[name]) for name, model in everyone.items()}
     return {
         name: _summary(seconds[name], seconds[baseline], batch, first[name], peaks[name], seed)
         for name in everyone
@@ -103,12 +104,16 @@ def _first_call(model: nn.Module, inputs: Tensor) -> float:
 
 
 def _rounds(
-    models: Mapping[str, nn.Module], inputs: Tensor, rounds: int
+    models: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], rounds: int
 ) -> dict[str, Float[np.ndarray, " round"]]:
     timers = {
         name: Timer(
             "with inference_mode(): model(inputs)",
-            globals={"model": model, "inputs": inputs, "inference_mode": torch.inference_mode},
+            globals={
+                "model": model,
+                "inputs": inputs[name],
+                "inference_mode": torch.inference_mode,
+            },
             num_threads=torch.get_num_threads(),
         )
         for name, model in models.items()
