@@ -118,7 +118,7 @@ def test_text_from_a_circuits_file_stays_in_its_cell(made, tmp_path):
 
 
 def test_a_report_about_other_models_and_bad_input_are_refused(made, tmp_path, as_users_call):
-    dense, circuit, small, report = made
+    small = made[2]
     for options, message in (
         ({"row": "small"}, r"no row 'small', only \['dense', 'third', 'compiled'\]"),
         ({"row": "third"}, "the report's row 'third' is about another model"),

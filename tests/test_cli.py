@@ -38,7 +38,7 @@ def workplace(tmp_path_factory):
 def test_the_help_lists_the_commands_and_each_explains_itself():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("demo", "train", "discover", "compile", "evaluate", "draw"):
+    for command in ("demo", "train", "discover", "compile", "evaluate", "draw", "export"):
         assert command in done.stdout
         own = run(command, "--help")
         assert own.returncode == 0
@@ -60,7 +60,13 @@ def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace)
         done = run("compile", "model", "c.json", "small", "--ablation", ablation, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert "fewer MACs" in done.stdout
-        assert len(cv.load_vit(workplace / "small").config.heads) == 2
+        small = cv.load_vit(workplace / "small")
+        assert len(small.config.heads) == 2
+        card = (workplace / "small" / "README.md").read_text()
+        assert small.card == card
+        assert f"\n    circuitvit compile model c.json small --ablation {ablation}\n" in card
+        assert "On these images: digits, test split." in card
+        assert "| threshold τ | 0.0005 |" in card
 
     done = run("evaluate", "model", "small", "--out", "report", cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -68,6 +74,15 @@ def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace)
     assert "against itself" in done.stdout
     rows = json.loads((workplace / "report" / "report.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["model", "small"]
+
+
+@pytest.mark.parametrize("words", [["x.pt2"], ["x", "--to", "onnx", "--dtype", "float16"]])
+def test_a_model_is_exported(words, workplace, tmp_path):
+    done = run("export", workplace / "model", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Wrote {words[0]}: read back, its logits are those of ")
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == [words[0]]
 
 
 def test_scores_choose_as_many_edges_as_asked(workplace):
@@ -96,6 +111,12 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["discover", "model", "x.json", "--data", "two"], "10 classes, the data 'two' have 2"),
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),
         (["evaluate", "missing"], "no model at missing"),
+        (["compile", "model", "missing.json", "x"], "no circuit at missing.json"),
+        (["export", "missing", "x.onnx"], "no model at missing"),
+        (["export", "model", "x.tflite"], "ends in '.tflite', expected '.onnx' or '.pt2'"),
+        (["export", "model", "x.onnx", "--to", "pt2"], "but to is 'pt2'"),
+        (["export", "model", "model/config.json/x.pt2"], "cannot write model/config.json/x.pt2"),
+        (["export", "model", "x.onnx", "--dtype", "bfloat16"], "no ViT in torch.bfloat16"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_exit_code_2(workplace, words, message):
@@ -133,7 +154,8 @@ def test_warnings_are_one_line_and_a_pathless_circuit_is_told(workplace):
     words = ["discover", "model", "none.json", "--method", "random", "--edges", 0, "--pairs", 4]
     done = run(*words, cwd=workplace)
     assert "No unit is on a path to the logits" in done.stdout
-    done = run("compile", "model", "none.json", "bare", cwd=workplace)
+    done = run("compile", "model", "none.json", "bare", "--no-card", cwd=workplace)
     assert done.returncode == 0
+    assert not (workplace / "bare" / "README.md").exists()
     assert done.stderr.startswith("circuitvit: warning: the circuit has no kept path")
     assert done.stderr.count("\n") == 1
