@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuitvit.ablation import MaskedViT, run_circuit
+    from circuitvit.card import write_card
     from circuitvit.circuit import Circuit, Provenance
     from circuitvit.circuit_vit import CircuitViT
     from circuitvit.compiler import compile  # noqa: A004
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from circuitvit.discover import EdgeScores, acdc, acdc_sweep, eap
     from circuitvit.edge_graph import edge_graph
     from circuitvit.errors import CircuitError
+    from circuitvit.export import export
     from circuitvit.hooked import HookedViT
     from circuitvit.images import ImageSet, Pairs, load_splits
     from circuitvit.measure import (
@@ -75,6 +77,7 @@ _WITH_TORCH = {
     "compile": "compiler",
     "completeness": "measure",
     "eap": "discover",
+    "export": "export",
     "faithfulness": "measure",
     "faithfulness_curve": "measure",
     "load_splits": "images",
@@ -88,6 +91,7 @@ _WITH_TORCH = {
     "run_circuit": "ablation",
     "savings": "measure",
     "train": "train",
+    "write_card": "card",
 }
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
@@ -95,9 +99,9 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Circuit", "CircuitError", "CircuitViT", "Completeness", "Costs", "Curve", "EdgeScores",
     "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report",
     "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "compile",
-    "completeness", "eap", "edge_graph", "faithfulness", "faithfulness_curve", "load_splits",
-    "load_vit", "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp",
-    "retain_circuit", "run_circuit", "savings", "train",
+    "completeness", "eap", "edge_graph", "export", "faithfulness", "faithfulness_curve",
+    "load_splits", "load_vit", "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp",
+    "retain_circuit", "run_circuit", "savings", "train", "write_card",
 ]  # fmt: skip
 
 

@@ -253,6 +253,12 @@ class CircuitViT(SavedModel):
         """
         self.ends.check_images(images, name=name)
 
+    def units_kept(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Heads, and neurons of the MLP, that are run in each block."""
+        blocks = self.plan.blocks
+        heads = tuple(sum(len(call.heads) for call in block.calls) for block in blocks)
+        return heads, tuple(0 if b.mlp is None else b.mlp.neurons for b in blocks)
+
     def explain(self) -> str:
         """What was removed, folded, made static and shared in each block, and what it saves."""
         return explanation(self.config, self.plan)

@@ -1,5 +1,6 @@
 """The command line: each command is a thin layer over the public names."""
 
+import shlex
 import sys
 import warnings
 from enum import StrEnum
@@ -17,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Find the circuit inside a Vision Transformer and compile it into a smaller one.",
-    epilog="Start with 'circuitvit demo', or: train, discover, compile, evaluate, draw.",
+    epilog="Start with 'circuitvit demo', or: train, discover, compile, evaluate, draw, export.",
 )
 
 Data = Annotated[
@@ -44,6 +45,25 @@ class Constant(StrEnum):
 
     zero = "zero"
     mean = "mean"
+
+
+class ExportFormat(StrEnum):
+    """Which file `export` writes."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+
+
+class Precision(StrEnum):
+    """In which dtype `export` writes weights."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+CARD_ROUNDS = 7
+"""How often `compile` times the models for the card; `evaluate` does it more often."""
 
 
 @app.command()
@@ -120,7 +140,9 @@ def discover(
     tau: Annotated[
         float | None, typer.Option(help="What one edge may cost (acdc; 0.01 by default).")
     ] = None,
-    edges: Annotated[int | None, typer.Option(help="How many edges to keep (all others).")] = None,
+    edges: Annotated[
+        int | None, typer.Option(help="How many edges to keep (not acdc; a tenth by default).")
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -152,7 +174,12 @@ def discover(
         common["metric"] = metric
     if method == "acdc":
         tau = 0.01 if tau is None else tau
-        circuit = cv.acdc(vit, chosen, tau=tau, resume=resume, **common)
+        try:
+            circuit = cv.acdc(vit, chosen, tau=tau, resume=resume, **common)
+        except KeyboardInterrupt:
+            again = f"the same command goes on from {resume}" if resume else "nothing was kept"
+            typer.echo(f"circuitvit: interrupted; {again}.", err=True)
+            raise typer.Exit(130) from None
     else:
         scores = cv.eap(vit, chosen, method=method, seed=seed, **common)
         circuit = scores.top(max(1, len(scores) // 10) if edges is None else edges)
@@ -184,6 +211,10 @@ def compile(  # noqa: A001
     ablation: Annotated[
         Constant, typer.Option(help="What removed units write: nothing, or their mean.")
     ] = Constant.zero,
+    level: Annotated[
+        str,
+        typer.Option(help="unit: the circuit's heads and MLPs; edge: the very edges."),
+    ] = "unit",
     target_latency: Annotated[
         float | None,
         typer.Option(help="Drop the units that score least until this share of the time is left."),
@@ -196,30 +227,48 @@ def compile(  # noqa: A001
     data: Data = "digits",
     limit: Limit = None,
     seed: Seed = 0,
+    card: Annotated[
+        bool,
+        typer.Option(help="Measure both models on the data's test images and write README.md."),
+    ] = True,
 ) -> None:
-    """Make the smaller ViT that holds only the circuit's heads and MLPs."""
+    """Make the smaller model that computes the circuit, with its model card."""
     import circuitvit as cv
-    from circuitvit.measure.cost import parameters, vit_macs
+    from circuitvit.measure import macs, parameters
 
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
-    reference = None
-    if ablation is Constant.mean:
-        reference = _splits_for(vit, data, limit, seed).train.images
+    needs_images = (card and not fresh) or ablation is Constant.mean
+    splits = _splits_for(vit, data, limit, seed) if needs_images else None
+    reference = splits.train.images if splits and ablation is Constant.mean else None
     costs = None if target_latency is None else cv.measure_costs(vit.config)
-    small = cv.compile(
-        vit, kept, ablation=ablation.value, reference=reference, fresh=fresh, seed=seed,
-        target_latency=target_latency, target_macs=target_macs,
+    make: Any = cv.compile
+    small = make(
+        vit, kept, level=level, ablation=ablation.value, reference=reference, fresh=fresh,
+        seed=seed, target_latency=target_latency, target_macs=target_macs,
         target_parameters=target_parameters, costs=costs,
     )  # fmt: skip
+    report = None
+    if splits and card and not fresh:
+        pair, test = {"dense": vit, "compiled": small}, splits.test
+        report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
     small.save_pretrained(out)
     if costs is not None:
         costs.save(out / "costs.json")
-        report = cv.savings(vit, small, costs)
-        report.save(out)
-        _show(report)
-    saved = 1 - vit_macs(small.config) / vit_macs(vit.config)
+        savings = cv.savings(vit, small, costs)
+        savings.save(out)
+        _show(savings)
+    if report is not None:
+        cv.write_card(
+            out, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
+            data=f"{data}, test split", command=shlex.join(["circuitvit", *sys.argv[1:]]),
+        )  # fmt: skip
+    if level == "edge":
+        typer.echo(small.explain())
+    image = vit.config.channels, vit.config.image_size, vit.config.image_size
+    saved = 1 - macs(small, image) / macs(vit, image)
+    heads, _ = small.units_kept()
     typer.echo(
-        f"Wrote {out}: {sum(small.config.heads)} of {sum(vit.config.heads)} heads, "
+        f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:.0%} fewer MACs."
     )
 
@@ -236,8 +285,9 @@ def evaluate(
 ) -> None:
     """Accuracy, parameters, MACs and latency of models on test images, side by side."""
     import circuitvit as cv
+    from circuitvit.pretrained import load_saved
 
-    loaded = {str(path): cv.load_vit(path) for path in models}
+    loaded = {str(path): load_saved(path) for path in models}
     test = _splits_for(next(iter(loaded.values())), data, limit, seed).test
     report = cv.measure(loaded, test.images, test.labels, seed=seed)
     _show(report)
@@ -256,6 +306,28 @@ def draw(
 
     cv.Circuit.load(circuit).to_html(out, title=title)
     typer.echo(f"Wrote {out}.")
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The file, such as model.onnx or model.pt2.")],
+    to: Annotated[
+        ExportFormat | None, typer.Option(help="By default what the file's ending says.")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Of weights and images; by default the model's.")
+    ] = None,
+) -> None:
+    """Write a model for onnxruntime or torch.export.load, and check that it computes the same."""
+    import torch
+
+    import circuitvit as cv
+    from circuitvit.pretrained import load_saved
+
+    precision = None if dtype is None else getattr(torch, dtype.value)
+    cv.export(load_saved(model), out, to=None if to is None else to.value, dtype=precision)
+    typer.echo(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")
 
 
 def _splits_for(vit: Any, data: str, limit: int | None, seed: int) -> Any:

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from circuitvit.ablation import MaskedViT
+from circuitvit.card import write_card
 from circuitvit.circuit import Circuit
 from circuitvit.compiler import compile  # noqa: A004
 from circuitvit.config import ViTConfig
@@ -115,6 +116,10 @@ def demo(
     result.save(out)
     for name, model in (("dense", dense), ("compiled", compiled), ("retrained", retrained)):
         model.save_pretrained(out / name)
+    write_card(
+        out / "compiled", compiled, dense=dense, circuit=circuit, ablation=ABLATION, report=report,
+        data="digits, test split", command=f"circuitvit demo --seed {seed} --epochs {epochs}",
+    )  # fmt: skip
     return result
 
 

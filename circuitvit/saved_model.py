@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, replacing, write_json
+from circuitvit.readme import read_card, settle_card
 
 CONFIG_KEY = "circuitvit.config"
 
@@ -28,7 +29,17 @@ class SavedModel(
     license="mit",
     tags=["vision-transformer", "image-classification"],
 ):
-    """A module whose shape is plain JSON; a class says what that JSON holds."""
+    """A module whose shape is plain JSON; a class says what that JSON holds.
+
+    Attributes:
+        card: the text of the model card in the folder that it was loaded from, if there was one.
+    """
+
+    card: str | None = None
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the shape and the weights, in single precision."""
+        return self.digest(json.dumps(self.shape_as_dict()))
 
     def shape_as_dict(self) -> dict[str, Any]:
         """Everything that decides its parameters and computation, except their values."""
@@ -65,6 +76,8 @@ class SavedModel(
     ) -> str | None:
         """Write `model.safetensors` and `config.json` into a folder, each in one step.
 
+        A model card stays beside the weights, here and on the hub, as long as it tells of them.
+
         Args:
             save_directory: the folder; made if need be.
             push_to_hub: also upload it, with `repo_id=` and the other arguments of
@@ -80,7 +93,9 @@ class SavedModel(
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
         write_json(folder / "config.json", config)
-        return self.push_to_hub(**hub) if push_to_hub else None
+        given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
+        card = settle_card(folder, given, self.fingerprint)
+        return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -120,6 +135,7 @@ class SavedModel(
                 f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
                 "save was interrupted, or a file was edited. Save the model again."
             )
+        model.card = read_card(source)
         return model.eval()
 
     def take_over(self: Model, weights: dict[str, Tensor], *, source: str) -> Model:

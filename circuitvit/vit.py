@@ -155,7 +155,12 @@ class ViT(SavedModel):
         config: its shape.
         seed: draws the initial weights, leaving torch's own generator as it was; by default they
             come from torch's generator.
+
+    Attributes:
+        card: the text of the model card in the folder that it was loaded from, if there was one.
     """
+
+    card: str | None = None
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__()
@@ -211,7 +216,7 @@ class ViT(SavedModel):
         prefix = [t for t in (self.class_token, self.register_tokens) if t is not None]
         if not prefix:
             return patches + self.positions
-        rows = [t.view(-1, self.config.width).expand(len(images), -1, -1) for t in prefix]
+        rows = [t.view(-1, self.config.width).expand(patches.shape[0], -1, -1) for t in prefix]
         return torch.cat([*rows, patches], dim=1) + self.positions
 
     def read_out(self, stream: Float[Tensor, "image token width"]) -> Float[Tensor, "image class"]:
@@ -241,6 +246,10 @@ class ViT(SavedModel):
                 f"{name} have dtype {images.dtype}, this model's weights {dtype}. "
                 f"Use images.to({dtype}), or convert the model."
             )
+
+    def units_kept(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Heads, and neurons of the MLP, of each block."""
+        return self.config.heads, self.config.mlp_width
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the shape and the weights, in single precision."""

@@ -39,7 +39,7 @@ def workplace(tmp_path_factory):
 def test_the_help_lists_the_commands_and_each_explains_itself():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("demo", "train", "discover", "compile", "evaluate", "draw"):
+    for command in ("demo", "train", "discover", "compile", "evaluate", "draw", "export"):
         assert command in done.stdout
         own = run(command, "--help")
         assert own.returncode == 0
@@ -61,7 +61,13 @@ def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace)
         done = run("compile", "model", "c.json", "small", "--ablation", ablation, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert "fewer MACs" in done.stdout
-        assert len(cv.load_vit(workplace / "small").config.heads) == 2
+        small = cv.load_vit(workplace / "small")
+        assert len(small.config.heads) == 2
+        card = (workplace / "small" / "README.md").read_text()
+        assert small.card == card
+        assert f"\n    circuitvit compile model c.json small --ablation {ablation}\n" in card
+        assert "On these images: digits, test split." in card
+        assert "| threshold τ | 0.0005 |" in card
 
     done = run("evaluate", "model", "small", "--out", "report", cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -97,6 +103,15 @@ def test_a_budget_drops_units_until_it_is_met_and_fresh_weights_can_be_asked_for
     assert left <= 0.9 * costs.predict(cv.load_vit(workplace / "model").config)
 
 
+@pytest.mark.parametrize("words", [["x.pt2"], ["x", "--to", "onnx", "--dtype", "float16"]])
+def test_a_model_is_exported(words, workplace, tmp_path):
+    done = run("export", workplace / "model", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Wrote {words[0]}: read back, its logits are those of ")
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == [words[0]]
+
+
 def test_scores_choose_as_many_edges_as_asked(workplace):
     done = run(
         "discover", "model", "e.json", "--method", "eap-ig-inputs", "--metric", "kl",
@@ -124,6 +139,12 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),
         (["compile", "model", "c.json", "x", "--target-macs", "2"], "target_macs is 2.0, expected"),
         (["evaluate", "missing"], "no model at missing"),
+        (["compile", "model", "missing.json", "x"], "no circuit at missing.json"),
+        (["export", "missing", "x.onnx"], "no model at missing"),
+        (["export", "model", "x.tflite"], "ends in '.tflite', expected '.onnx' or '.pt2'"),
+        (["export", "model", "x.onnx", "--to", "pt2"], "but to is 'pt2'"),
+        (["export", "model", "model/config.json/x.pt2"], "cannot write model/config.json/x.pt2"),
+        (["export", "model", "x.onnx", "--dtype", "bfloat16"], "no ViT in torch.bfloat16"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_exit_code_2(workplace, words, message):
@@ -161,7 +182,8 @@ def test_warnings_are_one_line_and_a_pathless_circuit_is_told(workplace):
     words = ["discover", "model", "none.json", "--method", "random", "--edges", 0, "--pairs", 4]
     done = run(*words, cwd=workplace)
     assert "No unit is on a path to the logits" in done.stdout
-    done = run("compile", "model", "none.json", "bare", cwd=workplace)
+    done = run("compile", "model", "none.json", "bare", "--no-card", cwd=workplace)
     assert done.returncode == 0
+    assert not (workplace / "bare" / "README.md").exists()
     assert done.stderr.startswith("circuitvit: warning: the circuit has no kept path")
     assert done.stderr.count("\n") == 1

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -179,3 +180,29 @@ def test_a_model_without_parameters_can_be_measured():
     images = torch.zeros(2, 1, 4, 4)
     report = cv.measure({"a": Constant()}, images, torch.tensor([0, 1]), batches=())
     assert (report["a"].parameters, report["a"].macs) == (0, 0)
+
+
+def test_a_model_in_bf16_stands_beside_one_in_single_precision():
+    vit = random_vit(shape(), dtype=torch.float32)
+    half = copy.deepcopy(vit).to(torch.bfloat16)
+    images = random_images(vit, 200)
+    labels = vit(images).argmax(-1)
+    report = cv.measure({"single": vit, "bf16": half}, images, labels, batches=(2,), rounds=3)
+    assert report["single"].accuracy.top1 == 1
+    assert 0.95 < report["bf16"].accuracy.top1 <= 1
+    assert report["bf16"].macs == report["single"].macs
+    same = cv.measure({"bf16": half}, images.bfloat16(), labels, batches=(2,), rounds=3)
+    assert same["bf16"].accuracy == report["bf16"].accuracy
+
+
+def test_a_model_after_torch_compile_is_measured_as_what_it_computes(as_users_call):
+    vit = random_vit(shape(), dtype=torch.float32).train()
+    faster = torch.compile(vit, backend="eager")
+    images = random_images(vit, 20)
+    labels = vit(images).argmax(-1)
+    report = cv.measure({"plain": vit, "faster": faster}, images, labels, batches=(2,), rounds=3)
+    assert report["faster"].accuracy == report["plain"].accuracy
+    assert report["faster"].macs == report["plain"].macs == vit_macs(vit.config)
+    assert report["faster"].parameters == report["plain"].parameters
+    assert vit.training
+    assert faster.training

@@ -68,8 +68,15 @@ def all_logits(model: nn.Module, images: Tensor) -> Float[Tensor, "image class"]
     """The logits of all images, a batch at a time, in eval mode."""
     if not len(images):
         raise CircuitError("there are no images to look at. Give at least one.")
+    images = as_computed(images, model)
     with evaluating(model), torch.inference_mode():
         return torch.cat([model(chunk) for chunk in images.split(IMAGES_AT_ONCE)])
+
+
+def as_computed(images: Tensor, model: nn.Module) -> Tensor:
+    """The images in half precision where the model has it, so that it can stand beside others."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(dtype) if dtype in (torch.bfloat16, torch.float16) else images
 
 
 @contextmanager

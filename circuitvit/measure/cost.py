@@ -22,7 +22,13 @@ def parameters(model: nn.Module) -> int:
 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates for one image of shape [channel height width]."""
+    model = uncompiled(model)
     return vit_macs(model.config) if isinstance(model, ViT) else counted_macs(model, image_shape)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given; any other model as it is."""
+    return getattr(model, "_orig_mod", model)
 
 
 def vit_macs(config: ViTConfig) -> int:

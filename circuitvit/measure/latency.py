@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
-from circuitvit.measure.accuracy import evaluating
+from circuitvit.measure.accuracy import as_computed, evaluating
 
 NULL = "null"
 LEAST_SECONDS = 0.02
@@ -81,11 +81,12 @@ def latency(
         )
     inputs = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch].contiguous()
     everyone = {**models, NULL: models[baseline]}
+    own = {name: as_computed(inputs, model) for name, model in everyone.items()}
     with evaluating(*models.values()):
-        first = {name: _first_call(model, inputs) for name, model in everyone.items()}
-        calls = {name: partial(model, inputs) for name, model in everyone.items()}
+        first = {name: _first_call(model, own[name]) for name, model in everyone.items()}
+        calls = {name: partial(model, own[name]) for name, model in everyone.items()}
         seconds = interleaved(calls, rounds)
-        peaks = {name: _peak_bytes(model, inputs) for name, model in everyone.items()}
+        peaks = {name: _peak_bytes(model, own[name]) for name, model in everyone.items()}
     return {
         name: _summary(seconds[name], seconds[baseline], batch, first[name], peaks[name], seed)
         for name in everyone

@@ -128,7 +128,8 @@ def measure(
 
     Args:
         models: by name; a `ViT`, or any module from images to logits.
-        images: [image channel height width], resident where the models are.
+        images: [image channel height width], resident where the models are, in their dtype; a
+            model in half precision is given them in it, and so can stand beside one in single.
         labels: [image], each 0 to classes − 1.
         baseline: the name that ratios refer to; by default the first.
         batches: batch sizes for the latency; none to leave it out.

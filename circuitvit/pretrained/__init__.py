@@ -5,7 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
+from circuitvit.circuit_vit import FORMAT, CircuitViT
 from circuitvit.errors import CircuitError
+from circuitvit.files import read_json
 from circuitvit.pretrained.timm import from_timm, is_timm_vit
 from circuitvit.vit import ViT
 
@@ -34,6 +36,24 @@ def load_vit(source: nn.Module | str | Path) -> ViT:
         )
     vit.check_weights()
     return vit
+
+
+def load_saved(folder: str | Path) -> ViT | CircuitViT:
+    """A model of ours in eval mode, of either kind.
+
+    Args:
+        folder: which `save_pretrained` of a `ViT` or a `CircuitViT` wrote.
+
+    Raises:
+        CircuitError: it can't be read.
+    """
+    path = Path(folder) / "config.json"
+    known = read_json(path, what="model config") if path.is_file() else None
+    if not isinstance(known, dict) or known.get("format") != FORMAT:
+        return load_vit(folder)
+    model = CircuitViT.from_pretrained(folder)
+    model.check_weights()
+    return model
 
 
 def _from_folder(folder: Path) -> ViT:

@@ -1,0 +1,224 @@
+"""The model card of a compiled model: what it is, from which circuit, and what was measured.
+
+Nothing is said that wasn't computed here or handed in; what was not measured is said to be so.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from torch import nn
+
+from circuitvit.circuit import Circuit
+from circuitvit.circuit_vit import CircuitViT
+from circuitvit.edge_graph import edge_names_of
+from circuitvit.errors import CircuitError
+from circuitvit.files import write_text
+from circuitvit.html.escaping import escape
+from circuitvit.measure import Report, macs, parameters
+from circuitvit.readme import FINGERPRINT, README
+from circuitvit.vit import ViT
+
+TAGS = ["circuit-discovery", "image-classification", "pruning", "vision-transformer"]
+REMOVED = {
+    "zero": "What was removed writes nothing",
+    "mean": "What was removed writes its mean over reference images, folded into constants",
+}
+
+
+def write_card(
+    folder: str | os.PathLike[str],
+    model: ViT | CircuitViT,
+    *,
+    dense: ViT,
+    circuit: Circuit,
+    ablation: str,
+    report: Report | None = None,
+    row: str = "compiled",
+    data: str | None = None,
+    command: str | None = None,
+) -> Path:
+    """Write the model card (README.md) of a compiled model into the folder that it was saved in.
+
+    Args:
+        folder: of the model.
+        model: the compiled model.
+        dense: what it was compiled from.
+        circuit: what it was compiled to.
+        ablation: what removed units write: `zero` or `mean`.
+        report: dense and compiled model side by side; other rows are left out. Without it, the
+            card says that accuracy and latency were not measured.
+        row: the compiled model's name in the report, whose baseline is the dense one.
+        data: which images the report is about, in words, such as `digits, test split`.
+        command: what made the model, as typed.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        CircuitError: the report is about other models, or the card can't be written.
+    """
+    _check(model, dense, ablation, report, row)
+    parts = [
+        _front_matter(model),
+        f"# {_text(Path(folder).resolve().name)}",
+        _summary(model, ablation),
+        _shape(model, dense),
+        _origin(dense, circuit, ablation),
+        _figures(report, row, data),
+        _command(command),
+    ]
+    return write_text(Path(folder) / README, "\n\n".join(parts) + "\n")
+
+
+def _check(
+    model: ViT | CircuitViT, dense: ViT, ablation: str, report: Report | None, row: str
+) -> None:
+    if ablation not in REMOVED:
+        raise CircuitError(f"ablation is {ablation!r}, expected one of {tuple(REMOVED)}.")
+    if report is None:
+        return
+    names = [item.name for item in report.rows]
+    for name, measured in ((report.baseline, dense), (row, model)):
+        if name not in names:
+            raise CircuitError(
+                f"the report has no row {name!r}, only {names}. Name the compiled model's with "
+                "row=..., or leave the report out."
+            )
+        found = (report[name].parameters, report[name].macs)
+        if found != (parameters(measured), _macs(measured)):
+            raise CircuitError(
+                f"the report's row {name!r} is about another model: it has {found[0]:,} parameters "
+                f"and {found[1]:,} MACs, this one {parameters(measured):,} and "
+                f"{_macs(measured):,}. Measure these models."
+            )
+
+
+def _macs(model: nn.Module) -> int:
+    config: Any = model.config
+    return macs(model, (config.channels, config.image_size, config.image_size))
+
+
+def _front_matter(model: ViT | CircuitViT) -> str:
+    named: dict[str, Any] = {FINGERPRINT: model.fingerprint()}
+    data = ModelCardData(
+        library_name="circuitvit",
+        license="mit",
+        pipeline_tag="image-classification",
+        tags=TAGS,
+        **named,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _summary(model: ViT | CircuitViT, ablation: str) -> str:
+    config = model.config
+    side, patch = config.image_size, config.patch_size
+    holds = "the attention heads and MLPs that a circuit keeps"
+    if isinstance(model, CircuitViT):
+        holds = "the very edges that a circuit keeps"
+    return (
+        f"A Vision Transformer for images of {config.channels} × {side} × {side} (patches of "
+        f"{patch} × {patch}) and {config.classes} classes, made smaller: of a dense model it holds "
+        f"{holds}. {REMOVED[ablation]}. It is a plain "
+        "PyTorch module that needs no masks and no hooks.\n\n"
+        "```python\nimport circuitvit as cv\n\n"
+        f'vit = cv.{type(model).__name__}.from_pretrained("this folder, or its name on the hub")\n'
+        "logits = vit(images)  # [image channel height width] -> [image class]\n```"
+    )
+
+
+def _shape(model: ViT | CircuitViT, dense: ViT) -> str:
+    new, old, (heads, neurons) = model.config, dense.config, model.units_kept()
+    rows = [
+        ["parameters", f"{parameters(model):,}", f"{parameters(dense):,}"],
+        ["MACs for one image", f"{_macs(model):,}", f"{_macs(dense):,}"],
+        ["attention heads", f"{sum(heads):,}", f"{sum(old.heads):,}"],
+        ["MLP neurons", f"{sum(neurons):,}", f"{sum(old.mlp_width):,}"],
+    ]
+    blocks = [
+        [str(block), f"{heads[block]} of {old.heads[block]}", f"{neurons[block]} of {width}"]
+        for block, width in enumerate(old.mlp_width)
+    ]
+    dtype = str(dense.positions.dtype).removeprefix("torch.")
+    facts = (
+        f"Width of the residual stream {new.width}, {new.depth} blocks, {new.tokens} tokens, "
+        f"{new.pooling} pooling, weights in {dtype}."
+    )
+    return "\n\n".join(
+        [
+            "## What it is",
+            _table(["", "this model", "dense model"], rows),
+            facts,
+            _table(["block", "heads", "MLP neurons"], blocks),
+        ]
+    )
+
+
+def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
+    """How the circuit was found, as far as the circuit knows."""
+    origin, total = circuit.provenance, len(edge_names_of(circuit.config, circuit.qkv))
+    source = dense.fingerprint()
+    rows = [
+        ["edges", f"{len(circuit):,} of {total:,}"],
+        ["found by", origin.method],
+        ["selection", origin.selection],
+        ["level", origin.level],
+        ["threshold τ", origin.tau],
+        ["metric", origin.metric],
+        ["ablation in the search", origin.ablation],
+        ["ablation as compiled", ablation],
+        ["image pairs", origin.images],
+        ["divergence on them", origin.divergence],
+        ["seed", origin.seed],
+        ["fingerprint of the dense model", source],
+        ["found on the weights", origin.model],
+        ["fingerprint of the image pairs", origin.data],
+        ["fingerprint of the reference images", origin.reference],
+        ["versions", ", ".join(f"{name} {v}" for name, v in origin.versions.items())],
+    ]
+    known = [[name, _text(value)] for name, value in rows if value not in (None, "")]
+    text = "## From which circuit\n\n" + _table(["", ""], known)
+    if origin.model not in (None, source):
+        text += "\n\nThe circuit was found on **other weights** than those that were compiled."
+    return text
+
+
+def _figures(report: Report | None, row: str, data: str | None) -> str:
+    head = "## What was measured\n\n"
+    if report is None:
+        return head + "Accuracy and latency were not measured."
+    pair = replace(report, rows=(report[report.baseline], report[row]))
+    lines = [f"On these images: {_text(data)}." if data else "", pair.markdown().rstrip()]
+    batches = sorted(report.null)
+    if batches:
+        times = [
+            f"{_text(item.name)} "
+            + ", ".join(f"{item.latency[batch].median_ms:.3g}" for batch in batches)
+            for item in pair.rows
+        ]
+        sizes = ", ".join(map(str, batches))
+        lines.append(f"Median milliseconds for a batch of {sizes}: {'; '.join(times)}.")
+    else:
+        lines.append("Latency was not measured.")
+    return head + "\n\n".join(line for line in lines if line)
+
+
+def _command(command: str | None) -> str:
+    if command is None:
+        return "## Made by\n\nThe command that made it is not known."
+    lines = "\n".join(f"    {line}" for line in command.splitlines())
+    return f"## Made by\n\n{lines}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _text(value: object) -> str:
+    """Text from outside as it may stand in a cell of a table."""
+    plain = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return escape(plain).replace("|", "\\|")
