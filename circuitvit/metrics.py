@@ -1,6 +1,7 @@
 """What is asked of the logits: one value an image, to be minimised."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -130,12 +131,25 @@ def _at(
 
 def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
     def loss(logits: Tensor, pairs: Labelled, full: Tensor) -> Tensor:
+        try:
+            signature(metric).bind(logits, pairs)
+        except TypeError as cause:
+            raise CircuitError(
+                f"the metric {metric_name(metric)} can't be called with two arguments ({cause}), "
+                "expected a function of logits [image class] and pairs."
+            ) from cause
+        except ValueError:  # a builtin may have no signature
+            pass
         values = metric(logits, pairs)
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            shape = (
+                f"a tensor of shape {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else f"a {type(values).__name__}"
+            )
             raise CircuitError(
-                f"the metric {metric_name(metric)} returned {shape}, expected one value an image, "
-                f"[{len(logits)}]. Leave out the mean over images."
+                f"the metric {metric_name(metric)} returned {shape}, expected a tensor with one "
+                f"value an image, [{len(logits)}]. Leave out a mean over images."
             )
         if not torch.isfinite(values).all():
             raise CircuitError(

@@ -56,8 +56,8 @@ def test_the_card_says_what_the_model_is_next_to_the_dense_one(made, tmp_path):
     for block in range(3):
         heads, neurons = small.config.heads[block], small.config.mlp_width[block]
         assert f"| {block} | {heads} of 2 | {neurons} of 6 |" in text
-    assert "Removed units write nothing" in text
-    assert "their mean over reference images" in written(tmp_path, made, ablation="mean")
+    assert "What was removed writes nothing" in text
+    assert "its mean over reference images" in written(tmp_path, made, ablation="mean")
 
 
 def test_the_card_says_which_circuit_it_comes_from(made, tmp_path):

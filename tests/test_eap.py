@@ -292,7 +292,7 @@ def bad_calls():
         "steps is 0, expected ≥ 1": lambda: eap(vit, pairs, method="eap-ig-inputs", steps=0),
         "steps is -3, expected ≥ 1": lambda: eap(vit, pairs, method="eap-ig-activations", steps=-3),
         "clean holds no image": lambda: eap(vit, cv.Pairs(clean=pairs.clean[:0])),
-        r"returned \(\), expected one value an image": lambda: eap(vit, pairs, metric=lambda x, p: x.mean()),
+        r"returned a tensor of shape \(\), expected a tensor with one value an image": lambda: eap(vit, pairs, metric=lambda x, p: x.mean()),
         "returned NaN or infinity": lambda: eap(vit, pairs, metric=lambda x, p: x[:, 0] * float("nan")),
         "level is 'token', expected one of": lambda: eap(vit, pairs, level="token"),
         "positions is 'each', expected None": lambda: eap(vit, pairs, positions="each"),
@@ -311,7 +311,7 @@ def bad_calls():
         "reference images hold NaN": lambda: eap(vit, pairs, ablation="mean", reference=pairs.clean / 0),
         "scores are NaN or infinite": lambda: eap(huge, pairs),
         "became NaN or infinite": lambda: eap(huge, pairs, method="exact"),
-        "asked for 47 edges, there are 46": lambda: eap(vit, pairs).top(47),
+        "asked for 47 edges, expected 0 to 46: there are 46": lambda: eap(vit, pairs).top(47),
     }  # fmt: skip
 
 

@@ -314,6 +314,7 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call, tmp_path):
         (lambda: curve([circuit, random_scores(vit, ablation="zero").top(3)]), "patch, zero, so"),
         (lambda: curve(ablation="mean"), "needs reference images"),
         (lambda: curve(ablation="resample"), "ablation is 'resample'"),
+        (lambda: curve(shares=0.5), "shares are 0.5, expected several"),
         (lambda: curve(shares=[]), "shares are \\[\\], expected"),
         (lambda: curve(shares=[0.0, 0.5]), "each above 0 and ≤ 1"),
         (lambda: curve(shares=[1.5]), "each above 0 and ≤ 1"),

@@ -199,7 +199,8 @@ class EdgeScores(Mapping[str, float]):
 
     def _check_count(self, n: int) -> None:
         if not 0 <= whole(n, "n") <= len(self):
-            raise CircuitError(f"asked for {n} {self.provenance.level}s, there are {len(self)}.")
+            what, most = self.provenance.level, len(self)
+            raise CircuitError(f"asked for {n} {what}s, expected 0 to {most}: there are {most}.")
 
     def _circuit(self, names: Iterable[str], selection: str, signed: bool) -> Circuit:
         how = f"{selection} by {'score' if signed else '|score|'}"

@@ -6,7 +6,7 @@ same size and bootstrap intervals over images, and count the edges that are real
 code drops dangling edges under every ablation, we do so where they can't matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -151,6 +151,8 @@ def _ranked(scores: Ranking, shares: Sequence[float]) -> dict[str, Family]:
 def _checked_shares(shares: Sequence[float] | None) -> list[float]:
     if shares is None:
         return list(SHARES)
+    if not isinstance(shares, Iterable) or isinstance(shares, str):
+        raise CircuitError(f"shares are {shares!r}, expected several, such as [0.01, 0.1, 1].")
     numbers = [real(share, "a share") for share in shares]
     if not numbers or not all(0 < share <= 1 for share in numbers):
         raise CircuitError(f"shares are {numbers}, expected at least one, each above 0 and ≤ 1.")
