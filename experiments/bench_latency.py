@@ -9,8 +9,8 @@ Expected  experiments/results/bench_latency.json; README's table comes from it. 
 Dense, compiled and plain models are timed in turns in one process (`circuitvit.measure.latency`);
 `null` is the dense model against itself. *Realised* is time saved ÷ MACs saved. `plain` are timm's
 own blocks cut to the same shapes by hand: what can be had at all. `timm` is timm's own model.
-`cifar` is the trained model of `shared/models`, its units ranked by EAP; the others have random
-weights and units ranked by chance. Edge circuits are EAP's (greedy), compiled under `zero`.
+`cifar` is the trained model of `shared/models`, units chosen by
+`target_macs` from EAP scores; the others have random weights and random scores. Edge circuits are EAP's (greedy), compiled under `zero`.
 """
 
 import copy
@@ -27,8 +27,6 @@ import circuitvit as cv
 
 cv.ViT  # noqa: B018 - the first touch of a torch-backed name makes timm importable
 
-from circuitvit.circuit import edges_among
-from circuitvit.edge_graph import edge_names_of, units_of
 from circuitvit.files import read_json, write_json
 from circuitvit.measure import latency, macs, parameters
 
@@ -38,7 +36,7 @@ from bench_discovery import loaded
 
 RESULTS = ROOT / "experiments" / "results" / "bench_latency.json"
 CUTS = (0.3, 0.5, 0.7)
-EDGES = (0.01, 0.03, 0.1, 1.0)
+EDGES = {"cifar": (0.01, 0.03, 0.1, 1.0), "deit_s": (0.01, 1.0), "vit_b": (0.01, 1.0)}
 BATCHES = {"cifar": (1, 8, 64), "deit_s": (1, 8), "vit_b": (1, 8)}
 ROUNDS = {"cifar": 41, "deit_s": 15, "vit_b": 9}
 
@@ -76,39 +74,20 @@ def plain(module, config):
     return module.eval()
 
 
-def ranking(name, vit, pairs):
-    """Units, best first."""
-    scores = cv.eap(vit, pairs, method="eap" if name == "cifar" else "random", level="node", seed=0)
-    return [unit for unit in scores.ranked() if unit in units_of(vit.config)]
-
-
-def unit_circuit(vit, ranked, cut):
-    """The most units that save this share of the MACs, the best first."""
-    for count in range(len(ranked), 0, -1):
-        circuit = cv.Circuit(vit.config, edges_among(vit.config, ranked[:count], "split"))
-        small = cv.compile(vit, circuit)
-        if macs(small, image_shape(vit)) <= (1 - cut) * macs(vit, image_shape(vit)):
-            return small
-    raise SystemExit(f"no circuit saves {cut:.0%} of the MACs")
-
-
 def image_shape(vit):
     return vit.config.channels, vit.config.image_size, vit.config.image_size
 
 
 def models_of(name, module, vit, pairs):
     """Everything that is timed, the dense model first."""
-    ranked = ranking(name, vit, pairs)
-    models = {"dense": vit, "timm": module}
+    scores = cv.eap(vit, pairs, method="eap" if name == "cifar" else "random", seed=0)
+    everything = scores.top(len(scores))
+    models = {"dense": vit, "timm": module, "unit, full circuit": cv.compile(vit, everything)}
     for cut in CUTS:
-        small = unit_circuit(vit, ranked, cut)
+        small = cv.compile(vit, everything, target_macs=1 - cut)
         models |= {f"unit -{cut:.0%}": small, f"plain -{cut:.0%}": plain(module, small.config)}
-    everything = edge_names_of(vit.config)
-    models["unit, full circuit"] = cv.compile(vit, cv.Circuit(vit.config, everything))
-    scores = cv.eap(vit, pairs) if name == "cifar" else cv.eap(vit, pairs, method="random", seed=0)
-    for share in EDGES if name == "cifar" else (0.01, 1.0):
-        count = int(share * len(scores))
-        circuit = scores.greedy(count) if share < 1 else scores.top(count)
+    for share in EDGES[name]:
+        circuit = everything if share == 1 else scores.greedy(int(share * len(scores)))
         models[f"edge {share:.0%}"] = cv.compile(vit, circuit, level="edge")
     return models
 

@@ -8,7 +8,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -119,8 +118,3 @@ class Program:
         """ã of a writer."""
         value = self.ablated[places_of(self.vit.config)[writer], 0]
         return value.expand(-1, self.vit.config.width)
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tables are alike to the last bit."""
-    return one.shape == other.shape and torch.equal(one, other)

@@ -126,7 +126,12 @@ def _copies(program: Program, heads: Iterable[str], first: set[str]) -> tuple[Co
             if reader in program.parts:
                 continue
             table, at_first = program.table(reader), reader.endswith(".q") and head in first
-            key = (at_first, program.live(reader), tuple(table.shape), table.numpy().tobytes())
+            key = (
+                at_first,
+                program.live(reader),
+                tuple(table.shape),
+                table.cpu().numpy().tobytes(),
+            )
             found.setdefault(key, []).append(reader)
             tables[key] = table
     ordered = sorted(found, key=lambda key: key[0])
