@@ -47,6 +47,8 @@ PARAMETERS = {
     "prune_mlp": [],
     "retain_circuit": [],
     "measure": [],
+    "export": ["to", "dtype"],
+    "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
 }
 DEFAULTS = {
     ("eap", "method"): "eap",
