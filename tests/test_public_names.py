@@ -53,6 +53,9 @@ PARAMETERS = {
     "retain_circuit": [],
     "measure": [],
 }  # fmt: skip
+    "export": ["to", "dtype"],
+    "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
+}
 DEFAULTS = {
     ("eap", "method"): "eap",
     ("eap", "steps"): 5,
