@@ -31,6 +31,23 @@ def compiled(name="uniform", ablation="mean"):
     return small
 
 
+def edges_compiled(ablation="mean"):
+    """An edge circuit with tables, a constant pattern, a broadcast row and a shared sum."""
+    vit = dense("uniform", depth=3)
+    generator = torch.Generator().manual_seed(6)
+    names = cv.edge_graph(vit.config).edges
+    kept = {f"{w}->{r}" for w, r in names if torch.rand((), generator=generator) < 0.35}
+    kept -= {"embed->a0.h0.q", "embed->a0.h0.k"}
+    kept |= {"embed->a0.h0.v", "a0.h0->logits"}
+    images = random_images(vit, 9, seed=3)
+    small = cv.compile(
+        vit, cv.Circuit(vit.config, kept), level="edge", ablation=ablation, reference=images
+    )
+    assert any(call.pattern for block in small.plan.blocks for call in block.calls)
+    assert small.plan.tables
+    return small
+
+
 def by_onnxruntime(path, images):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
@@ -58,9 +75,12 @@ def test_onnxruntime_computes_a_dense_models_logits_at_any_batch_size(name, tmp_
     assert_equal(vit, lambda images: by_onnxruntime(path, images))
 
 
-@pytest.mark.parametrize(("name", "ablation"), [("uniform", "mean"), ("ragged", "zero")])
-def test_a_compiled_model_is_exported_in_both_formats(name, ablation, tmp_path):
-    small = compiled(name, ablation)
+@pytest.mark.parametrize(
+    "make", [compiled, lambda: compiled("ragged", "zero"), edges_compiled],
+    ids=["unit, mean", "unit, zero", "edge"],
+)  # fmt: skip
+def test_a_compiled_model_is_exported_in_both_formats(make, tmp_path):
+    small = make()
     onnx = cv.export(small, tmp_path / "file", to="onnx")
     assert_equal(small, lambda images: by_onnxruntime(onnx, images))
     pt2 = cv.export(small, tmp_path / "model.pt2")
@@ -187,7 +207,7 @@ def test_without_the_extra_its_name_is_told(package, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("make", [dense, compiled])
+@pytest.mark.parametrize("make", [dense, compiled, edges_compiled])
 def test_in_bf16_logits_are_within_3_percent_and_the_best_class_is_mostly_the_same(make):
     model = make()
     images = random_images(model, 200)
@@ -199,7 +219,7 @@ def test_in_bf16_logits_are_within_3_percent_and_the_best_class_is_mostly_the_sa
 
 
 @TORCHS_OWN
-@pytest.mark.parametrize("make", [lambda: dense(depth=1), lambda: compiled("ragged")])
+@pytest.mark.parametrize("make", [lambda: dense(depth=1), edges_compiled])
 def test_torch_compile_computes_the_same(make, as_users_call):
     backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     model = make()

@@ -52,10 +52,9 @@ PARAMETERS = {
     "prune_mlp": [],
     "retain_circuit": [],
     "measure": [],
-}  # fmt: skip
     "export": ["to", "dtype"],
     "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
-}
+}  # fmt: skip
 DEFAULTS = {
     ("eap", "method"): "eap",
     ("eap", "steps"): 5,
