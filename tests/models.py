@@ -67,10 +67,10 @@ def image_shape(config: cv.ViTConfig) -> tuple[int, int, int]:
     return config.channels, config.image_size, config.image_size
 
 
-def random_images(vit: cv.ViT, count: int, seed: int = 0) -> torch.Tensor:
+def random_images(vit: cv.ViT | cv.CircuitViT, count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1000 + seed)
     images = torch.randn(count, *image_shape(vit.config), generator=generator, dtype=torch.float64)
-    return images.to(vit.positions.dtype)
+    return images.to(next(vit.parameters()).dtype)
 
 
 def random_pairs(vit: cv.ViT, count: int = 3, seed: int = 0) -> cv.Pairs:
