@@ -49,7 +49,8 @@ def _block_lines(config: ViTConfig, index: int, block: BlockPlan) -> Iterator[st
     for call in block.calls:
         yield from _call_lines(config, call)
     if len(block.writes) < len(run):
-        yield f"shared: {len(run)} heads write in {len(block.writes)} products"
+        products = "one product" if len(block.writes) == 1 else f"{len(block.writes)} products"
+        yield f"shared: {len(run)} heads write in {products}"
     yield from _mlp_lines(config, index, block)
 
 

@@ -3,7 +3,7 @@
 Claim: on images that were used for nothing else, the circuits are more faithful than random ones of
 their size, and compile into smaller models whose figures stand in their reports.
 Command: `.venv/bin/python experiments/cifar10_gallery.py [--shared ../shared]`
-Hardware: 2 CPU cores. Minutes: 6.
+Hardware: 2 CPU cores. Minutes: 11.
 Expected: graphs/cifar10/{cat_dog, all_classes}/{circuit.json, report.md} as committed.
 
 The model is that of `shared/models`, 6 blocks of 8 heads. Pairs for ACDC are training images; τ is
@@ -107,7 +107,7 @@ def report(name, vit, circuit, trials, splits, pairs, unseen, reference):
         "",
         f"ACDC, τ={circuit.provenance.tau:g}, {len(circuit)} edges, {len(circuit.units())} units, "
         f"`{ABLATION}` ablation. Made by `.venv/bin/python experiments/cifar10_gallery.py`. "
-        "A circuit keeps little of what the dense model knows; compiled models were not trained.",
+        "The compiled models were not trained any further.",
         "",
         measured.markdown(),
         f"Faithfulness (kl) on {len(unseen)} test pairs, circuits of the same number of edges: "
