@@ -9,8 +9,8 @@ Expected  experiments/results/bench_latency.json; README's table comes from it. 
 Dense, compiled and plain models are timed in turns in one process (`circuitvit.measure.latency`);
 `null` is the dense model against itself. *Realised* is time saved ÷ MACs saved. `plain` are timm's
 own blocks cut to the same shapes by hand: what can be had at all. `timm` is timm's own model.
-`cifar` is the trained model of `shared/models`, units chosen by
-`target_macs` from EAP scores; the others have random weights and random scores. Edge circuits are EAP's (greedy), compiled under `zero`.
+`cifar` is the trained model of `shared/models`, units chosen by `target_macs` from EAP scores; the
+others have random weights and random scores. Edge circuits are EAP's (greedy), under `zero`.
 """
 
 import copy
@@ -128,24 +128,28 @@ def measured(name, shared, seed):
 
 
 def table(body):
-    """The rows of README's table."""
+    """The rows of README's table; `plain` is the column of the same shapes in plain modules."""
     lines = [
-        "| ViT | model | params | MACs | latency, batch 1 | 8 | 64 | realised, batch 64 or 8 |"
+        "| ViT | model | params | MACs | latency, batch 1 | latency, batch 64 (8) | realised | plain |",
+        "| --- " * 8 + "|",
     ]
-    lines.append("| --- " * 8 + "|")
     for name, found in body.items():
-        if not isinstance(found, dict):
-            continue
-        dense = found["rows"]["dense"]
-        for key, figures in found["rows"].items():
-            cells = [f"{figures[k] / dense[k] - 1:+.0%}" for k in ("parameters", "macs")]
-            for batch in (1, 8, 64):
-                ratio = figures.get(f"batch {batch}", {}).get("ratio")
-                cells.append("" if ratio is None else "{:.2f} ({:.2f}–{:.2f})".format(*ratio))
-            last = figures.get("batch 64", figures["batch 8"]).get("realised")
-            cells.append("" if last is None else "{:.0%} ({:.0%}–{:.0%})".format(*last))
-            lines.append(f"| {name} | {key} | " + " | ".join(cells) + " |")
+        for key, figures in found["rows"].items() if isinstance(found, dict) else ():
+            if key.startswith(("unit -", "edge")) and (name == "cifar" or key == "unit -50%"):
+                plain = found["rows"].get(key.replace("unit", "plain"), figures)
+                lines.append(_table_row(name, key, figures, found["rows"]["dense"], plain))
     return "\n".join(lines)
+
+
+def _table_row(name, key, figures, dense, plain):
+    last = f"batch {max(BATCHES[name])}"
+    cells = [name, key]
+    cells += [f"{figures[k] / dense[k] - 1:+.0%}" for k in ("parameters", "macs")]
+    cells += ["{:.2f} ({:.2f}–{:.2f})".format(*figures[b]["ratio"]) for b in ("batch 1", last)]
+    realised = figures[last].get("realised")
+    cells.append("" if realised is None else "{:.0%} ({:.0%}–{:.0%})".format(*realised))
+    cells.append("" if plain is figures else f"{plain[last]['realised'][0]:.0%}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def main(
