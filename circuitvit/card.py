@@ -18,6 +18,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.escaping import escape
 from circuitvit.measure import Report, macs, parameters
+from circuitvit.measure.tables import markdown_table
 from circuitvit.readme import FINGERPRINT, README
 from circuitvit.vit import ViT
 
@@ -39,6 +40,7 @@ def write_card(
     row: str = "compiled",
     data: str | None = None,
     command: str | None = None,
+    license: str | None = None,  # noqa: A002
 ) -> Path:
     """Write the model card (README.md) of a compiled model into the folder that it was saved in.
 
@@ -53,6 +55,7 @@ def write_card(
         row: the compiled model's name in the report, whose baseline is the dense one.
         data: which images the report is about, in words, such as `digits, test split`.
         command: what made the model, as typed.
+        license: of the weights, as the hub names it (`apache-2.0`); by default none is named.
 
     Returns:
         The path of the card.
@@ -62,7 +65,7 @@ def write_card(
     """
     _check(model, dense, ablation, report, row)
     parts = [
-        _front_matter(model),
+        _front_matter(model, license),
         f"# {_text(Path(folder).resolve().name)}",
         _summary(model, ablation),
         _shape(model, dense),
@@ -101,11 +104,11 @@ def _macs(model: nn.Module) -> int:
     return macs(model, (config.channels, config.image_size, config.image_size))
 
 
-def _front_matter(model: ViT | CircuitViT) -> str:
+def _front_matter(model: ViT | CircuitViT, license: str | None) -> str:  # noqa: A002
     named: dict[str, Any] = {FINGERPRINT: model.fingerprint()}
     data = ModelCardData(
         library_name="circuitvit",
-        license="mit",
+        license=license,
         pipeline_tag="image-classification",
         tags=TAGS,
         **named,
@@ -142,7 +145,7 @@ def _shape(model: ViT | CircuitViT, dense: ViT) -> str:
         [str(block), f"{heads[block]} of {old.heads[block]}", f"{neurons[block]} of {width}"]
         for block, width in enumerate(old.mlp_width)
     ]
-    dtype = str(dense.positions.dtype).removeprefix("torch.")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     facts = (
         f"Width of the residual stream {new.width}, {new.depth} blocks, {new.tokens} tokens, "
         f"{new.pooling} pooling, weights in {dtype}."
@@ -150,9 +153,9 @@ def _shape(model: ViT | CircuitViT, dense: ViT) -> str:
     return "\n\n".join(
         [
             "## What it is",
-            _table(["", "this model", "dense model"], rows),
+            markdown_table([["", "this model", "dense model"], *rows]),
             facts,
-            _table(["block", "heads", "MLP neurons"], blocks),
+            markdown_table([["block", "heads", "MLP neurons"], *blocks]),
         ]
     )
 
@@ -180,7 +183,7 @@ def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
         ["versions", ", ".join(f"{name} {v}" for name, v in origin.versions.items())],
     ]
     known = [[name, _text(value)] for name, value in rows if value not in (None, "")]
-    text = "## From which circuit\n\n" + _table(["", ""], known)
+    text = "## From which circuit\n\n" + markdown_table([["", ""], *known])
     if origin.model not in (None, source):
         text += "\n\nThe circuit was found on **other weights** than those that were compiled."
     return text
@@ -211,11 +214,6 @@ def _command(command: str | None) -> str:
         return "## Made by\n\nThe command that made it is not known."
     lines = "\n".join(f"    {line}" for line in command.splitlines())
     return f"## Made by\n\n{lines}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _text(value: object) -> str:

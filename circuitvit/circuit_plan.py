@@ -116,7 +116,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Thought:
+class MLPPlan:
     """An MLP.
 
     Attributes:
@@ -149,7 +149,7 @@ class BlockPlan:
     projections: tuple[Projection, ...]
     calls: tuple[Call, ...]
     writes: tuple[Write, ...]
-    mlp: Thought | None
+    mlp: MLPPlan | None
     constant: tuple[str, ...] = ()
 
     def reads(self) -> Iterator[Read]:
@@ -193,12 +193,48 @@ class Plan:
         """
         try:
             blocks = tuple(map(_block, values["blocks"]))
-            return cls(blocks, _read(values["logits"]), tuple(values["tables"]))
-        except (KeyError, TypeError, AttributeError) as cause:
+            plan = cls(blocks, _read(values["logits"]), tuple(values["tables"]))
+            _check_numbers(plan)
+            return plan
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as cause:
             raise CircuitError(
                 f"this is not the plan of a compiled circuit ({cause!r}): it was damaged, or "
                 "belongs to a newer version. Compile and save the circuit again."
             ) from cause
+
+
+def _check_numbers(plan: Plan) -> None:
+    """Refuse a plan that reads what is not there.
+
+    Raises:
+        ValueError: a value is read before it is made, or a table or projection does not exist.
+    """
+    made = {EMBED}
+
+    def check(read: Read) -> None:
+        if not made.issuperset(read.values) or not read.rows >= 1:
+            raise ValueError(f"values {read.values} are read before they are made")
+        if read.table is not None:
+            plan.tables[read.table]
+        made.update(() if read.sum is None else (read.sum,))
+
+    for block in plan.blocks:
+        for projection in block.projections:
+            check(projection.read)
+        _check_sources(block)
+        made.update(write.value for write in block.writes)
+        if block.mlp is not None:
+            check(block.mlp.read)
+            made.add(block.mlp.value)
+    check(plan.logits)
+
+
+def _check_sources(block: BlockPlan) -> None:
+    for source in (s for call in block.calls for s in (*call.q, *call.k, *call.v)):
+        if source.projection is not None:
+            slots = block.projections[source.projection].slots
+            if source.start + source.heads > slots:
+                raise ValueError(f"slots beyond the {slots} of a projection are used")
 
 
 def _read(values: Mapping[str, Any]) -> Read:
@@ -218,7 +254,7 @@ def _block(values: Mapping[str, Any]) -> BlockPlan:
         projections=tuple(Projection(_read(p["read"]), p["slots"]) for p in values["projections"]),
         calls=tuple(map(_call, values["calls"])),
         writes=tuple(Write(**write) for write in values["writes"]),
-        mlp=None if mlp is None else Thought(**{**mlp, "read": _read(mlp["read"])}),
+        mlp=None if mlp is None else MLPPlan(**{**mlp, "read": _read(mlp["read"])}),
         constant=tuple(values["constant"]),
     )
 

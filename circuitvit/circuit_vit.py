@@ -2,8 +2,8 @@
 
 Every reader has its own copy of the stream: a sum of the values that it keeps and a table of all
 that is constant. Readers with the same copy share it, its LayerNorm and one product; LayerNorms'
-scales and shifts are in the weights that follow them. What is computed, and in which order, is the
-model's `Plan`; `explain` says what became of the original.
+scales and shifts are in the weights that follow them, but for the final one's. What is computed,
+and in which order, is the model's `Plan`; `explain` says what became of the original.
 """
 
 from dataclasses import replace
@@ -19,11 +19,11 @@ from circuitvit.circuit_plan import (
     EMBED,
     BlockPlan,
     Call,
+    MLPPlan,
     Part,
     Plan,
     Projection,
     Read,
-    Thought,
     Write,
 )
 from circuitvit.config import ViTConfig
@@ -86,7 +86,7 @@ class Projecting(nn.Module):
         return self.linear(x).unflatten(-1, (self.slots, -1)).transpose(1, 2)
 
 
-class Attending(nn.Module):
+class CircuitAttention(nn.Module):
     """Heads of a block that attend in one product."""
 
     def __init__(self, config: ViTConfig, plan: Call, head_width: int) -> None:
@@ -151,10 +151,10 @@ class Writing(nn.Module):
         return written if self.table is None else written + self.table
 
 
-class Thinking(nn.Module):
+class CircuitMLP(nn.Module):
     """An MLP with its own copy of the stream."""
 
-    def __init__(self, config: ViTConfig, plan: Thought) -> None:
+    def __init__(self, config: ViTConfig, plan: MLPPlan) -> None:
         super().__init__()
         self.activation, self.eps = config.activation, config.layer_norm_eps
         self.reading = Reading(plan.read)
@@ -178,9 +178,9 @@ class CircuitBlock(nn.Module):
         super().__init__()
         self.plan, width = plan, plan.head_width
         self.projections = nn.ModuleList(Projecting(config, p, width) for p in plan.projections)
-        self.calls = nn.ModuleList(Attending(config, call, width) for call in plan.calls)
+        self.calls = nn.ModuleList(CircuitAttention(config, call, width) for call in plan.calls)
         self.writes = nn.ModuleList(Writing(config, write, width) for write in plan.writes)
-        self.mlp = None if plan.mlp is None else Thinking(config, plan.mlp)
+        self.mlp = None if plan.mlp is None else CircuitMLP(config, plan.mlp)
         live = {
             part
             for part in ("q", "k")
@@ -218,7 +218,7 @@ class CircuitViT(SavedModel):
     def __init__(self, config: ViTConfig, plan: Plan) -> None:
         super().__init__()
         self.config, self.plan = config, plan
-        self.ends = ViT(without_blocks(config))
+        self.ends = ViT(without_blocks(config))  # whole, even where nobody reads the embedding
         self.blocks = nn.ModuleList(CircuitBlock(config, block) for block in plan.blocks)
         self.logits = Reading(plan.logits)
         self.tables = nn.ParameterList(torch.zeros(rows, config.width) for rows in plan.tables)
@@ -236,7 +236,7 @@ class CircuitViT(SavedModel):
         self.check_images(images)
         values = {EMBED: self.ends.embed(images)} if self._embeds else {}
         run = Run(images.shape[0], list(self.tables), values)
-        for block, done in zip(self.blocks, self._done, strict=False):
+        for block, done in zip(self.blocks, self._done[:-1], strict=True):
             block(run)
             for value in done:
                 del values[value]
@@ -279,7 +279,13 @@ class CircuitViT(SavedModel):
                 "this is not the config of a compiled circuit. Models of other kinds are loaded "
                 "with circuitvit.load_vit(folder)."
             )
-        return cls(ViTConfig.from_dict(shape.get("vit")), Plan.from_dict(shape.get("plan")))
+        config, plan = ViTConfig.from_dict(shape.get("vit")), Plan.from_dict(shape.get("plan"))
+        if len(plan.blocks) != config.depth:
+            raise CircuitError(
+                f"the plan of this compiled circuit has {len(plan.blocks)} blocks, its config "
+                f"{config.depth}: it was damaged or altered. Compile and save the circuit again."
+            )
+        return cls(config, plan)
 
 
 def normalized(x: Stream, eps: float) -> Stream:

@@ -40,6 +40,13 @@ class Ablation(StrEnum):
     mean = "mean"
 
 
+class CompileLevel(StrEnum):
+    """What `compile` keeps."""
+
+    unit = "unit"
+    edge = "edge"
+
+
 class Constant(StrEnum):
     """What removed units write in a compiled model."""
 
@@ -212,9 +219,9 @@ def compile(  # noqa: A001
         Constant, typer.Option(help="What removed units write: nothing, or their mean.")
     ] = Constant.zero,
     level: Annotated[
-        str,
+        CompileLevel,
         typer.Option(help="unit: the circuit's heads and MLPs; edge: the very edges."),
-    ] = "unit",
+    ] = CompileLevel.unit,
     target_latency: Annotated[
         float | None,
         typer.Option(help="Drop the units that score least until this share of the time is left."),
@@ -240,18 +247,19 @@ def compile(  # noqa: A001
     needs_images = (card and not fresh) or ablation is Constant.mean
     splits = _splits_for(vit, data, limit, seed) if needs_images else None
     reference = splits.train.images if splits and ablation is Constant.mean else None
-    costs = None if target_latency is None else cv.measure_costs(vit.config)
+    measures = level is CompileLevel.unit and 0 < (target_latency or 0) <= 1
+    costs = cv.measure_costs(vit.config) if measures else None
     make: Any = cv.compile
     small = make(
-        vit, kept, level=level, ablation=ablation.value, reference=reference, fresh=fresh,
+        vit, kept, level=level.value, ablation=ablation.value, reference=reference, fresh=fresh,
         seed=seed, target_latency=target_latency, target_macs=target_macs,
         target_parameters=target_parameters, costs=costs,
     )  # fmt: skip
+    small.save_pretrained(out)
     report = None
     if splits and card and not fresh:
         pair, test = {"dense": vit, "compiled": small}, splits.test
         report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
-    small.save_pretrained(out)
     if costs is not None:
         costs.save(out / "costs.json")
         savings = cv.savings(vit, small, costs)
@@ -262,7 +270,7 @@ def compile(  # noqa: A001
             out, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
             data=f"{data}, test split", command=shlex.join(["circuitvit", *sys.argv[1:]]),
         )  # fmt: skip
-    if level == "edge":
+    if level is CompileLevel.edge:
         typer.echo(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
     saved = 1 - macs(small, image) / macs(vit, image)

@@ -26,8 +26,15 @@ def explanation(config: ViTConfig, plan: Plan) -> str:
     for index, block in enumerate(plan.blocks):
         lines.append(f"block {index}: MACs {_change(before[index], after[index])}")
         lines += [f"  {line}" for line in _block_lines(config, index, block)]
-    held = f"{len(plan.tables)} tables" if len(plan.tables) != 1 else "1 table"
-    lines.append(f"logits: {_parts(len(plan.logits.values))}; the copies hold {held}.")
+    reads = [read for block in plan.blocks for read in block.reads()]
+    added = sum(max(0, len(read.values) - 1) for read in [*reads, plan.logits])
+    lines.append(f"logits: {_parts(len(plan.logits.values))}")
+    lines.append(
+        f"{len(reads)} copies of the stream, each with a LayerNorm (the model had "
+        f"{sum(map(bool, config.heads)) + sum(map(bool, config.mlp_width))}), are made by {added} "
+        f"additions and {len(plan.tables)} tables of {sum(plan.tables) * config.width:,} numbers. "
+        "MACs don't count these: measure the latency."
+    )
     return "\n".join(lines)
 
 
@@ -63,12 +70,12 @@ def _readers_of(block: BlockPlan) -> str:
 def _call_lines(config: ViTConfig, call: Call) -> Iterator[str]:
     heads = _listed(call.heads)
     if call.pattern:
-        kind = "uniform or the same row" if call.pattern == 1 else "a table"
+        kind = "a row each" if call.pattern == 1 else "a table each"
         yield f"static: the patterns of heads {heads} are {kind}, without queries and keys"
     for part, word in PARTS.items():
         if call.in_table(part):
             yield f"static: the {word} of {call.in_table(part)} of heads {heads}"
-    if call.rows == 1 and config.tokens > 1 and call.pattern != 1:
+    if call.rows == 1 and config.tokens > 1:
         yield f"one row: heads {heads} attend at the first token alone, or alike at all"
 
 

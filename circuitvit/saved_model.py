@@ -26,7 +26,6 @@ class SavedModel(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="circuitvit",
-    license="mit",
     tags=["vision-transformer", "image-classification"],
 ):
     """A module whose shape is plain JSON; a class says what that JSON holds.
@@ -154,7 +153,7 @@ class SavedModel(
         ]
         if problems:
             raise CircuitError(
-                f"the weights from {source} don't fit this ViT: " + "; ".join(problems) + "."
+                f"the weights from {source} don't fit this model: " + "; ".join(problems) + "."
             )
         self.load_state_dict(weights, assign=True)
         return self.requires_grad_(True)

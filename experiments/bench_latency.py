@@ -120,11 +120,34 @@ def measured(name, shared, seed):
         )
         for batch in BATCHES[name]
     }
+    small = {key: models[key] for key in models if key.startswith("unit -")}
+    pairs_of = {key: (models[key.replace("unit", "plain")], each) for key, each in small.items()}
+    pairs_of["unit, full circuit"] = module, models["unit, full circuit"]
     rows = {
         key: row(models.get(key, vit), vit, shape, {b: found[key] for b, found in timed.items()})
         for key in [*models, "null"]
     }
+    for key, (plain_one, ours) in pairs_of.items():
+        rows[key] |= against_plain(plain_one, ours, vit, pairs, BATCHES[name], ROUNDS[name], seed)
     return {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
+
+
+def against_plain(plain_one, ours, vit, pairs, batches, rounds, seed):
+    """Our model's time ÷ that of plain modules of the same shapes, in turns; realised likewise."""
+    saved, found = 1 - macs(ours, image_shape(vit)) / macs(vit, image_shape(vit)), {}
+    for batch in batches:
+        timed = latency(
+            {"plain": plain_one, "ours": ours, "dense": vit}, pairs.clean, baseline="plain",
+            batch=batch, rounds=rounds, seed=seed,
+        )  # fmt: skip
+        ours_ms, dense_ms, plain_ms = (timed[key].median_ms for key in ("ours", "dense", "plain"))
+        each = timed["ours"]
+        ratio = [each.ratio, each.ratio_low, each.ratio_high]
+        found[f"time over plain, batch {batch}"] = [round(value, 4) for value in ratio]
+        if saved > 0.01:
+            share = (1 - ours_ms / dense_ms) / (1 - plain_ms / dense_ms)
+            found[f"realised over plain, batch {batch}"] = round(share, 4)
+    return found
 
 
 def table(body):

@@ -7,6 +7,7 @@ from test_compiler import circuit_of_units
 from test_cost_table import invented
 
 import circuitvit as cv
+from circuitvit.compiler import blueprint
 from circuitvit.compiler.budget import ranked_units
 from circuitvit.measure import Cost, macs, parameters
 
@@ -131,12 +132,22 @@ def test_a_budget_goes_with_fewer_neurons_and_with_fresh_weights():
             assert small.fingerprint() == within[-1].fingerprint()
 
 
-def test_costs_are_measured_on_the_spot_where_none_are_given():
-    vit = random_vit(shape(depth=1, heads=1, head_width=8, mlp_width=256), seed=2)
+def test_costs_are_measured_on_the_spot_where_none_are_given(monkeypatch):
+    vit = random_vit(shape(), seed=2)
     circuit = found(vit)
     assert circuit.units()
-    small = cv.compile(vit, circuit, target_latency=1.0)
-    assert set(small.config.mlp_width) | set(small.config.heads) <= {0, 1, 256}
+    asked = []
+
+    def invented_costs(config, **options):
+        asked.append((config, options))
+        return invented(vit.config)
+
+    monkeypatch.setattr(blueprint, "measure_costs", invented_costs)
+    small = cv.compile(vit, circuit, target_latency=0.9)
+    costs = invented(vit.config)
+    assert costs.predict(small.config) <= 0.9 * costs.predict(vit.config)
+    assert asked[0][0] == vit.config
+    assert asked[0][1]["dtype"] == torch.float64
 
 
 def test_a_table_that_lacks_a_part_says_which():

@@ -39,7 +39,7 @@ def written(folder, made, **options):
 def test_the_front_matter_is_what_the_hub_reads(made, tmp_path):
     written(tmp_path, made)
     data = ModelCard.load(tmp_path / "README.md").data
-    assert (data.license, data.library_name) == ("mit", "circuitvit")
+    assert (data.license, data.library_name) == (None, "circuitvit")
     assert data.pipeline_tag == "image-classification"
     assert {"vision-transformer", "circuit-discovery"} <= set(data.tags)
     assert data.to_dict()["model_fingerprint"] == made[2].fingerprint()
@@ -58,6 +58,22 @@ def test_the_card_says_what_the_model_is_next_to_the_dense_one(made, tmp_path):
         assert f"| {block} | {heads} of 2 | {neurons} of 6 |" in text
     assert "What was removed writes nothing" in text
     assert "its mean over reference images" in written(tmp_path, made, ablation="mean")
+
+
+def test_a_card_of_an_edge_circuit_says_so_and_counts_what_is_run(made, tmp_path):
+    dense, circuit, _, _ = made
+    small = cv.compile(dense, circuit, level="edge")
+    small.save_pretrained(tmp_path)
+    path = cv.write_card(
+        tmp_path, small, dense=dense, circuit=circuit, ablation="zero", license="apache-2.0"
+    )
+    text = path.read_text()
+    assert "it holds the very edges that a circuit keeps" in text
+    assert "cv.CircuitViT.from_pretrained" in text
+    assert "license: apache-2.0" in text
+    heads = sum(len(call.heads) for block in small.plan.blocks for call in block.calls)
+    assert f"| attention heads | {heads} | {sum(dense.config.heads)} |" in text
+    assert cv.CircuitViT.from_pretrained(tmp_path).card == text
 
 
 def test_the_card_says_which_circuit_it_comes_from(made, tmp_path):

@@ -251,5 +251,11 @@ def test_models_of_one_kind_are_not_taken_for_the_other(tmp_path, as_users_call)
         cv.eap(small, random_pairs(vit, 2))
     with pytest.raises(cv.CircuitError, match="this model expects"):
         small(torch.zeros(2, 3, 9, 9).double())
+    with pytest.raises(cv.CircuitError, match=r"parts have no price.*explain\(\)"):
+        cv.savings(vit, small)
+    shape_now = small.shape_as_dict()
+    shape_now["plan"]["logits"]["values"] = [99]
+    with pytest.raises(cv.CircuitError, match="read before they are made"):
+        cv.CircuitViT.of_shape(shape_now)
     with pytest.raises(cv.CircuitError, match="not the plan of a compiled circuit"):
         cv.CircuitViT.of_shape({**small.shape_as_dict(), "plan": {"blocks": [{}]}})

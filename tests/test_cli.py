@@ -78,6 +78,20 @@ def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace)
     assert [row["name"] for row in rows] == ["model", "small"]
 
 
+def test_an_edge_circuit_is_compiled_evaluated_and_exported(workplace):
+    words = ["compile", "model", "c.json", "edge", "--level", "edge"]
+    done = run(*words, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "block 0: MACs" in done.stdout
+    assert "fewer MACs" in done.stdout
+    assert "the very edges that a circuit keeps" in (workplace / "edge" / "README.md").read_text()
+    done = run("evaluate", "model", "edge", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    done = run("export", "edge", "edge.pt2", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "edge.pt2").stat().st_size > 0
+
+
 def test_a_budget_drops_units_until_it_is_met_and_fresh_weights_can_be_asked_for(workplace):
     words = ["--method", "eap", "--edges", 40, "--pairs", 16]
     assert run("discover", "model", "b.json", *words, cwd=workplace).returncode == 0

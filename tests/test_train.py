@@ -122,6 +122,27 @@ def test_norms_biases_positions_tokens_and_constants_do_not_decay():
     assert len(chosen) + len(kept["params"]) == len(list(vit.parameters()))
 
 
+def edge_model():
+    from test_circuit_vit import compiled, some_circuit
+
+    vit = make_vit(register_tokens=2, mlp_constant=True, qk_norm=True).eval()
+    images = blobs(9, seed=2).images
+    return compiled(vit, some_circuit(vit, 3, 0.3, path=True), "mean", images)
+
+
+def test_tables_of_edge_circuits_do_not_decay_and_the_model_trains():
+    small = edge_model()
+    decayed, _ = training.adamw(small, Recipe()).param_groups
+    chosen = {id(parameter) for parameter in decayed["params"]}
+    names = {name for name, parameter in small.named_parameters() if id(parameter) in chosen}
+    assert all(name.endswith(".weight") for name in names)
+    assert any("table" in name for name, _ in small.named_parameters())
+    before = small.fingerprint()
+    trained = cv.train(small, blobs(), blobs(seed=1), Recipe(epochs=1, batch=16)).vit
+    assert isinstance(trained, cv.CircuitViT)
+    assert trained.fingerprint() != before == small.fingerprint()
+
+
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine():
     recipe = Recipe(epochs=10, learning_rate=0.8, warmup_epochs=2)
     rates = [recipe.learning_rate_at(step, steps_an_epoch=4) for step in range(40)]

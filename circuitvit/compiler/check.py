@@ -15,6 +15,9 @@ from circuitvit.errors import CircuitError
 from circuitvit.measure.cost_table import Costs
 from circuitvit.vit import ViT
 
+MULTIPLE = 16
+"""What MLP widths are snapped up to by default."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -34,7 +37,9 @@ class Options:
         return {
             "neurons": self.neurons is not None,
             "keep_ratio": self.keep_ratio is not None,
+            "multiple": self.multiple != MULTIPLE,
             "fresh": bool(self.fresh),
+            "seed": self.seed != 0,
             **targets,
             "costs": self.costs is not None,
         }
@@ -69,7 +74,7 @@ def _reasons(
     yield from _ablation_reasons(ablation, reference)
     if reference is not None and not isinstance(reference, Tensor):
         yield f"reference is a {type(reference).__name__}, expected a tensor of images"
-    elif reference is not None and len(reference):
+    elif reference is not None and (reference.ndim == 0 or len(reference)):
         try:
             vit.check_images(reference, name="reference images")
         except CircuitError as cause:
@@ -103,5 +108,7 @@ def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
         )
     elif ablation not in ("zero", "mean"):
         yield f"ablation is {ablation!r}, expected 'zero' or 'mean'"
-    elif ablation == "mean" and (reference is None or len(reference) == 0):
+    elif ablation == "mean" and (
+        reference is None or (isinstance(reference, Tensor) and reference.shape[:1] == (0,))
+    ):
         yield "ablation='mean' needs reference images, give reference=images"

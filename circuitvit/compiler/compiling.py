@@ -13,7 +13,7 @@ from circuitvit.ablation import RemovedNeurons
 from circuitvit.circuit import Ablation, Circuit, edges_among
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.compiler.blueprint import Blueprint, blueprint_of
-from circuitvit.compiler.check import Options, check
+from circuitvit.compiler.check import MULTIPLE, Options, check
 from circuitvit.compiler.constant_nodes import find_constants
 from circuitvit.compiler.constants import fold_constants
 from circuitvit.compiler.dead_nodes import drop_dead
@@ -46,7 +46,7 @@ def compile(  # noqa: A001
     reference: Tensor | None = None,
     neurons: EdgeScores | None = None,
     keep_ratio: Ratio | None = None,
-    multiple: int = 16,
+    multiple: int = MULTIPLE,
     fresh: bool = False,
     seed: int = 0,
     target_latency: float | None = None,
@@ -73,7 +73,7 @@ def compile(  # noqa: A001
     reference: Tensor | None = None,
     neurons: EdgeScores | None = None,
     keep_ratio: Ratio | None = None,
-    multiple: int = 16,
+    multiple: int = MULTIPLE,
     fresh: bool = False,
     seed: int = 0,
     target_latency: float | None = None,
@@ -133,7 +133,8 @@ def compile(  # noqa: A001
     Raises:
         CircuitError: it can't be compiled (every reason is named), the target can't be met (the
             least share is named), or the result differs from the masked run by more than
-            1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64.
+            1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64, 1e-1 in half precision (compile
+            in fp32 and convert the result, which is more exact).
     """
     targets = {
         "target_latency": target_latency,
@@ -155,7 +156,7 @@ def _compiled_units(
     if not circuit.units() and "embed->logits" not in circuit:
         warnings.warn(
             f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so no head "
-            "and no MLP is kept; scores.greedy(n) keeps paths.",
+            "and no MLP is kept; scores.greedy with more edges finds one.",
             stacklevel=4,
         )
     shape = _shapes(vit, ablation, fresh=options.fresh)
@@ -184,7 +185,7 @@ def _compiled_edges(
     if not program.live("logits"):
         warnings.warn(
             f"no kept path leads from embed to logits ({len(circuit)} edges), so the compiled "
-            "model gives the same logits for every image; scores.greedy(n) keeps paths.",
+            "model gives the same logits for every image; scores.greedy with more edges finds one.",
             stacklevel=4,
         )
     compiled = lower(share(program), vit.positions.dtype)

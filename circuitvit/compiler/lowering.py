@@ -16,11 +16,11 @@ from circuitvit.circuit_plan import (
     EMBED,
     BlockPlan,
     Call,
+    MLPPlan,
     Plan,
     Projection,
     Read,
     Source,
-    Thought,
     Write,
 )
 from circuitvit.circuit_vit import CircuitViT
@@ -40,7 +40,10 @@ def lower(shared: Shared, dtype: torch.dtype) -> CircuitViT:
     weights = {**both[best].weights, **_ends(vit, both[best])}
     with torch.device("meta"):
         model = CircuitViT(vit.config, models[best])
-    copies = {name: w.detach().to(dtype).clone() for name, w in weights.items()}
+    copies = {
+        name: w.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+        for name, w in weights.items()
+    }
     return model.take_over(copies, source="the compiler").train(vit.training)
 
 
@@ -237,7 +240,7 @@ class _Lowering:
         self._values |= dict.fromkeys(units, value)
         return value
 
-    def _mlp(self, prefix: str, block: Block, copy: Copy) -> Thought:
+    def _mlp(self, prefix: str, block: Block, copy: Copy) -> MLPPlan:
         mlp, norm = block.mlp, block.ln2
         assert mlp is not None
         assert norm is not None
@@ -253,7 +256,7 @@ class _Lowering:
             f"{prefix}table": table,
         }
         value = self._written((name,), max(read.rows, len(table)), copy.first)
-        return Thought(read, len(mlp.fc1.bias), value, len(table))
+        return MLPPlan(read, len(mlp.fc1.bias), value, len(table))
 
 
 def _slots(copy: Copy, groups: tuple[HeadGroup, ...]) -> list[str]:

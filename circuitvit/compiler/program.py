@@ -93,11 +93,10 @@ class Program:
         total = self._stream_constants(node)
         kept, names = self.kept[reader], writers_of(self.vit.config)
         before = names[: writers_before(self.vit.config)[node.unit]]
-        removed = [place for place, name in enumerate(before) if name not in kept]
-        if removed:
-            total = total + self.ablated[removed].sum(dim=0)[0]
-        for name in before:
-            if name in kept and name in self.constants:
+        for place, name in enumerate(before):
+            if name not in kept:
+                total = total + self.ablated[place, 0]
+            elif name in self.constants:
                 total = total + self.constants[name]
         return total.expand(-1, self.vit.config.width)
 

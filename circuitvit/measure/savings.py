@@ -13,6 +13,7 @@ from typing import Any
 
 from circuitvit.checks import check_circuit, check_vit
 from circuitvit.circuit import Circuit
+from circuitvit.circuit_vit import CircuitViT
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named, units_of
 from circuitvit.errors import CircuitError
@@ -111,6 +112,11 @@ def savings(vit: ViT, kept: ViT | Circuit | Iterable[str], costs: Costs | None =
             costs don't cover it.
     """
     check_vit(vit)
+    if isinstance(kept, CircuitViT):
+        raise CircuitError(
+            "this is a circuit that was compiled with level='edge', whose parts have no price of "
+            "their own. Its explain() tells what was saved, and measure how much time."
+        )
     if isinstance(kept, ViT):
         steps = list(_steps_to(vit.config, kept.config))
     else:

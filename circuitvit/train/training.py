@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
@@ -28,11 +29,16 @@ from circuitvit.train.checkpoint import Checkpoint
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
 
+AnyViT = ViT | CircuitViT
+Model = TypeVar("Model", bound=AnyViT)
+UNDECAYED = ("position", "token", "constant", "table", "pattern")
+"""Words in the names of parameters that weight decay leaves alone."""
+
 CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class Training(Generic[Model]):
     """What a training gave.
 
     Attributes:
@@ -42,19 +48,19 @@ class Training:
             recipe), `validation_accuracy` (0–1), `learning_rate` (of its last step), `seconds`.
     """
 
-    vit: ViT
+    vit: Model
     history: tuple[dict[str, Any], ...]
 
 
 def train(
-    vit: ViT,
+    vit: Model,
     training: ImageSet,
     validation: ImageSet,
     recipe: Recipe,
     *,
     folder: str | Path | None = None,
     progress: bool | None = None,
-) -> Training:
+) -> Training[Model]:
     """Train a copy of a ViT.
 
     Each epoch draws a new order; the images that don't fill a batch sit that epoch out. On a CPU
@@ -97,7 +103,8 @@ def train(
             if path is not None and accelerator.is_main_process:
                 Checkpoint.of(run, history, loop.model, loop.optimizer).save(path)
             accelerator.wait_for_everyone()
-    return Training(loop.model.to(vit.positions.device).eval(), history)
+    trained = cast(Model, loop.model.to(next(vit.parameters()).device).eval())
+    return Training(trained, history)
 
 
 class _Loop:
@@ -105,7 +112,7 @@ class _Loop:
 
     def __init__(
         self,
-        vit: ViT,
+        vit: AnyViT,
         training: ImageSet,
         validation: ImageSet,
         recipe: Recipe,
@@ -193,10 +200,10 @@ class _Loop:
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW that decays weights, but no norm, bias, position, token or constant."""
+    """AdamW that decays weights, but no norm, bias, position, token, constant or table."""
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
-        free = parameter.ndim < 2 or any(word in name for word in ("position", "token", "constant"))
+        free = parameter.ndim < 2 or any(word in name for word in UNDECAYED)
         (kept if free else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
@@ -206,7 +213,7 @@ def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
 
 
 def _check(
-    vit: ViT,
+    vit: AnyViT,
     training: ImageSet,
     validation: ImageSet,
     recipe: Recipe,
@@ -241,7 +248,7 @@ def _check(
         raise CircuitError("this training can't start: " + "; ".join(problems) + ".")
 
 
-def _run(vit: ViT, training: ImageSet, validation: ImageSet, recipe: Recipe) -> dict[str, Any]:
+def _run(vit: AnyViT, training: ImageSet, validation: ImageSet, recipe: Recipe) -> dict[str, Any]:
     """What makes it this training and no other, as JSON knows it."""
     run = {
         "training images": training.fingerprint(),
