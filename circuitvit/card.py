@@ -166,6 +166,7 @@ def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
     source = dense.fingerprint()
     rows = [
         ["edges", f"{len(circuit):,} of {total:,}"],
+        ["heads and MLPs on a kept path", f"{len(circuit.units()):,}"],
         ["found by", origin.method],
         ["selection", origin.selection],
         ["level", origin.level],

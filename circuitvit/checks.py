@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit, same_edge_set
+from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.vit import ViT
@@ -19,6 +20,11 @@ def check_vit(vit: object) -> None:
     Raises:
         CircuitError: as it says.
     """
+    if isinstance(vit, CircuitViT):
+        raise CircuitError(
+            "expected a circuitvit.ViT, got CircuitViT: a circuit that was compiled with "
+            "level='edge' has no edges to work on. Take the model that it was compiled from."
+        )
     if not isinstance(vit, ViT):
         raise CircuitError(
             f"expected a circuitvit.ViT, got {type(vit).__name__}. "

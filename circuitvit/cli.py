@@ -229,7 +229,8 @@ def compile(  # noqa: A001
     target_macs: Annotated[float | None, typer.Option(help="The same for MACs.")] = None,
     target_parameters: Annotated[float | None, typer.Option(help="For parameters.")] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Give new random weights, to train from scratch.")
+        bool,
+        typer.Option("--fresh", help="Give new random weights, to train from scratch; no card."),
     ] = False,
     data: Data = "digits",
     limit: Limit = None,
@@ -243,6 +244,8 @@ def compile(  # noqa: A001
     import circuitvit as cv
     from circuitvit.measure import macs, parameters
 
+    if out.resolve() == Path(model).resolve():
+        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
     needs_images = (card and not fresh) or ablation is Constant.mean
     splits = _splits_for(vit, data, limit, seed) if needs_images else None
@@ -260,6 +263,8 @@ def compile(  # noqa: A001
     if splits and card and not fresh:
         pair, test = {"dense": vit, "compiled": small}, splits.test
         report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
+    for stale in ("costs.json", "savings.json", "savings.md"):  # of a model compiled before
+        (out / stale).unlink(missing_ok=True)
     if costs is not None:
         costs.save(out / "costs.json")
         savings = cv.savings(vit, small, costs)
@@ -277,7 +282,8 @@ def compile(  # noqa: A001
     heads, _ = small.units_kept()
     typer.echo(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
-        f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:.0%} fewer MACs."
+        f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:.0%} fewer MACs"
+        f"{', random weights' if fresh else ''}."
     )
 
 

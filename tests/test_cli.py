@@ -157,6 +157,7 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
             "target_macs is 2.0, expected",
         ),
         (["evaluate", "missing"], "no model at missing"),
+        (["compile", "model", "c.json", "./model"], "is the model's own folder"),
         (["compile", "model", "missing.json", "x"], "no circuit at missing.json"),
         (["export", "missing", "x.onnx"], "no model at missing"),
         (["export", "model", "x.tflite"], "ends in '.tflite', expected '.onnx' or '.pt2'"),
