@@ -79,7 +79,7 @@ def test_onnxruntime_computes_a_dense_models_logits_at_any_batch_size(name, tmp_
     "make", [compiled, lambda: compiled("ragged", "zero"), edges_compiled],
     ids=["unit, mean", "unit, zero", "edge"],
 )  # fmt: skip
-def test_a_compiled_model_is_exported_in_both_formats(make, tmp_path):
+def test_a_compiled_model_is_exported_in_both_formats(make, tmp_path, as_users_call):
     small = make()
     onnx = cv.export(small, tmp_path / "file", to="onnx")
     assert_equal(small, lambda images: by_onnxruntime(onnx, images))
