@@ -163,12 +163,7 @@ class ViT(SavedModel):
         config: its shape.
         seed: draws the initial weights, leaving torch's own generator as it was; by default they
             come from torch's generator.
-
-    Attributes:
-        card: the text of the model card in the folder that it was loaded from, if there was one.
     """
-
-    card: str | None = None
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__()
