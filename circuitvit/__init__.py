@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         minimality,
         savings,
     )
+    from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import load_vit
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
     from circuitvit.train import Recipe, train
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 _WITHOUT_TORCH = {
     "Circuit": "circuit",
     "CircuitError": "errors",
+    "Preprocessing": "preprocessing",
     "Provenance": "circuit",
     "ViTConfig": "config",
     "edge_graph": "edge_graph",
@@ -97,7 +99,7 @@ _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Circuit", "CircuitError", "CircuitViT", "Completeness", "Costs", "Curve", "EdgeScores",
-    "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Provenance", "Recipe", "Report",
+    "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Preprocessing", "Provenance", "Recipe", "Report",
     "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "compile",
     "completeness", "eap", "edge_graph", "export", "faithfulness", "faithfulness_curve",
     "load_splits", "load_vit", "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp",

@@ -241,7 +241,7 @@ class CircuitViT(SavedModel):
             for value in done:
                 del values[value]
         stream = self.logits(run)
-        if self.config.pooling == "mean":
+        if self.config.pooling != "class":
             stream = stream.expand(-1, self.config.tokens, -1)
         return self.ends.read_out(stream)
 

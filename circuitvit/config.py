@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 from circuitvit.errors import CircuitError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
-Pooling = Literal["class", "mean"]
+Pooling = Literal["class", "mean", "mean_all", "class_mean", "class_distillation"]
+MEANS = ("mean", "mean_all")
+"""The poolings after which a LayerNorm may come."""
 
 
 @dataclass(frozen=True, init=False)
@@ -31,9 +33,12 @@ class ViTConfig:
         head_width: width of a head's q, k, v and z in each block.
         mlp_width: hidden neurons of each block's MLP; 0 means that the block has no MLP.
         class_token: whether a learned class token comes first.
-        register_tokens: learned tokens after the class token that no one reads out.
-        pooling: what the head reads: the class token, or the mean of the patch tokens.
-        fc_norm: with mean pooling, whether the final LayerNorm comes after the mean.
+        register_tokens: learned tokens after the class token; a distillation token is the first.
+        embed_norm: whether a LayerNorm comes after patches, tokens and positions (CLIP's pre-norm).
+        pooling: what the head reads: the class token; the mean of the patch tokens (`mean`) or of
+            all tokens (`mean_all`); the class token beside the mean of the patch tokens
+            (`class_mean`, Dinov2) or beside the first register (`class_distillation`, DeiT).
+        fc_norm: with the mean of tokens, whether the final LayerNorm comes after the mean.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: whether queries and keys go through a LayerNorm of their own.
         output_bias: whether each block's attention has its bias b_O (kept by an empty attention).
@@ -53,6 +58,7 @@ class ViTConfig:
     mlp_width: tuple[int, ...]
     class_token: bool
     register_tokens: int
+    embed_norm: bool
     pooling: Pooling
     fc_norm: bool
     qkv_bias: bool
@@ -77,6 +83,7 @@ class ViTConfig:
         mlp_width: int | Sequence[int] | None = None,
         class_token: bool = True,
         register_tokens: int = 0,
+        embed_norm: bool = False,
         pooling: Pooling = "class",
         fc_norm: bool = False,
         qkv_bias: bool = True,
@@ -106,6 +113,7 @@ class ViTConfig:
             "width": width,
             "class_token": class_token,
             "register_tokens": register_tokens,
+            "embed_norm": embed_norm,
             "pooling": pooling,
             "fc_norm": fc_norm,
             "qkv_bias": qkv_bias,
@@ -141,6 +149,20 @@ class ViTConfig:
     def tokens(self) -> int:
         """Number of tokens of an image: prefix and patches."""
         return self.prefix_tokens + self.patches
+
+    @property
+    def pooled(self) -> int:
+        """How many vectors [width] the head reads beside one another."""
+        return 2 if self.pooling in ("class_mean", "class_distillation") else 1
+
+    @property
+    def pools_from(self) -> int:
+        """The first of the tokens whose mean pooling takes."""
+        return 0 if self.pooling == "mean_all" else self.prefix_tokens
+
+    def identity(self) -> str:
+        """The shape as fingerprints have it: a field that came later counts only where it is used."""
+        return repr(self).replace("embed_norm=False, ", "")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -237,6 +259,7 @@ _LEAST = {
 }
 _SWITCHES = (
     "class_token",
+    "embed_norm",
     "fc_norm",
     "qkv_bias",
     "qk_norm",
@@ -264,10 +287,12 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
         yield f"patch_size {config.patch_size} does not divide image_size {config.image_size}"
     if config.pooling not in get_args(Pooling):
         yield f"pooling is {config.pooling!r}, expected one of {get_args(Pooling)}"
-    if config.pooling == "class" and config.class_token is False:
-        yield "pooling is 'class' but there is no class token; use pooling='mean'"
-    if config.fc_norm is True and config.pooling != "mean":
-        yield "fc_norm goes with pooling='mean' only"
+    elif config.pooling not in MEANS and config.class_token is False:
+        yield f"pooling is {config.pooling!r} but there is no class token; use pooling='mean'"
+    if config.pooling == "class_distillation" and config.register_tokens == 0:
+        yield "pooling is 'class_distillation' but there is no register token beside the class token"
+    if config.fc_norm is True and config.pooling not in MEANS:
+        yield f"fc_norm goes with pooling in {MEANS} only"
     if config.activation not in get_args(Activation):
         yield f"activation is {config.activation!r}, expected one of {get_args(Activation)}"
     eps = config.layer_norm_eps

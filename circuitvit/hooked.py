@@ -17,7 +17,7 @@ from transformer_lens.hook_points import HookPoint
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
-from circuitvit.vit import PARTS, Attention, Block, ViT, activate
+from circuitvit.vit import PARTS, Attention, Block, ViT, activate, pooled
 
 
 class HookedLayerNorm(nn.Module):
@@ -157,16 +157,13 @@ class HookedViT(HookedRootModule):
 
     def forward(self, images: Tensor) -> Float[Tensor, "image class"]:
         """The logits of the wrapped ViT for images [image channel height width]."""
-        config, norm = self.vit.config, self.vit.final_norm
+        config, norm, head = self.vit.config, self.vit.final_norm, self.vit.head
         stream = self.hook_embed(self.vit.embed(images))
         for hooked, block in zip(self.blocks, self.vit.blocks, strict=True):
             stream = hooked(block, stream)
-        patches = slice(config.prefix_tokens, None)
         if config.fc_norm:
-            return self.vit.head(self.ln_final(norm, stream[:, patches].mean(dim=1)))
-        normalized = self.ln_final(norm, stream)
-        class_pooled = config.pooling == "class"
-        return self.vit.head(normalized[:, 0] if class_pooled else normalized[:, patches].mean(1))
+            return head(self.ln_final(norm, pooled(config, stream)))
+        return head(pooled(config, self.ln_final(norm, stream)))
 
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

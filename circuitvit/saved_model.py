@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, replacing, write_json
+from circuitvit.preprocessing import Preprocessing
 from circuitvit.readme import read_card, settle_card
 
 CONFIG_KEY = "circuitvit.config"
+PREPROCESSING = "preprocessing"
 
 Model = TypeVar("Model", bound="SavedModel")
 
@@ -31,9 +33,11 @@ class SavedModel(
     """A module whose shape is plain JSON; a class says what that JSON holds.
 
     Attributes:
+        preprocessing: how pictures become what it looks at; None where that is not known.
         card: the text of the model card in the folder that it was loaded from, if there was one.
     """
 
+    preprocessing: Preprocessing | None = None
     card: str | None = None
 
     def fingerprint(self) -> str:
@@ -91,7 +95,8 @@ class SavedModel(
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
-        write_json(folder / "config.json", config)
+        seen = None if self.preprocessing is None else self.preprocessing.as_dict()
+        write_json(folder / "config.json", config | ({} if seen is None else {PREPROCESSING: seen}))
         given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
         card = settle_card(folder, given, self.fingerprint)
         return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
@@ -117,8 +122,10 @@ class SavedModel(
         source = Path(folder)
         if not source.is_dir():
             source = _downloaded(str(folder), hub)
+        shape = read_json(source / "config.json", what="model config")
+        seen = shape.pop(PREPROCESSING, None) if isinstance(shape, dict) else None
         with torch.device("meta"):  # draws nothing, and needs no memory
-            model = cls.of_shape(read_json(source / "config.json", what="model config"))
+            model = cls.of_shape(shape)
         path = source / "model.safetensors"
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -134,6 +141,7 @@ class SavedModel(
                 f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
                 "save was interrupted, or a file was edited. Save the model again."
             )
+        model.preprocessing = None if seen is None else Preprocessing.from_dict(seen)
         model.card = read_card(source)
         return model.eval()
 

@@ -107,7 +107,9 @@ def keep(
 def rebuilt(vit: ViT, config: ViTConfig, weights: Mapping[str, Tensor]) -> ViT:
     """A new ViT of another shape with copies of these weights, in the mode of the old one."""
     copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    return ViT.from_weights(config, copies, source="surgery").train(vit.training)
+    new = ViT.from_weights(config, copies, source="surgery").train(vit.training)
+    new.preprocessing = vit.preprocessing
+    return new
 
 
 def _keep_heads(weights: dict[str, Tensor], config: ViTConfig, block: int, kept: Tensor) -> None:

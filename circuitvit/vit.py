@@ -39,6 +39,18 @@ def added(stream: Tensor, write: Tensor) -> Tensor:
     return write.add_(stream) if write.dtype == stream.dtype else stream + write
 
 
+def pooled(
+    config: ViTConfig, tokens: Float[Tensor, "image _token width"]
+) -> Float[Tensor, "image _pooled"]:
+    """What the head reads of all tokens, or of those at the front that it reads."""
+    if config.pooling == "class":
+        return tokens[:, 0]
+    if config.pooling == "class_distillation":
+        return tokens[:, :2].flatten(1)
+    mean = tokens[:, config.pools_from :].mean(dim=1)
+    return torch.cat([tokens[:, 0], mean], dim=1) if config.pooling == "class_mean" else mean
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between them; its bias is part of what it writes."""
 
@@ -182,9 +194,12 @@ class ViT(SavedModel):
             _zeros(config.register_tokens, config.width) if config.register_tokens else None
         )
         self.positions = _constant(config)
+        self.embed_norm = (
+            nn.LayerNorm(config.width, config.layer_norm_eps) if config.embed_norm else None
+        )
         self.blocks = nn.ModuleList(Block(config, block) for block in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
-        self.head = nn.Linear(config.width, config.classes)
+        self.head = nn.Linear(config.pooled * config.width, config.classes)
         self._draw_weights()
 
     def _draw_weights(self) -> None:
@@ -213,23 +228,22 @@ class ViT(SavedModel):
         return self.read_out(stream)
 
     def embed(self, images: Tensor) -> Float[Tensor, "image token width"]:
-        """What `embed` writes: patches, class and register tokens, and positions."""
+        """What `embed` writes: patches, class and register tokens, positions, and their LayerNorm."""
         self.check_images(images)
         patches = rearrange(self.patch(images), "image width y x -> image (y x) width")
         prefix = [t for t in (self.class_token, self.register_tokens) if t is not None]
-        if not prefix:
-            return patches + self.positions
         rows = [t.view(-1, self.config.width).expand(patches.shape[0], -1, -1) for t in prefix]
-        return torch.cat([*rows, patches], dim=1) + self.positions
+        tokens = torch.cat([*rows, patches], dim=1) if rows else patches
+        tokens = tokens + self.positions
+        return tokens if self.embed_norm is None else self.embed_norm(tokens)
 
     def read_out(self, stream: Float[Tensor, "image token width"]) -> Float[Tensor, "image class"]:
         """What `logits` makes of its copy of the stream: pooling, final LayerNorm, head."""
         config = self.config
-        if config.pooling == "class":
-            return self.head(self.final_norm(stream[:, 0]))
         if config.fc_norm:
-            return self.head(self.final_norm(stream[:, config.prefix_tokens :].mean(dim=1)))
-        return self.head(self.final_norm(stream[:, config.prefix_tokens :]).mean(dim=1))
+            return self.head(self.final_norm(pooled(config, stream)))
+        read = stream[:, :1] if config.pooling == "class" else stream
+        return self.head(pooled(config, self.final_norm(read)))
 
     def check_images(self, images: Tensor, *, name: str = "images") -> None:
         """Refuse images that the model can't take.
@@ -256,7 +270,7 @@ class ViT(SavedModel):
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the shape and the weights, in single precision."""
-        return self.digest(repr(self.config))
+        return self.digest(self.config.identity())
 
     def shape_as_dict(self) -> dict[str, Any]:
         """The config's fields."""

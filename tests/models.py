@@ -18,6 +18,18 @@ SHAPES = {
         **TINY, depth=2, heads=2, head_width=4, mlp_width=6, pooling="mean", fc_norm=True,
         class_token=False,
     ),
+    "mean of all, fc_norm": dict(
+        **TINY, depth=2, heads=2, head_width=4, mlp_width=6, pooling="mean_all", fc_norm=True,
+        register_tokens=1,
+    ),
+    "class and mean": dict(
+        **TINY, depth=2, heads=2, head_width=4, mlp_width=6, pooling="class_mean",
+        register_tokens=1,
+    ),
+    "class and distillation, embed norm": dict(
+        **TINY, depth=2, heads=2, head_width=4, mlp_width=6, pooling="class_distillation",
+        register_tokens=2, embed_norm=True,
+    ),
     "registers, q/k norm, no qkv bias, tanh": dict(
         **TINY, depth=2, heads=(2, 1), head_width=4, mlp_width=6, register_tokens=2, qk_norm=True,
         qkv_bias=False, activation="gelu_tanh", layer_norm_eps=1e-3,

@@ -38,6 +38,7 @@ def numpy_logits(vit, images):
     ]
     prefix = [np.broadcast_to(t, (len(images), *t.shape)) for t in prefix]
     x = np.concatenate([*prefix, x], 1) + w["positions"]
+    x = norm(x, "embed_norm") if c.embed_norm else x
     for b in range(c.depth):
         name, added = f"blocks.{b}", 0
         if c.heads[b]:
@@ -57,12 +58,17 @@ def numpy_logits(vit, images):
             x = x + act(y) @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"]
         x = x + w.get(f"{name}.mlp_constant", 0)
     first = c.class_token + c.register_tokens
-    if c.pooling == "class":
-        x = norm(x, "final_norm")[:, 0]
-    elif c.fc_norm:
+    first = 0 if c.pooling == "mean_all" else first
+    if c.fc_norm:
         x = norm(x[:, first:].mean(1), "final_norm")
     else:
-        x = norm(x, "final_norm")[:, first:].mean(1)
+        x = norm(x, "final_norm")
+        beside = {
+            "class": [x[:, 0]],
+            "class_distillation": [x[:, 0], x[:, 1]],
+            "class_mean": [x[:, 0], x[:, first:].mean(1)],
+        }
+        x = np.concatenate(beside.get(c.pooling, [x[:, first:].mean(1)]), 1)
     return x @ w["head.weight"].T + w["head.bias"]
 
 

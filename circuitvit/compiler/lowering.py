@@ -44,13 +44,14 @@ def lower(shared: Shared, dtype: torch.dtype) -> CircuitViT:
         name: w.detach().to(dtype).clone(memory_format=torch.contiguous_format)
         for name, w in weights.items()
     }
+    model.preprocessing = vit.preprocessing
     return model.take_over(copies, source="the compiler").train(vit.training)
 
 
 def _ends(vit: ViT, lowering: "_Lowering") -> dict[str, Tensor]:
     ends = {k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.")}
     shift = lowering.shift("embed")
-    if shift is not None:
+    if shift is not None:  # never where a LayerNorm follows the positions
         ends["positions"] = ends["positions"] + shift
     return {f"ends.{name}": value for name, value in ends.items()}
 
@@ -97,10 +98,17 @@ class _Lowering:
 
     def shift(self, writer: str, *, first: bool = False) -> Table | None:
         """−ã of a writer, if it writes a − ã and that is something."""
+        if not self._shifts(writer):
+            return None
         value = self.program.ablated_of(writer)
-        if not self.shifted or not bool(value.any()):
+        if not bool(value.any()):
             return None
         return -value[:1] if first else -value
+
+    def _shifts(self, writer: str) -> bool:
+        """Whether a writer writes a − ã: `embed` can't, where its LayerNorm comes last."""
+        fixed = writer == "embed" and self.program.vit.config.embed_norm
+        return self.shifted and not fixed
 
     def _new(self, rows: int) -> int:
         self._rows[self._next] = rows
@@ -129,9 +137,8 @@ class _Lowering:
 
     def _table(self, copy: Copy) -> int | None:
         """The number of a copy's table; tables that are the same are one."""
-        table = copy.table
-        if self.shifted:
-            table = sum((self.program.ablated_of(w) for w in copy.writers), start=table)
+        shifted = (self.program.ablated_of(w) for w in copy.writers if self._shifts(w))
+        table = sum(shifted, start=copy.table)
         table = table[:1] if copy.first else table
         if copy.writers and not bool(table.any()):
             return None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.discover.rules import GRADIENT, HeadValues, Rules
 from circuitvit.errors import CircuitError
-from circuitvit.vit import Attention, Block, ViT
+from circuitvit.vit import Attention, Block, ViT, pooled
 
 Values = dict[str, Tensor]
 """By `embed`, `a{l}`, `m{l}` or `logits`."""
@@ -191,10 +191,10 @@ def _plus(stream: Stream, constant: Tensor | None) -> Stream:
 def _read_out(vit: ViT, stream: Stream, rules: Rules) -> Float[Tensor, "image class"]:
     """`ViT.read_out` under the rules."""
     config = vit.config
-    rows = stream[:, :1] if config.pooling == "class" else stream[:, config.prefix_tokens :]
     if config.fc_norm:
-        rows = rows.mean(dim=1, keepdim=True)
-    return _linear(vit.head, rules.normalize(vit.final_norm, rows).mean(dim=1))
+        return _linear(vit.head, rules.normalize(vit.final_norm, pooled(config, stream)))
+    read = stream[:, :1] if config.pooling == "class" else stream
+    return _linear(vit.head, pooled(config, rules.normalize(vit.final_norm, read)))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

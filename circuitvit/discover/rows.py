@@ -1,7 +1,7 @@
 """Which tokens of what a unit writes are needed at all.
 
-`logits` looks at the class token only, or, where pooling comes before the final LayerNorm, at the
-mean of the patch tokens. So a unit that nobody but `logits` reads has to be run there only; and so
+`logits` may look at the class token only, or, where pooling comes before the final LayerNorm, at
+the mean of some tokens. So a unit that nobody but `logits` reads has to be run there only; and so
 has an MLP, or a head's query, that only such units read. Keys and values are needed everywhere.
 """
 
@@ -44,7 +44,7 @@ def rows_together(needs: Iterable[Rows]) -> Rows:
 
 
 def narrowed(
-    x: Float[Tensor, "*any token width"], has: Rows, needs: Rows, prefix_tokens: int
+    x: Float[Tensor, "*any token width"], has: Rows, needs: Rows, pools_from: int
 ) -> Float[Tensor, "*any row width"]:
     """The rows that are needed, of a tensor that has `has`; the mean is one row."""
     if has == needs:
@@ -52,4 +52,4 @@ def narrowed(
     assert has == "all"
     if needs == "class":
         return x[..., :1, :]
-    return x[..., prefix_tokens:, :].mean(dim=-2, keepdim=True)
+    return x[..., pools_from:, :].mean(dim=-2, keepdim=True)

@@ -136,7 +136,7 @@ class State:
         """The rows that are needed; one row that stands for all tokens stays as it is."""
         if x.shape[-2] == 1:
             return x
-        return narrowed(x, has, needs, self.units.prefix_tokens)
+        return narrowed(x, has, needs, self.units.pools_from)
 
     def difference(self, place: int, needs: Rows = "all") -> Tensor:
         """a_w − ã_w of a writer now, at some of the rows that it is run at."""

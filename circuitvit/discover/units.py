@@ -22,7 +22,7 @@ class Units:
 
     def __init__(self, vit: ViT, *, folded: bool) -> None:
         self.folded = folded
-        self.prefix_tokens = vit.config.prefix_tokens
+        self.pools_from = vit.config.pools_from
         self.blocks = [block for block in vit.blocks if isinstance(block, Block)]
         self.heads = [Heads.of(block, folded=folded) for block in self.blocks]
         self.neurons = [Neurons.of(block, folded=folded) for block in self.blocks]
@@ -52,7 +52,7 @@ class Units:
             made["pattern"] = (made["q"] @ made["k"].mT).softmax(dim=-1)
         pattern = made["pattern"]
         if rows == "mean":
-            pattern = pattern[..., self.prefix_tokens :, :].mean(dim=-2, keepdim=True)
+            pattern = pattern[..., self.pools_from :, :].mean(dim=-2, keepdim=True)
         made["z"] = pattern @ made["v"]
         return made
 
@@ -61,7 +61,7 @@ class Units:
         neurons = self.neurons_of(block)
         hidden = neurons.hidden(read)
         has = "all" if rows == "mean" else rows
-        return neurons.write(narrowed(hidden, has, rows, self.prefix_tokens))
+        return neurons.write(narrowed(hidden, has, rows, self.pools_from))
 
     def run(
         self,

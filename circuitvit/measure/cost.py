@@ -41,7 +41,7 @@ def vit_macs(config: ViTConfig) -> int:
         inner = heads * head_width
         total += 4 * tokens * width * inner + 2 * tokens * tokens * inner
         total += 2 * tokens * width * neurons
-    return total + width * config.classes
+    return total + config.pooled * width * config.classes
 
 
 def vit_parameters(config: ViTConfig) -> int:
@@ -59,7 +59,8 @@ def vit_parameters(config: ViTConfig) -> int:
             total += 2 * width + (2 * width + 1) * neurons + width
         total += width * config.output_bias[block]
         total += constant * (config.attention_constant[block] + config.mlp_constant[block])
-    return total + 2 * width + (width + 1) * config.classes
+    norms = 2 * width * (1 + config.embed_norm)
+    return total + norms + (config.pooled * width + 1) * config.classes
 
 
 def counted_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
