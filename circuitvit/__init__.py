@@ -99,11 +99,12 @@ _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Circuit", "CircuitError", "CircuitViT", "Completeness", "Costs", "Curve", "EdgeScores",
-    "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Preprocessing", "Provenance", "Recipe", "Report",
-    "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "compile",
-    "completeness", "eap", "edge_graph", "export", "faithfulness", "faithfulness_curve",
-    "load_splits", "load_vit", "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp",
-    "retain_circuit", "run_circuit", "savings", "train", "write_card",
+    "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Preprocessing", "Provenance",
+    "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
+    "compile", "completeness", "eap", "edge_graph", "export", "faithfulness",
+    "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs", "minimality",
+    "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "train",
+    "write_card",
 ]  # fmt: skip
 
 

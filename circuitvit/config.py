@@ -161,7 +161,7 @@ class ViTConfig:
         return 0 if self.pooling == "mean_all" else self.prefix_tokens
 
     def identity(self) -> str:
-        """The shape as fingerprints have it: a field that came later counts only where it is used."""
+        """The shape as fingerprints have it: fields that came later count where they are used."""
         return repr(self).replace("embed_norm=False, ", "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
     elif config.pooling not in MEANS and config.class_token is False:
         yield f"pooling is {config.pooling!r} but there is no class token; use pooling='mean'"
     if config.pooling == "class_distillation" and config.register_tokens == 0:
-        yield "pooling is 'class_distillation' but there is no register token beside the class token"
+        yield "pooling is 'class_distillation' but there is no register token"
     if config.fc_norm is True and config.pooling not in MEANS:
         yield f"fc_norm goes with pooling in {MEANS} only"
     if config.activation not in get_args(Activation):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, no_type_check
 
 from circuitvit.errors import CircuitError
 
@@ -11,6 +11,7 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 Resize = Literal["shortest", "squash"]
 
 
+@no_type_check  # it checks its own input, with words for people
 @dataclass(frozen=True)
 class Preprocessing:
     """What is done to a picture before a model sees it; the side in pixels is the model's own.

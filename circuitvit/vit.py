@@ -228,7 +228,7 @@ class ViT(SavedModel):
         return self.read_out(stream)
 
     def embed(self, images: Tensor) -> Float[Tensor, "image token width"]:
-        """What `embed` writes: patches, class and register tokens, positions, and their LayerNorm."""
+        """What `embed` writes: patches, class and register tokens, positions; normalised, if so."""
         self.check_images(images)
         patches = rearrange(self.patch(images), "image width y x -> image (y x) width")
         prefix = [t for t in (self.class_token, self.register_tokens) if t is not None]

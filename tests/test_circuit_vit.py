@@ -140,7 +140,7 @@ def test_macs_of_the_plan_are_those_that_torch_counts(name):
         circuit = some_circuit(vit, seed, 0.15 * (seed + 1), path=True)
         small = compiled(vit, circuit, "mean", random_images(vit, 4))
         embed = config.patches * config.width * config.channels * config.patch_size**2
-        ends = embed + config.width * config.classes
+        ends = embed + config.pooled * config.width * config.classes
         planned = ends + sum(block_macs(config, block) for block in small.plan.blocks)
         image = (config.channels, config.image_size, config.image_size)
         if 0 not in small.plan.last_uses():

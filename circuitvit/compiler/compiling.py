@@ -164,7 +164,9 @@ def _compiled_units(
     if circuit.units() and not kept.units:
         warnings.warn("this budget leaves no head and no MLP; ask for a larger one.", stacklevel=4)
     if options.fresh:
-        return ViT(shape(kept), seed=options.seed).to(vit.positions).train(vit.training)
+        new = ViT(shape(kept), seed=options.seed).to(vit.positions).train(vit.training)
+        new.preprocessing = vit.preprocessing
+        return new
     ablated = ablated_values(vit, ablation, reference=reference)
     means = None
     if ablation == "mean" and kept.neurons and reference is not None:

@@ -1,8 +1,8 @@
 """Pass: what removed units write under `mean`, added where all later readers see it.
 
 A removed unit's ã goes into the output constant of the last sub-layer at or before it that stays,
-or into the positions where none does. The b_O and the constants of an emptied sub-layer go along,
-so that it costs nothing any more.
+or into the positions where none does (where a LayerNorm follows these, into the first block's).
+The b_O and the constants of an emptied sub-layer go along, so that it costs nothing any more.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ def fold_constants(
             where = ("mlp" if node.head is None else "attention", node.block)
             removed[where] = removed.get(where, 0.0) + ablated[place, 0]
     weights = compiled.state_dict()
-    holder = "positions"
+    holder = "blocks.0.attention_constant" if config.embed_norm else "positions"
     for block in range(config.depth):
         for kind, left in (("attention", config.heads), ("mlp", config.mlp_width)):
             own, bias = f"blocks.{block}.{kind}_constant", f"blocks.{block}.output_bias"

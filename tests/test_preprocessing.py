@@ -1,0 +1,74 @@
+import json
+
+import pytest
+import torch
+from models import random_images, random_vit, shape
+
+import circuitvit as cv
+
+SEEN = cv.Preprocessing(
+    mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", resize="squash", crop=0.875,
+    class_names=("cat", "dog", "ship", "frog"),
+)  # fmt: skip
+
+
+def test_a_preprocessing_survives_its_dict():
+    assert cv.Preprocessing.from_dict(json.loads(json.dumps(SEEN.as_dict()))) == SEEN
+    assert cv.Preprocessing.from_dict({}) == cv.Preprocessing()
+
+
+def test_one_number_stands_for_all_channels():
+    assert cv.Preprocessing(mean=0.5, std=1).mean == (0.5,)
+
+
+@pytest.mark.parametrize(("side", "crop", "resized"), [(224, 0.875, 256), (224, 0.9, 248), (32, 1.0, 32)])  # fmt: skip
+def test_the_side_to_resize_to_is_that_of_timm(side, crop, resized):
+    assert cv.Preprocessing(crop=crop).resized_side(side) == resized
+
+
+def test_wrong_values_are_named_together(as_users_call):
+    with pytest.raises(cv.CircuitError) as refusal:
+        cv.Preprocessing(
+            mean=(0.5, float("nan")), std=(1, 0, 1), interpolation="cubic", resize="fit", crop=1.5,
+            class_names=["cat", "cat"],
+        )  # fmt: skip
+    for part in (
+        "mean is (0.5, nan)", "std is (1.0, 0.0, 1.0)", "mean has 2 values, std 3", "is 'cubic'",
+        "resize is 'fit'", "crop is 1.5", "two classes have the same name",
+    ):  # fmt: skip
+        assert part in str(refusal.value)
+    for wrong in ([1], {"means": 1}):
+        with pytest.raises(cv.CircuitError, match="not a preprocessing of circuitvit"):
+            cv.Preprocessing.from_dict(wrong)
+
+
+def test_it_travels_with_the_model(tmp_path):
+    vit = random_vit(shape())
+    vit.preprocessing = SEEN
+    vit.save_pretrained(tmp_path / "vit")
+    assert cv.ViT.from_pretrained(tmp_path / "vit").preprocessing == SEEN
+    assert cv.load_vit(tmp_path / "vit").preprocessing == SEEN
+    assert cv.load_vit(vit).preprocessing == SEEN
+    circuit = cv.Circuit(vit.config, ["embed->m0", "m0->a1.h0.v", "a1.h0->logits"])
+    images = random_images(vit, 4)
+    unit = cv.compile(vit, circuit, ablation="mean", reference=images)
+    edge = cv.compile(vit, circuit, level="edge", ablation="mean", reference=images)
+    fresh = cv.compile(vit, circuit, fresh=True)
+    pruned = cv.prune_heads(vit, {0: [1]})
+    assert {m.preprocessing for m in (unit, edge, fresh, pruned)} == {SEEN}
+    edge.save_pretrained(tmp_path / "edge")
+    assert cv.CircuitViT.from_pretrained(tmp_path / "edge").preprocessing == SEEN
+
+
+def test_a_model_without_one_has_none_and_the_same_fingerprint(tmp_path):
+    vit = random_vit(shape())
+    name = vit.fingerprint()
+    vit.save_pretrained(tmp_path)
+    assert "preprocessing" not in json.loads((tmp_path / "config.json").read_text())
+    vit.preprocessing = SEEN
+    assert vit.fingerprint() == name
+    vit.save_pretrained(tmp_path)
+    assert torch.equal(cv.ViT.from_pretrained(tmp_path).positions, vit.positions)
+    vit.preprocessing = None
+    vit.save_pretrained(tmp_path)
+    assert cv.ViT.from_pretrained(tmp_path).preprocessing is None
