@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/circuitvit demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(CHECKED) -m "not exhaustive"
+	$(BIN)/python -m pytest $(CHECKED) -n logical --dist loadfile -m "not exhaustive"
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest $(CHECKED) -m exhaustive --timeout=7200

@@ -1,0 +1,45 @@
+"""The command `circuitvit` itself: its help, its mistakes, its tables."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from circuitvit.errors import CircuitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Find the circuit inside a Vision Transformer and compile it into a smaller one.",
+    epilog="Start with 'circuitvit demo', or: inspect, discover, draw, compile, evaluate, export.",
+)
+
+
+def show(table: Sequence[Sequence[str]]) -> None:
+    """Print a table, its header first; what stands in brackets goes below its number."""
+    header, *rows = table
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0)
+    for index, name in enumerate(header):
+        justify = "right" if index else "left"
+        drawn.add_column(name.replace(", ", "\n"), justify=justify, no_wrap=index > 0)
+    for cells in rows:
+        drawn.add_row(cells[0], *(cell.replace(" (", "\n(") for cell in cells[1:]))
+    Console().print(drawn)
+
+
+def _one_line(message: Warning | str, *_: object) -> None:
+    typer.echo(f"circuitvit: warning: {message}", err=True)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one clear line and exit code 2."""
+    warnings.showwarning = _one_line
+    try:
+        app()
+    except CircuitError as error:
+        typer.echo(f"circuitvit: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,139 @@
+"""Commands about circuits: discover, class-circuits, draw."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from circuitvit.cli.app import app, show
+from circuitvit.cli.options import Ablation, Images, Model, takes_images
+from circuitvit.errors import CircuitError
+
+
+@app.command()
+@takes_images
+def discover(
+    *,
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The circuit's file, such as circuit.json.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="acdc, eap, eap-ig-inputs, eap-ig-activations, clean-corrupted, gim, relp, exact "
+            "or random."
+        ),
+    ] = "acdc",
+    tau: Annotated[
+        float | None, typer.Option(help="What one edge may cost (acdc; 0.01 by default).")
+    ] = None,
+    edges: Annotated[
+        int | None, typer.Option(help="How many edges to keep (not acdc; a tenth by default).")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="kl (default of acdc), logit_difference (default of the others), cross_entropy, "
+            "probability or accuracy."
+        ),
+    ] = None,
+    ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
+    level: Annotated[str, typer.Option(help="edge, node or block.")] = "edge",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of clean and corrupt images.")] = 64,
+    clean: Annotated[str | None, typer.Option(help="Class of the clean images.")] = None,
+    corrupt: Annotated[str | None, typer.Option(help="Class of the corrupt images.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A file to note the search in, and to go on from if it is there (acdc)."),
+    ] = None,
+    images: Images,
+) -> None:
+    """Find a model's circuit on training images (of all classes, or --clean) and save it."""
+    import circuitvit as cv
+
+    _check_method(method, tau, edges, resume)
+    vit = cv.load_vit(model)
+    train, seed = images.splits(vit).train, images.seed
+    chosen = cv.Pairs.by_class(train, clean=clean, corrupt=corrupt, count=pairs, seed=seed)
+    common: Any = {"ablation": ablation.value, "level": level, "reference": train.images}
+    if metric is not None:
+        common["metric"] = metric
+    if method == "acdc":
+        tau = 0.01 if tau is None else tau
+        try:
+            circuit = cv.acdc(vit, chosen, tau=tau, resume=resume, **common)
+        except KeyboardInterrupt:
+            again = f"the same command goes on from {resume}" if resume else "nothing was kept"
+            typer.echo(f"circuitvit: interrupted; {again}.", err=True)
+            raise typer.Exit(130) from None
+    else:
+        scores = cv.eap(vit, chosen, method=method, seed=seed, **common)
+        circuit = scores.top(max(1, len(scores) // 10) if edges is None else edges)
+    circuit.save(out)
+    typer.echo(f"Wrote {out}: {circuit!r} with {len(circuit.units())} units on a path.")
+    if not circuit.units():
+        typer.echo("No unit is on a path to the logits: try a smaller --tau, or more --edges.")
+
+
+def _check_method(method: str, tau: float | None, edges: int | None, resume: Path | None) -> None:
+    """Refuse options of `discover` that its method can't heed."""
+    from circuitvit.discover import METHODS
+
+    if method not in ("acdc", *METHODS):
+        raise CircuitError(f"method is {method!r}, expected one of {('acdc', *METHODS)}.")
+    if method == "acdc" and edges is not None:
+        raise CircuitError("--edges goes with scores, not with acdc, whose --tau decides.")
+    if method != "acdc" and tau is not None:
+        raise CircuitError(f"--tau goes with acdc; for {method} say how many --edges to keep.")
+    if method != "acdc" and resume is not None:
+        raise CircuitError(f"--resume goes with acdc, not with {method}. Leave it out.")
+
+
+@app.command()
+@takes_images
+def class_circuits(
+    *,
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The folder for the circuits and their overlap.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A class, or two as 'cat,dog' (clean, corrupt); all classes by default."),
+    ] = None,
+    tau: Annotated[float, typer.Option(help="What one edge may cost.")] = 0.01,
+    ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of images for each circuit.")] = 64,
+    images: Images,
+) -> None:
+    """Find a circuit for each class (or class pair), and show how far they overlap.
+
+    An interrupted run goes on where it stopped.
+    """
+    import circuitvit as cv
+
+    vit = cv.load_vit(model)
+    train = images.splits(vit).train
+    wanted = None if not only else [_class_or_pair(text) for text in only]
+    found = cv.class_circuits(
+        vit, train, classes=wanted, tau=tau, ablation=ablation.value, count=pairs,
+        reference=train.images, seed=images.seed, resume=out,
+    )  # fmt: skip
+    found.save(out)
+    show(found.overlap().table())
+    typer.echo(f"Wrote {out}: {len(found)} circuits, overlap.json, overlap.md and overlap.html.")
+
+
+def _class_or_pair(text: str) -> Any:
+    names = tuple(name.strip() for name in text.split(","))
+    return names[0] if len(names) == 1 else names
+
+
+@app.command()
+def draw(
+    circuit: Annotated[Path, typer.Argument(help="A circuit's file.")],
+    out: Annotated[Path, typer.Argument(help="The page to write, such as circuit.html.")],
+    title: Annotated[str | None, typer.Option(help="The page's heading.")] = None,
+) -> None:
+    """Draw a circuit as an interactive page that works offline."""
+    import circuitvit as cv
+
+    cv.Circuit.load(circuit).to_html(out, title=title)
+    typer.echo(f"Wrote {out}.")

@@ -1,0 +1,309 @@
+"""Commands about models: train, inspect, compile, evaluate, export."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuitvit.cli.app import app, show
+from circuitvit.cli.options import (
+    CompileLevel,
+    Constant,
+    ExportFormat,
+    Images,
+    Model,
+    Precision,
+    takes_images,
+)
+from circuitvit.errors import CircuitError
+
+if TYPE_CHECKING:
+    from circuitvit.preprocessing import Preprocessing
+    from circuitvit.pretrained import Examination
+
+CARD_ROUNDS = 7
+"""How often `compile` times the models for the card; `evaluate` does it more often."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws everything.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both trainings.")] = 100,
+) -> None:
+    """The main job on handwritten digits: train, discover, draw, compile, retrain, measure."""
+    from circuitvit.demo import demo as run
+
+    result = run(out, seed=seed, epochs=epochs, say=typer.echo)
+    show(result.report.table())
+    faithful = result.summary["faithfulness"]
+    typer.echo(
+        f"Faithfulness on held-out pairs: ACDC {faithful['acdc']:.3f}, random circuits of its size "
+        f"{faithful['random_median']:.3f} (median of {len(faithful['random'])})."
+    )
+    typer.echo(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
+
+
+@app.command()
+@takes_images
+def train(
+    *,
+    out: Annotated[Path, typer.Argument(help="The folder for the model and its checkpoint.")],
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, in pixels.")] = 2,
+    image_size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    width: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
+    depth: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    heads: Annotated[int, typer.Option(help="Heads in each block.")] = 4,
+    mlp_width: Annotated[int, typer.Option(help="Neurons of each MLP.")] = 128,
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    batch: Annotated[int, typer.Option(min=1)] = 64,
+    images: Images,
+) -> None:
+    """Train a ViT from scratch; an interrupted run goes on where it stopped."""
+    import circuitvit as cv
+    from circuitvit.measure import accuracy
+
+    splits, seed = images.splits(image_size=image_size), images.seed
+    shape = splits.train.images.shape
+    config = cv.ViTConfig(
+        image_size=shape[2],
+        channels=shape[1],
+        classes=len(splits.train.class_names),
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=mlp_width,
+    )
+    recipe = cv.Recipe(epochs=epochs, learning_rate=learning_rate, batch=batch, seed=seed)
+    vit = cv.ViT(config, seed=seed)
+    trained = cv.train(vit, splits.train, splits.validation, recipe, folder=out).vit
+    names = splits.train.class_names
+    channels = (0.5,) * config.channels
+    trained.preprocessing = cv.Preprocessing(channels, channels, class_names=names)
+    trained.save_pretrained(out)
+    found = accuracy(trained, splits.test.images, splits.test.labels)
+    typer.echo(f"Wrote {out}. Test accuracy {found.top1:.2%} ({found.images} images).")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    heads: Annotated[
+        int | None, typer.Option(help="Heads of each block, which a bare checkpoint doesn't tell.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights to load into the named architecture.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Resample the positions to images of this side.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of pixels in [0, 1], one a channel, with commas between.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also save it here, as a folder of circuitvit.")
+    ] = None,
+) -> None:
+    """Show a model's shape, size and edges, how it looks at images, and what loading folded."""
+    from circuitvit.pretrained import examine
+
+    found = examine(model, heads=heads, checkpoint=checkpoint, image_size=image_size)
+    if mean is not None or std is not None:
+        found.vit.preprocessing = _normalised(found.vit, mean, std)
+    _describe(found)
+    if out is not None:
+        found.vit.save_pretrained(out)
+        typer.echo(f"Wrote {out}.")
+
+
+def _describe(found: "Examination") -> None:
+    """Print what a model is, in the order in which people ask."""
+    from circuitvit.edge_graph import edge_names_of, units_of
+    from circuitvit.measure import macs, parameters
+
+    vit, config = found.vit, found.vit.config
+    side, seen = config.image_size, vit.preprocessing
+    size = parameters(vit), macs(vit, (config.channels, side, side))
+    edges = {qkv: len(edge_names_of(config, qkv)) for qkv in ("split", "joint")}
+    dtype = str(vit.positions.dtype).removeprefix("torch.")
+    rows = [
+        ["source", found.source],
+        ["images", f"{config.channels} × {side} × {side}, patches of {config.patch_size}"],
+        ["classes", f"{config.classes}{_some(None if seen is None else seen.class_names)}"],
+        ["tokens", f"{config.tokens}: {config.prefix_tokens} before {config.patches} patches"],
+        ["head reads", config.pooling + (", then LayerNorm" if config.fc_norm else "")],
+        ["blocks", f"{config.depth}, width {config.width}, {config.activation}"],
+        ["heads by block", _runs(config.heads)],
+        ["head width by block", _runs(config.head_width)],
+        ["MLP width by block", _runs(config.mlp_width)],
+        ["parameters", f"{size[0]:,} in {dtype}"],
+        ["MACs", f"{size[1]:,} an image"],
+        ["units", f"{len(units_of(config)):,}"],
+        ["edges", f"{edges['split']:,}; {edges['joint']:,} with q, k, v joint"],
+        ["preprocessing", "not known: give --mean and --std" if seen is None else _shown(seen)],
+        *[["folded", text] for text in found.folded],
+        *[["not used", key] for key in found.unused],
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        typer.echo(f"{name:{width}}  {text}")
+
+
+def _runs(each: tuple[int, ...]) -> str:
+    """One number where all blocks agree, else all of them."""
+    return str(each[0]) if len(set(each)) == 1 else ", ".join(map(str, each)) or "none"
+
+
+def _some(names: tuple[str, ...] | None) -> str:
+    if not names:
+        return " without names"
+    return f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+
+
+def _shown(seen: "Preprocessing") -> str:
+    mean, std = (", ".join(f"{x:.4g}" for x in each) for each in (seen.mean, seen.std))
+    kept = "" if seen.crop == 1 else f", the middle {seen.crop:.1%} of the side"
+    return f"{seen.interpolation}, {seen.resize}{kept}; mean {mean}; std {std}"
+
+
+def _normalised(vit: Any, mean: str | None, std: str | None) -> Any:
+    import circuitvit as cv
+
+    if mean is None or std is None:
+        raise CircuitError("--mean and --std go together; give both.")
+    try:
+        numbers = [tuple(map(float, text.split(","))) for text in (mean, std)]
+    except ValueError:
+        raise CircuitError(
+            f"--mean is {mean!r}, --std {std!r}, expected numbers with commas between, such as "
+            "0.485,0.456,0.406."
+        ) from None
+    before = vit.preprocessing or cv.Preprocessing()
+    return replace(before, mean=numbers[0], std=numbers[1])
+
+
+@app.command()
+@takes_images
+def compile(  # noqa: A001
+    *,
+    model: Model,
+    circuit: Annotated[Path, typer.Argument(help="A circuit of this model.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the smaller model.")],
+    ablation: Annotated[
+        Constant, typer.Option(help="What removed units write: nothing, or their mean.")
+    ] = Constant.zero,
+    level: Annotated[
+        CompileLevel,
+        typer.Option(help="unit: the circuit's heads and MLPs; edge: the very edges."),
+    ] = CompileLevel.unit,
+    target_latency: Annotated[
+        float | None,
+        typer.Option(help="Drop the units that score least until this share of the time is left."),
+    ] = None,
+    target_macs: Annotated[float | None, typer.Option(help="The same for MACs.")] = None,
+    target_parameters: Annotated[float | None, typer.Option(help="For parameters.")] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Give new random weights, to train from scratch; no card."),
+    ] = False,
+    card: Annotated[
+        bool,
+        typer.Option(help="Measure both models on the data's test images and write README.md."),
+    ] = True,
+    images: Images,
+) -> None:
+    """Make the smaller model that computes the circuit, with its model card."""
+    import circuitvit as cv
+    from circuitvit.measure import macs, parameters
+
+    if out.resolve() == Path(model).resolve():
+        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
+    vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
+    needs_images = (card and not fresh) or ablation is Constant.mean
+    splits, seed = images.splits(vit) if needs_images else None, images.seed
+    reference = splits.train.images if splits and ablation is Constant.mean else None
+    measures = level is CompileLevel.unit and 0 < (target_latency or 0) <= 1
+    costs = cv.measure_costs(vit.config) if measures else None
+    make: Any = cv.compile
+    small = make(
+        vit, kept, level=level.value, ablation=ablation.value, reference=reference, fresh=fresh,
+        seed=seed, target_latency=target_latency, target_macs=target_macs,
+        target_parameters=target_parameters, costs=costs,
+    )  # fmt: skip
+    small.save_pretrained(out)
+    report = None
+    if splits and card and not fresh:
+        pair, test = {"dense": vit, "compiled": small}, splits.test
+        report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
+    for stale in ("costs.json", "savings.json", "savings.md"):  # of a model compiled before
+        (out / stale).unlink(missing_ok=True)
+    if costs is not None:
+        costs.save(out / "costs.json")
+        savings = cv.savings(vit, small, costs)
+        savings.save(out)
+        show(savings.table())
+    if report is not None:
+        cv.write_card(
+            out, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
+            data=f"{images.data}, test split", command=shlex.join(["circuitvit", *sys.argv[1:]]),
+        )  # fmt: skip
+    if level is CompileLevel.edge:
+        typer.echo(small.explain())
+    image = vit.config.channels, vit.config.image_size, vit.config.image_size
+    saved = 1 - macs(small, image) / macs(vit, image)
+    heads, _ = small.units_kept()
+    typer.echo(
+        f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
+        f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:.0%} fewer MACs"
+        f"{', random weights' if fresh else ''}."
+    )
+
+
+@app.command()
+@takes_images
+def evaluate(
+    *,
+    models: Annotated[list[str], typer.Argument(help="Model folders; the first is the baseline.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write report.json and report.md here.")
+    ] = None,
+    images: Images,
+) -> None:
+    """Accuracy, parameters, MACs and latency of models on test images, side by side."""
+    import circuitvit as cv
+    from circuitvit.pretrained import load_saved
+
+    loaded = {name: load_saved(name) for name in models}
+    test, seed = images.splits(next(iter(loaded.values()))).test, images.seed
+    report = cv.measure(loaded, test.images, test.labels, seed=seed)
+    show(report.table())
+    if out is not None:
+        typer.echo(f"Wrote {report.save(out)}: report.json and report.md.")
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The file, such as model.onnx or model.pt2.")],
+    to: Annotated[
+        ExportFormat | None, typer.Option(help="By default what the file's ending says.")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Of weights and images; by default the model's.")
+    ] = None,
+) -> None:
+    """Write a model for onnxruntime or torch.export.load, and check that it computes the same."""
+    import torch
+
+    import circuitvit as cv
+    from circuitvit.pretrained import load_saved
+
+    precision = None if dtype is None else getattr(torch, dtype.value)
+    cv.export(load_saved(model), out, to=None if to is None else to.value, dtype=precision)
+    typer.echo(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")

@@ -1,0 +1,151 @@
+"""What commands are given: the options that several of them share."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuitvit.errors import CircuitError
+
+if TYPE_CHECKING:
+    from circuitvit.images import Splits
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A folder (of circuitvit, transformers or timm), a checkpoint file, or a name: "
+        "timm:NAME, hf:REPOSITORY, torchvision:NAME."
+    ),
+]
+
+
+class Ablation(StrEnum):
+    """What removed edges carry."""
+
+    patch = "patch"
+    zero = "zero"
+    mean = "mean"
+
+
+class Constant(StrEnum):
+    """What removed units write in a compiled model."""
+
+    zero = "zero"
+    mean = "mean"
+
+
+class CompileLevel(StrEnum):
+    """What `compile` keeps."""
+
+    unit = "unit"
+    edge = "edge"
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+    timm = "timm"
+    transformers = "transformers"
+
+
+class Precision(StrEnum):
+    """In which dtype `export` writes weights."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images a command looks at; its fields are the command's options."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            help="'digits', a folder of images, a parquet or .npz file, a folder of parquet files, "
+            "or a hub id such as uoft-cs/cifar10."
+        ),
+    ] = "digits"
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A slice, such as 'train[:2%]', or one a part: 'train=train[:2%]' 'test=test'."
+        ),
+    ] = None
+    classes: Annotated[
+        str | None, typer.Option(help="Only these, with commas between; or 'animals'.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a split.")] = None
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder to keep decoded images in for the next time.")
+    ] = None
+    workers: Annotated[int, typer.Option(min=0, help="Threads that decode images.")] = 0
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at an image that can't be read; else skip it.")
+    ] = False
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Draws everything that is random.")
+    ] = 0
+
+    def splits(self, model: Any = None, *, image_size: int | None = None) -> "Splits":
+        """The images, as a model wants to see them if one is given."""
+        import circuitvit as cv
+
+        kept: Any = None if self.classes is None else [n.strip() for n in self.classes.split(",")]
+        return cv.load_splits(
+            self.data,
+            model=model,
+            image_size=image_size,
+            classes="animals" if kept == ["animals"] else kept,
+            split=_by_part(self.split),
+            limit=self.limit,
+            cache=self.cache,
+            workers=self.workers,
+            strict=self.strict,
+            seed=self.seed,
+        )
+
+
+def _by_part(given: list[str] | None) -> Any:
+    """One slice, or a slice for each part that is named before an equals sign."""
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = [text.partition("=") for text in given]
+    if not all(sign for _, sign, _ in pairs):
+        raise CircuitError(
+            f"--split is {given}: with more than one, each says its part, such as "
+            "--split 'train=train[:2%]' --split test=test."
+        )
+    return {part: expression for part, _, expression in pairs}
+
+
+def takes_images(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Images` in place of its parameter `images`."""
+    signature = inspect.signature(command)
+    options = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields(Images)
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        chosen = {option.name: given.pop(option.name) for option in options}
+        command(**given, images=Images(**chosen))
+
+    own = [p for name, p in signature.parameters.items() if name != "images"]
+    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    run.__signature__ = signature.replace(parameters=[*kept, *options])  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {p.name: p.annotation for p in (*kept, *options)}
+    return run
