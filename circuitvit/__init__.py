@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         savings,
     )
     from circuitvit.preprocessing import Preprocessing
-    from circuitvit.pretrained import load_vit
+    from circuitvit.pretrained import load_vit, to_timm, to_transformers
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
     from circuitvit.train import Recipe, train
     from circuitvit.vit import ViT
@@ -92,6 +92,8 @@ _WITH_TORCH = {
     "retain_circuit": "surgery",
     "run_circuit": "ablation",
     "savings": "measure",
+    "to_timm": "pretrained",
+    "to_transformers": "pretrained",
     "train": "train",
     "write_card": "card",
 }

@@ -1,48 +1,63 @@
 """Makes a `ViT` of models from elsewhere, exactly, or says why not."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
 
 from circuitvit.circuit_vit import FORMAT, CircuitViT
-from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
-from circuitvit.pretrained.timm import from_timm, is_timm_vit
+from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained.conversion import Examination
+from circuitvit.pretrained.examining import examine
+from circuitvit.pretrained.into_huggingface import to_transformers
+from circuitvit.pretrained.into_timm import to_timm
 from circuitvit.vit import ViT
 
+__all__ = ["Examination", "examine", "load_saved", "load_vit", "to_timm", "to_transformers"]
 
-def load_vit(source: nn.Module | str | Path) -> ViT:
-    """A plain ViT in eval mode with its own copy of the weights.
+
+def load_vit(
+    source: nn.Module | str | Path,
+    *,
+    image_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    heads: int | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> ViT:
+    """A plain ViT in eval mode with its own copy of the weights, in the source's dtype.
+
+    Its logits were compared with the source's on two random images. `preprocessing` of the result
+    is what the source says of its images, as far as that is known.
 
     Args:
-        source: a timm `VisionTransformer` with class-token pooling, a `ViT`, or a folder that
-            `ViT.save_pretrained` wrote.
+        source: a model of timm (`VisionTransformer`, `VisionTransformerDistilled`), transformers
+            (ViT, ViT-MSN, DeiT, Dinov2, I-JEPA and SigLIP for image classification) or torchvision
+            (`VisionTransformer`), or a `ViT`; a name, `timm:NAME`, `hf:REPOSITORY` or
+            `torchvision:NAME`, whose weights are fetched; a folder that circuitvit, transformers
+            or timm wrote; or a checkpoint file (.safetensors, .pth, .pt, .bin).
+        image_size: side in pixels; positions are resampled to it as the source's library does.
+        checkpoint: a file whose weights go into the architecture that `source` names or is.
+        heads: attention heads, which a bare checkpoint file doesn't tell.
+        preprocessing: what to take in place of what the source says.
 
     Raises:
         CircuitError: the source can't be represented or read; every reason is named.
     """
-    if isinstance(source, ViT):
-        vit = copy.deepcopy(source).eval()
-    elif isinstance(source, nn.Module) and is_timm_vit(source):
-        vit = from_timm(source)
-    elif isinstance(source, (str, Path)):
-        vit = _from_folder(Path(source))
-    else:
-        raise CircuitError(
-            f"can't make a ViT of {type(source).__module__}.{type(source).__name__}. Give a timm "
-            "VisionTransformer with class-token pooling, a circuitvit.ViT, or a folder of ours; "
-            "transformers and torchvision models can't be read yet."
-        )
-    vit.check_weights()
-    return vit
+    return examine(
+        source,
+        image_size=image_size,
+        checkpoint=checkpoint,
+        heads=heads,
+        preprocessing=preprocessing,
+    ).vit
 
 
 def load_saved(folder: str | Path) -> ViT | CircuitViT:
     """A model of ours in eval mode, of either kind.
 
     Args:
-        folder: which `save_pretrained` of a `ViT` or a `CircuitViT` wrote.
+        folder: which `save_pretrained` of a `ViT` or a `CircuitViT` wrote; or what else `load_vit`
+            takes.
 
     Raises:
         CircuitError: it can't be read.
@@ -54,12 +69,3 @@ def load_saved(folder: str | Path) -> ViT | CircuitViT:
     model = CircuitViT.from_pretrained(folder)
     model.check_weights()
     return model
-
-
-def _from_folder(folder: Path) -> ViT:
-    if not folder.is_dir():
-        raise CircuitError(
-            f"no model at {folder}: there is no such folder. Give a folder that save_pretrained "
-            "wrote, or a timm module; names such as 'timm:…' can't be read yet."
-        )
-    return ViT.from_pretrained(folder)

@@ -1,188 +1,219 @@
-"""timm's VisionTransformer as a `ViT`.
+"""timm's VisionTransformer and VisionTransformerDistilled; knows timm by names, imports nothing.
 
-LayerScale is folded into the output projections, and positions that cover the patches only get zero
-rows for the prefix. Knows timm by names alone and never imports it.
+Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT), Touvron et al. 2022 (DeiT III: positions
+for patches only), Darcet et al. 2024 (registers), Radford et al. 2021 (CLIP: a LayerNorm before
+the first block), Dehghani et al. 2023 (q/k norm).
 """
 
-import copy
-from typing import Any, cast
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from circuitvit.config import Activation, ViTConfig
-from circuitvit.errors import CircuitError
-from circuitvit.vit import ViT
+from circuitvit.config import Pooling
+from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained.conversion import (
+    Reading,
+    activation_of,
+    all_eps,
+    distinct,
+    eps_problems,
+    parts_of,
+    path_to_linear,
+)
 
-_MODEL = ("timm.models.vision_transformer", "VisionTransformer")
+_MODELS = {
+    ("timm.models.vision_transformer", "VisionTransformer"),
+    ("timm.models.deit", "VisionTransformerDistilled"),
+}
 _BLOCK = ("timm.models.vision_transformer", "Block")
 
+REASONS = {
+    "Eva": "rotary positions turn its queries and keys, and its MLPs may be SwiGLU",
+    "Beit": "relative positions are added to its attention scores",
+    "VisionTransformerRelPos": "relative positions are added to its attention scores",
+    "VisionTransformerSAM": "its attention is windowed, with relative positions",
+    "NaFlexVit": "it packs patches of images of several sizes",
+    "SwinTransformer": "its attention is windowed, with relative positions",
+    "SwinTransformerV2": "its attention is windowed, with relative positions",
+    "SwinTransformerV2Cr": "its attention is windowed, with relative positions",
+}
+"""Why models of timm that look like ViTs can't be represented."""
 
-def is_timm_vit(module: nn.Module) -> bool:
+RENAMES = (
+    (r"^patch_embed\.proj\.", "patch."),
+    (r"^cls_token$", "class_token"),
+    (r"^dist_token$", "distillation_token"),
+    (r"^reg_token$", "register_tokens"),
+    (r"^pos_embed$", "positions"),
+    (r"^norm_pre\.", "embed_norm."),
+    (r"^(fc_)?norm\.", "final_norm."),
+    (r"\.norm([12])\.", r".ln\1."),
+    (r"\.attn\.proj\.", ".attention.out."),
+    (r"\.attn\.", ".attention."),
+    (r"\.ls([12])\.gamma$", r".scale\1"),
+    (r"^head_dist\.", "head_distillation."),
+)
+
+
+def knows(module: nn.Module) -> bool:
     """Whether a module is timm's VisionTransformer or derived from it."""
-    return any((cls.__module__, cls.__name__) == _MODEL for cls in type(module).__mro__)
+    return any((cls.__module__, cls.__name__) in _MODELS for cls in type(module).__mro__)
 
 
-def from_timm(module: nn.Module) -> ViT:
-    """Convert, and compare the logits with the source's on two images before returning.
-
-    Raises:
-        CircuitError: the model has parts that a `ViT` has not; every one is named.
-    """
-    source = cast(Any, copy.deepcopy(module).eval())
-    problems = _problems(source)
-    if problems:
-        raise CircuitError(
-            f"this timm {type(module).__name__} can't be represented yet: "
-            + "; ".join(problems)
-            + "."
-        )
-    weights, left = _weights(source)
-    if left:
-        raise CircuitError(
-            f"this timm model has parameters that no one reads here: {sorted(left)}. "
-            "It is not the plain VisionTransformer."
-        )
-    vit = ViT.from_weights(_config(source), weights, source=f"timm {type(module).__name__}").eval()
-    _compare(vit, source)
-    return vit
-
-
-def _problems(source: Any) -> list[str]:
+def problems(source: Any) -> list[str]:
     """Everything about the model that a `ViT` has not."""
-    embed, blocks = source.patch_embed, list(source.blocks)
-    kernel, size = embed.proj.kernel_size, embed.img_size
-    epsilons = sorted({m.eps for m in source.modules() if isinstance(m, nn.LayerNorm)})
-    one_norm = isinstance(source.norm, nn.LayerNorm) and isinstance(source.fc_norm, nn.Identity)
-    found = {
-        f"global_pool={source.global_pool!r} (only 'token')": source.global_pool != "token",
-        "pre_norm=True": not isinstance(source.norm_pre, nn.Identity),
-        "the final norm is not one LayerNorm before pooling": not one_norm,
-        "there is no head (num_classes=0)": not isinstance(source.head, nn.Linear),
-        "patches are not square": kernel[0] != kernel[1],
-        "images are not square": size is None or size[0] != size[1],
-        "a norm in the patch embedding": not isinstance(embed.norm, nn.Identity),
-        f"LayerNorms with different eps {epsilons}": len(epsilons) > 1,
-    }
-    problems = [text for text, is_so in found.items() if is_so]
-    return problems + [f"block {i}: {p}" for i, b in enumerate(blocks) for p in _block_problems(b)]
+    found = [*_embedding_problems(source), *_reading_problems(source), *eps_problems(source)]
+    for index, block in enumerate(source.blocks):
+        found += [f"block {index}: {problem}" for problem in _block_problems(block)]
+    activations = {activation_of(getattr(block.mlp, "act", None)) for block in source.blocks
+                   if hasattr(block, "mlp")}  # fmt: skip
+    if len(activations) > 1:
+        found.append("its blocks have different activations")
+    return found
+
+
+def _embedding_problems(source: Any) -> Iterator[str]:
+    embed = source.patch_embed
+    projection = getattr(embed, "proj", None)
+    if type(embed).__name__ != "PatchEmbed" or not isinstance(projection, nn.Conv2d):
+        yield f"its patches come from a {type(embed).__name__} (a CNN), not one convolution"
+        return
+    size, patch = embed.img_size, projection.kernel_size
+    if patch[0] != patch[1] or tuple(projection.stride) != tuple(patch):
+        yield f"its patches are {patch} every {tuple(projection.stride)} pixels, not squares apart"
+    elif size is None or size[0] != size[1]:
+        yield f"its images are {size} pixels, not square; call set_input_size with a square"
+    elif size[0] % patch[0]:
+        yield f"patches of {patch[0]} pixels don't fill images of {size[0]}; call set_input_size"
+    if not isinstance(embed.norm, nn.Identity):
+        yield "there is a norm in the patch embedding"
+    if not isinstance(source.norm_pre, nn.Identity | nn.LayerNorm):
+        yield f"its pre_norm is a {type(source.norm_pre).__name__}, not a LayerNorm"
+
+
+def _reading_problems(source: Any) -> Iterator[str]:
+    if source.global_pool not in ("token", "avg"):
+        yield f"global_pool={source.global_pool!r} (only 'token' and 'avg')"
+    norms = [n for n in (source.norm, source.fc_norm) if not isinstance(n, nn.Identity)]
+    kinds = [type(norm).__name__ for norm in norms]
+    if not norms:
+        yield "there is no final norm"
+    elif len(norms) > 1 or not isinstance(norms[0], nn.LayerNorm):
+        yield f"the final norm is {' and '.join(kinds)}, not one LayerNorm"
+    for name in ("head", "head_dist"):
+        head = getattr(source, name, None)
+        if isinstance(head, nn.Identity):
+            yield (
+                f"there is no {name} (num_classes=0): it gives features, not classes; create it "
+                "with num_classes, and load weights that have a head"
+            )
+        elif head is not None and path_to_linear(head) is None:
+            yield f"its {name} is a {type(head).__name__}, not one linear layer"
 
 
 def _block_problems(block: Any) -> list[str]:
     if (type(block).__module__, type(block).__name__) != _BLOCK:
         return [f"{type(block).__name__} is not timm's pre-norm Block"]
     if type(block.attn).__name__ != "Attention" or type(block.mlp).__name__ != "Mlp":
-        return [f"{type(block.attn).__name__} with {type(block.mlp).__name__}"]
-    plain = (nn.Identity, nn.LayerNorm)
+        return [f"{type(block.attn).__name__} with {type(block.mlp).__name__} (only plain ones)"]
+    q_norm, k_norm = block.attn.q_norm, block.attn.k_norm
+    scales = [getattr(block, name) for name in ("ls1", "ls2")]
     found = {
         "scale_attn_norm=True": not isinstance(block.attn.norm, nn.Identity),
         "gated attention": getattr(block.attn, "gate", None) is not None,
         "scale_mlp_norm=True": not isinstance(block.mlp.norm, nn.Identity),
-        "norm1 is not a LayerNorm": not isinstance(block.norm1, nn.LayerNorm),
-        "norm2 is not a LayerNorm": not isinstance(block.norm2, nn.LayerNorm),
-        "q_norm is not a LayerNorm": not isinstance(block.attn.q_norm, plain),
-        "k_norm is not a LayerNorm": not isinstance(block.attn.k_norm, plain),
-        f"activation {type(block.mlp.act).__name__}": _activation(block.mlp.act) is None,
+        f"norm1 is a {type(block.norm1).__name__}, not a LayerNorm": (
+            not isinstance(block.norm1, nn.LayerNorm)
+        ),
+        f"norm2 is a {type(block.norm2).__name__}, not a LayerNorm": (
+            not isinstance(block.norm2, nn.LayerNorm)
+        ),
+        f"q_norm and k_norm are {type(q_norm).__name__} and {type(k_norm).__name__}": (
+            not _both(q_norm, k_norm, nn.Identity) and not _both(q_norm, k_norm, nn.LayerNorm)
+        ),
+        "its LayerScale is another": any(
+            not isinstance(scale, nn.Identity) and not hasattr(scale, "gamma") for scale in scales
+        ),
+        f"activation {type(block.mlp.act).__name__}": activation_of(block.mlp.act) is None,
     }
     return [text for text, is_so in found.items() if is_so]
 
 
-def _activation(module: nn.Module) -> Activation | None:
-    name = type(module).__name__
-    if name == "QuickGELU":
-        return "quick_gelu"
-    if name == "GELUTanh" or getattr(module, "approximate", "") == "tanh":
-        return "gelu_tanh"
-    return "gelu" if name == "GELU" else None
+def _both(first: object, second: object, kind: type) -> bool:
+    return isinstance(first, kind) and isinstance(second, kind)
 
 
-def _config(source: Any) -> ViTConfig:
+def resize(source: Any, image_size: int) -> None:
+    """Resample the positions, in place, with timm's own method."""
+    source.set_input_size(img_size=(image_size, image_size))
+
+
+def read(source: Any) -> Reading:
+    """The model in our words."""
+    heads = [(name, path_to_linear(getattr(source, name, None))) for name in ("head", "head_dist")]
+    straight = tuple(
+        (rf"^{name}\.{re.escape(path)}", f"{name}.") for name, path in heads if path
+    )  # a Sequential's only layer
+    parts, unused = parts_of(source, (*straight, *RENAMES))
     blocks = list(source.blocks)
-    embed = source.patch_embed
-    return ViTConfig(
-        image_size=embed.img_size[0],
-        patch_size=embed.proj.kernel_size[0],
-        channels=embed.proj.in_channels,
-        classes=source.head.out_features,
-        width=source.embed_dim,
+    after = not isinstance(source.fc_norm, nn.Identity)
+    pooling = _pooling(source)
+    folded = []
+    if hasattr(source, "dist_token"):
+        folded.append("the distillation token is the first register")
+    if after and pooling not in ("mean", "mean_all"):
+        folded.append("fc_norm after the token was pooled, which is the same before")
+    return Reading(
+        source=f"timm {type(source).__name__}",
+        image_size=source.patch_embed.img_size[0],
         heads=tuple(block.attn.num_heads for block in blocks),
-        head_width=tuple(block.attn.head_dim for block in blocks),
-        mlp_width=tuple(block.mlp.fc1.out_features for block in blocks),
-        class_token=True,
-        register_tokens=source.num_prefix_tokens - 1,
-        pooling="class",
-        qkv_bias=blocks[0].attn.qkv.bias is not None if blocks else True,
-        qk_norm=isinstance(blocks[0].attn.q_norm, nn.LayerNorm) if blocks else False,
-        output_bias=True,
-        layer_norm_eps=source.norm.eps,
-        activation=(_activation(blocks[0].mlp.act) if blocks else None) or "gelu",
+        pooling=pooling,
+        fc_norm=after and pooling in ("mean", "mean_all"),
+        layer_norm_eps=all_eps(source)[0],
+        activation=(activation_of(blocks[0].mlp.act) if blocks else None) or "gelu",
+        parts=parts,
+        logits=source,
+        folded=tuple(folded),
+        unused=unused,
     )
 
 
-def _weights(source: Any) -> tuple[dict[str, Tensor], set[str]]:
-    """Our state dict, and the source's keys that were not used."""
-    old = {name: tensor.detach().clone() for name, tensor in source.state_dict().items()}
-    width = source.embed_dim
-    new = {
-        "patch.weight": old.pop("patch_embed.proj.weight"),
-        "class_token": old.pop("cls_token").reshape(width),
-        "final_norm.weight": old.pop("norm.weight"),
-        "final_norm.bias": old.pop("norm.bias"),
-        "head.weight": old.pop("head.weight"),
-        "head.bias": old.pop("head.bias"),
-    }
-    zeros = new["class_token"].new_zeros
-    new["patch.bias"] = old.pop("patch_embed.proj.bias", zeros(width))
-    if "reg_token" in old:
-        new["register_tokens"] = old.pop("reg_token")[0]
-    new["positions"] = _positions(source, old.pop("pos_embed", None), zeros)
-    for index in range(len(source.blocks)):
-        _move_block(old, new, f"blocks.{index}.", zeros(width))
-    return new, set(old)
+def _pooling(source: Any) -> Pooling:
+    if hasattr(source, "head_dist"):
+        return "class_distillation"
+    if source.global_pool == "token":
+        return "class"
+    return "mean_all" if source.pool_include_prefix and source.num_prefix_tokens else "mean"
 
 
-def _positions(source: Any, given: Tensor | None, zeros: Any) -> Tensor:
-    prefix, width = source.num_prefix_tokens, source.embed_dim
-    patches = source.patch_embed.num_patches
-    if given is None:
-        return zeros(prefix + patches, width)
-    if given.shape[1] == patches:
-        return torch.cat([zeros(prefix, width), given[0]])
-    return given[0]
+def preprocessing_of(source: Any) -> Preprocessing | None:
+    """What `module.pretrained_cfg` says; None for a module that has none."""
+    known = getattr(source, "pretrained_cfg", None)
+    if not isinstance(known, Mapping) or not known.get("mean") or not known.get("std"):
+        return None
+    channels, classes = source.patch_embed.proj.in_channels, _classes(source)
+    mean, std = tuple(known["mean"]), tuple(known["std"])
+    if not {len(mean), len(std)} <= {1, channels}:
+        return None
+    interpolation = str(known.get("interpolation"))
+    names = known.get("label_names") or ()
+    return Preprocessing(
+        mean=mean,
+        std=std,
+        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",  # pyright: ignore[reportArgumentType]
+        resize="squash" if known.get("crop_mode") == "squash" else "shortest",
+        crop=min(1.0, float(known.get("crop_pct") or 1.0)),
+        class_names=distinct(names) if len(names) == classes else None,
+    )
 
 
-def _move_block(
-    old: dict[str, Tensor], new: dict[str, Tensor], prefix: str, no_bias: Tensor
-) -> None:
-    moves = {"norm1": "ln1", "norm2": "ln2", "attn.qkv": "attention.qkv", "mlp.fc1": "mlp.fc1"}
-    moves |= {"attn.q_norm": "attention.q_norm", "attn.k_norm": "attention.k_norm"}
-    for theirs, ours in moves.items():
-        for kind in ("weight", "bias"):
-            if f"{prefix}{theirs}.{kind}" in old:
-                new[f"{prefix}{ours}.{kind}"] = old.pop(f"{prefix}{theirs}.{kind}")
-    scales = [old.pop(f"{prefix}ls{i}.gamma", torch.ones_like(no_bias)) for i in (1, 2)]
-    out, fc2 = f"{prefix}attn.proj.", f"{prefix}mlp.fc2."
-    new[f"{prefix}attention.out.weight"] = scales[0][:, None] * old.pop(f"{out}weight")
-    new[f"{prefix}output_bias"] = scales[0] * old.pop(f"{out}bias", no_bias)
-    new[f"{prefix}mlp.fc2.weight"] = scales[1][:, None] * old.pop(f"{fc2}weight")
-    new[f"{prefix}mlp.fc2.bias"] = scales[1] * old.pop(f"{fc2}bias", no_bias)
-    rows = new[f"{prefix}mlp.fc1.weight"][:, 0]
-    new.setdefault(f"{prefix}mlp.fc1.bias", torch.zeros_like(rows))
+_INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 
 
-@torch.no_grad()
-def _compare(vit: ViT, source: nn.Module) -> None:
-    """Refuse a conversion whose logits differ from the source's."""
-    config, positions = vit.config, vit.positions
-    shape = (2, config.channels, config.image_size, config.image_size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = images.to(positions)
-    expected, got = source(images), vit(images)
-    largest = float(expected.abs().max())
-    share = {torch.float64: 1e-9, torch.float32: 1e-4}.get(positions.dtype, 1e-1)
-    error = float((expected - got).abs().max())
-    if largest == largest and error > share * max(1.0, largest):
-        raise CircuitError(
-            f"the converted model's logits differ from the source's by {error:.2g} (largest logit "
-            f"{largest:.2g}). Its forward pass is not that of timm's plain VisionTransformer."
-        )
+def _classes(source: nn.Module) -> int:
+    linear: Tensor = next(
+        tensor for name, tensor in source.state_dict().items() if name.startswith("head.")
+    )
+    return len(linear)

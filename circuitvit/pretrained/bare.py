@@ -1,0 +1,197 @@
+"""A bare checkpoint file: its library and shape are read from its keys and tensors.
+
+What tensors don't tell is the number of heads, which must be given, and the activation and ε, for
+which each library's usual ones are taken, and said.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.pretrained.checkpoints import fit, read_checkpoint
+from circuitvit.pretrained.libraries import imported
+from circuitvit.pretrained.sources import Opened
+from circuitvit.saved_model import CONFIG_KEY
+from circuitvit.vit import ViT
+
+Tensors = Mapping[str, Tensor]
+
+
+def from_checkpoint(path: Path, heads: int | None) -> Opened:
+    """The model that a file holds.
+
+    Raises:
+        CircuitError: the file can't be read, its layout is unknown, the number of heads is missing
+            or wrong, or keys are missing or surplus.
+    """
+    tensors, metadata, notes = read_checkpoint(path)
+    if CONFIG_KEY in metadata:
+        return _ours(path, tensors, metadata, heads)
+    if "patch_embed.proj.weight" in tensors:
+        module, assumed = _timm(path, tensors, heads)
+    elif "conv_proj.weight" in tensors:
+        module, assumed = _torchvision(path, tensors, heads)
+    else:
+        raise CircuitError(_unknown_layout(path, tensors))
+    unused = fit(module, tensors, source=str(path))
+    return Opened(module, str(path), None, (*notes, *assumed), unused)
+
+
+def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str], heads: int | None) -> Opened:
+    if heads is not None:
+        raise CircuitError(f"{path} says its heads itself. Leave heads= out.")
+    beside = path.parent / "config.json"
+    if path.name == "model.safetensors" and beside.is_file():
+        return Opened(ViT.from_pretrained(path.parent), str(path))
+    with torch.device("meta"):
+        vit = ViT.of_shape(json.loads(metadata[CONFIG_KEY]))
+    return Opened(vit.take_over(dict(tensors), source=str(path)), str(path))
+
+
+def _unknown_layout(path: Path, tensors: Tensors) -> str:
+    names = sorted(tensors)
+    start = f"can't tell whose model {path} holds"
+    if any("patch_embeddings.projection" in n or "patch_embedding.weight" in n for n in names):
+        return (
+            f"{path} holds weights of transformers, without their config. Give the folder that "
+            "save_pretrained wrote, or the module beside checkpoint=."
+        )
+    if "patch.weight" in tensors and "positions" in tensors:
+        return (
+            f"{path} holds a circuitvit.ViT without its config. Save it with "
+            "vit.save_pretrained(folder), or give the ViT beside checkpoint=."
+        )
+    return (
+        f"{start}: its keys are {names[:6]}{'…' if len(names) > 6 else ''}. Known are the layouts of "
+        "timm (patch_embed.proj.weight) and torchvision (conv_proj.weight). Give the "
+        "architecture, such as 'timm:NAME', beside checkpoint=."
+    )
+
+
+def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+    patch = t["patch_embed.proj.weight"]
+    width, channels, _, side = patch.shape
+    _require(path, t, "head.weight", "blocks.0.mlp.fc1.weight")
+    count = _heads(path, heads, width, t.get("blocks.0.attn.q_norm.weight"))
+    prefix = _rows(t, "cls_token") + _rows(t, "reg_token")
+    image_size, free = _image_size(path, t.get("pos_embed"), prefix + _rows(t, "dist_token"), side)
+    after, pre_norm = "fc_norm.weight" in t, "norm_pre.weight" in t
+    has_class = "cls_token" in t
+    pool = "avg" if after or not has_class else "token"
+    eps = 1e-5 if pre_norm else 1e-6
+    timm = imported("timm")
+    layers, models = timm.layers, timm.models
+    options: dict[str, Any] = {
+        "img_size": image_size, "patch_size": side, "in_chans": channels,
+        "num_classes": len(t["head.weight"]), "embed_dim": width, "depth": _depth(t, r"^blocks\.(\d+)"),
+        "num_heads": count, "mlp_ratio": (len(t["blocks.0.mlp.fc1.weight"]) + 0.5) / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in t, "qk_norm": "blocks.0.attn.q_norm.weight" in t,
+        "proj_bias": "blocks.0.attn.proj.bias" in t, "class_token": has_class,
+        "init_values": 1.0 if "blocks.0.ls1.gamma" in t else None, "pre_norm": pre_norm,
+        "reg_tokens": _rows(t, "reg_token"), "no_embed_class": free, "global_pool": pool,
+        "fc_norm": after, "pos_embed": "learn" if "pos_embed" in t else "none",
+        "norm_layer": _with_eps(layers.LayerNorm, eps),
+    }  # fmt: skip
+    distilled = "dist_token" in t
+    kind = models.deit.VisionTransformerDistilled if distilled else models.VisionTransformer
+    with torch.device("meta"):
+        module = kind(**options)
+    said = f"assumed, as tensors don't tell: erf GELU, ε {eps:g}, global_pool={pool!r}"
+    return module, (said, f"{count} heads of {width // count}")
+
+
+def _torchvision(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+    width, _, _, side = t["conv_proj.weight"].shape
+    first = "encoder.layers.encoder_layer_0.mlp."
+    fc1 = next((t[n] for n in (f"{first}0.weight", f"{first}linear_1.weight") if n in t), None)
+    head = next((t[n] for n in ("heads.head.weight", "heads.weight") if n in t), None)
+    if fc1 is None or head is None:
+        _require(path, t, f"{first}0.weight", "heads.head.weight")
+    assert fc1 is not None
+    assert head is not None
+    count = _heads(path, heads, width, None)
+    image_size, _ = _image_size(path, t.get("encoder.pos_embedding"), 1, side)
+    home = imported("torchvision").models.vision_transformer
+    with torch.device("meta"):
+        module = home.VisionTransformer(
+            image_size=image_size,
+            patch_size=side,
+            num_layers=_depth(t, r"encoder_layer_(\d+)"),
+            num_heads=count,
+            hidden_dim=width,
+            mlp_dim=len(fc1),
+            num_classes=len(head),
+        )
+    said = "assumed, as tensors don't tell: erf GELU, ε 1e-06"
+    return module, (said, f"{count} heads of {width // count}")
+
+
+def _require(path: Path, tensors: Tensors, *names: str) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise CircuitError(
+            f"{path} has no {' and no '.join(missing)}. A whole classifier with plain MLPs is "
+            "needed; features without a head are not enough."
+        )
+
+
+def _heads(path: Path, given: int | None, width: int, q_norm: Tensor | None) -> int:
+    """How many heads: as given, or by the width of a q/k norm."""
+    fits = [n for n in range(1, width + 1) if width % n == 0 and 8 <= width // n <= 128]
+    shown = ", ".join(f"{n} (of width {width // n})" for n in fits) or "1"
+    told = None if q_norm is None else width // len(q_norm)
+    if given is None and told is None:
+        raise CircuitError(
+            f"{path} doesn't tell the number of attention heads. Give heads=; the width is {width}, "
+            f"so it may be {shown}."
+        )
+    count = told if given is None else given
+    whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
+    if not whole or width % count or (told is not None and count != told):
+        reason = f"its q/k norms say {told}" if told is not None else f"it may be {shown}"
+        raise CircuitError(
+            f"heads is {given!r}, which doesn't fit the width {width} of {path}: {reason}."
+        )
+    return count
+
+
+def _rows(tensors: Tensors, name: str) -> int:
+    """Tokens in a table of them [1 token width]."""
+    return tensors[name].shape[1] if name in tensors else 0
+
+
+def _depth(tensors: Tensors, pattern: str) -> int:
+    found = [re.search(pattern, name) for name in tensors]
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _image_size(path: Path, positions: Tensor | None, prefix: int, patch: int) -> tuple[int, bool]:
+    """The side in pixels, and whether positions leave out the prefix."""
+    if positions is None:
+        raise CircuitError(
+            f"{path} has no positions, so its image size is unknown. Give the architecture, such "
+            "as 'timm:NAME', beside checkpoint=."
+        )
+    rows = positions.shape[1]
+    for free in (False, True):
+        patches = rows if free else rows - prefix
+        side = math.isqrt(max(patches, 0))
+        if side and side**2 == patches:
+            return side * patch, free and prefix > 0
+    raise CircuitError(
+        f"{path} has {rows} positions and {prefix} tokens before the patches: no square of patches. "
+        "Only square images can be represented."
+    )
+
+
+def _with_eps(norm: Any, eps: float) -> Any:
+    from functools import partial
+
+    return partial(norm, eps=eps)

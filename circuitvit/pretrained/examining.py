@@ -1,0 +1,139 @@
+"""Loads a model from wherever it is, and tells what that took."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained import huggingface, timm, torchvision
+from circuitvit.pretrained.conversion import Examination, check_image_size, convert
+from circuitvit.pretrained.sources import opened
+from circuitvit.vit import ViT
+
+LIBRARIES = (timm, huggingface, torchvision)
+READABLE = (
+    "What can be read: timm's VisionTransformer and VisionTransformerDistilled; transformers' "
+    + ", ".join(huggingface.POOLINGS)
+    + "; torchvision's VisionTransformer; a circuitvit.ViT; 'timm:NAME', 'hf:REPOSITORY', "
+    "'torchvision:NAME'; a folder of any of them; a checkpoint file."
+)
+
+
+def examine(
+    source: nn.Module | str | Path,
+    *,
+    image_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    heads: int | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Examination:
+    """Load a model as `load_vit` does, and tell what was folded and what was not used.
+
+    Args:
+        source: as in `load_vit`, like the other arguments.
+        image_size: side in pixels to resample positions to.
+        checkpoint: a file whose weights go into the architecture that `source` names or is.
+        heads: attention heads of a bare checkpoint file.
+        preprocessing: what to take in place of what the source says.
+
+    Raises:
+        CircuitError: the source can't be represented or read; every reason is named.
+    """
+    if not isinstance(source, nn.Module | str | Path):
+        raise CircuitError(f"can't make a ViT of {_name(source)}. {READABLE}")
+    found = opened(source, checkpoint=checkpoint, heads=heads)
+    if isinstance(found.model, ViT):
+        result = _of_ours(found.model, image_size)
+    else:
+        result = convert(found.model, _library_of(found.model), image_size=image_size)
+    seen = preprocessing or found.preprocessing or result.vit.preprocessing
+    _check_preprocessing(preprocessing, result.vit)
+    result.vit.preprocessing = seen
+    return replace(
+        result,
+        source=found.name or result.source,
+        folded=(*found.folded, *result.folded),
+        unused=(*found.unused, *result.unused),
+    )
+
+
+def _library_of(module: nn.Module) -> Any:
+    for library in cast("tuple[ModuleType, ...]", LIBRARIES):
+        if library.knows(module):
+            return library
+    home, reason = type(module).__module__, ""
+    for library in (timm, torchvision):
+        if home.startswith(library.__name__.rsplit(".", 1)[1] + "."):
+            reason = library.REASONS.get(type(module).__name__, "it is none of the classes below")
+    if home.startswith("transformers."):
+        reason = huggingface.without_classifier(module)
+    raise CircuitError(
+        f"can't make a ViT of {_name(module)}" + (f": {reason}" if reason else "") + f". {READABLE}"
+    )
+
+
+def _name(source: object) -> str:
+    return f"{type(source).__module__}.{type(source).__name__}"
+
+
+def _of_ours(vit: ViT, image_size: int | None) -> Examination:
+    """A copy of a model of ours, its positions resampled if asked for."""
+    new, folded = copy.deepcopy(vit).eval(), ()
+    if image_size is not None:
+        check_image_size(image_size, vit.config.patch_size)
+        if image_size != vit.config.image_size:
+            new = resampled(new, image_size)
+            folded = (f"positions resampled from {vit.config.image_size} to {image_size} pixels",)
+    new.check_weights()
+    return Examination("circuitvit ViT", new, folded)
+
+
+@torch.no_grad()
+def resampled(vit: ViT, image_size: int) -> ViT:
+    """A ViT of ours for images of another size, its positions resampled as timm does.
+
+    Raises:
+        CircuitError: it has constants [token width], which belong to its own tokens.
+    """
+    config = vit.config
+    if any((*config.attention_constant, *config.mlp_constant)):
+        raise CircuitError(
+            "this model has constants [token width] of units that were removed, one a token, so "
+            f"its images stay {config.image_size} pixels. Resample the model it was made from."
+        )
+    side, new_side = (size // config.patch_size for size in (config.image_size, image_size))
+    weights = {name: tensor.detach().clone() for name, tensor in vit.state_dict().items()}
+    rows = weights["positions"]
+    prefix, grid = rows[: config.prefix_tokens], rows[config.prefix_tokens :].float()
+    grid = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", antialias=True)
+    grid = grid.permute(0, 2, 3, 1).reshape(new_side**2, -1).to(rows.dtype)
+    weights["positions"] = torch.cat([prefix, grid])
+    new = ViT.from_weights(replace(config, image_size=image_size), weights, source="resampling")
+    new.preprocessing = vit.preprocessing
+    return new.eval()
+
+
+def _check_preprocessing(seen: Preprocessing | None, vit: ViT) -> None:
+    if seen is None:
+        return
+    channels, classes = vit.config.channels, vit.config.classes
+    names = seen.class_names
+    found = {
+        f"mean has {len(seen.mean)} values and std {len(seen.std)}, the model {channels} channels": (
+            not {len(seen.mean), len(seen.std)} <= {1, channels}
+        ),
+        f"there are {len(names or ())} class names for {classes} classes": (
+            names is not None and len(names) != classes
+        ),
+    }
+    problems = [text for text, is_so in found.items() if is_so]
+    if problems:
+        raise CircuitError("this preprocessing is not the model's: " + "; ".join(problems) + ".")

@@ -1,0 +1,41 @@
+"""Imports timm, transformers and torchvision when they are needed, or says what to install."""
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from circuitvit.errors import CircuitError
+from circuitvit.torchvision_ops import register_missing_ops
+
+_EXTRAS = {
+    "timm": "pip install 'circuitvit[timm]'",
+    "transformers": "pip install transformers",
+    "torchvision": "pip install torchvision",
+}
+
+
+def imported(name: str) -> Any:
+    """The library, which takes seconds to import.
+
+    Raises:
+        CircuitError: it is not installed.
+    """
+    register_missing_ops()
+    try:
+        return import_module(name)
+    except ImportError as cause:
+        raise CircuitError(f"{name} is needed for this and not there ({cause}): {_EXTRAS[name]}") \
+            from cause  # fmt: skip
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """A sentence with the names that look most like one."""
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    return f" The closest are {', '.join(near)}." if near else ""
+
+
+def first_line(cause: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = str(cause).strip() or type(cause).__name__
+    return text.splitlines()[0].rstrip(".")[:300]

@@ -1,0 +1,192 @@
+"""Models by name: `timm:NAME`, `hf:REPOSITORY` and `torchvision:NAME`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained import torchvision as torchvision_vit
+from circuitvit.pretrained.checkpoints import fit, read_checkpoint
+from circuitvit.pretrained.conversion import distinct, path_to_linear
+from circuitvit.pretrained.folders import from_folder, image_size_in
+from circuitvit.pretrained.libraries import closest, first_line, imported
+from circuitvit.pretrained.sources import Opened, unwrapped
+
+LIBRARIES = ("timm", "hf", "torchvision")
+WEIGHTS = ("*.safetensors",)
+OLDER_WEIGHTS = ("pytorch_model*.bin",)
+
+
+def from_name(text: str, checkpoint: str | Path | None) -> Opened:
+    """The model of that name, with the weights that its library fetches, or with a file's.
+
+    Raises:
+        CircuitError: the name is unknown, or the weights can't be fetched.
+    """
+    library, _, name = text.partition(":")
+    if not name:
+        raise CircuitError(f"{text!r} names no model. Give {library}:NAME.")
+    if library == "hf":
+        return _hub(text, name, checkpoint)
+    made = _timm if library == "timm" else _torchvision
+    with torch.random.fork_rng(devices=[]):  # making a model draws weights first
+        return made(text, name, checkpoint)
+
+
+def _hub(text: str, name: str, checkpoint: str | Path | None) -> Opened:
+    found = from_folder(_fetched(name, also=OLDER_WEIGHTS), checkpoint)
+    return Opened(found.model, text, found.preprocessing, found.folded, found.unused)
+
+
+def _fetched(
+    repository: str, *, patterns: Sequence[str] = WEIGHTS, also: Sequence[str] = ()
+) -> Path:
+    """The folder of a repository, from the hub or its cache: JSON and weights."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = repository.partition("@")
+    try:
+        options: Any = {"repo_id": name, "revision": revision or None}
+        folder = Path(snapshot_download(allow_patterns=["*.json", *patterns], **options))
+        if also and not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(allow_patterns=["*.json", *also], **options))
+    except Exception as cause:  # the hub, the network and the disk each raise their own
+        raise CircuitError(
+            f"{repository} can't be had from the Hugging Face hub, nor is it in its cache "
+            f"({first_line(cause)}). Check the name and the network, or give a local folder or "
+            "file."
+        ) from cause
+    return folder
+
+
+def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
+    timm = imported("timm")
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        every = [*known, *timm.list_pretrained()]
+        raise CircuitError(
+            f"timm {timm.__version__} knows no model {name!r}.{closest(name, every)} "
+            "timm.list_models() has all; a repository on the hub is 'hf:OWNER/NAME'."
+        )
+    if checkpoint is not None:
+        return _timm_with(timm, text, name, Path(checkpoint))
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    if config is None or not config.has_weights:
+        raise CircuitError(
+            f"timm has no pretrained weights {name!r}."
+            f"{closest(name, timm.list_pretrained())} Or give checkpoint=."
+        )
+    options: dict[str, Any] = {"pretrained": True}
+    if config.hf_hub_id:
+        options["pretrained_cfg_overlay"] = {"file": str(_timm_file(name, config))}
+    return Opened(_created(timm, name, **options), text)
+
+
+def _timm_file(name: str, config: Any) -> Path:
+    """The file of weights, fetched in one try, from the hub or its cache."""
+    repository = config.hf_hub_id
+    if repository.endswith("/"):  # timm's own repositories are named after the model
+        tag = f".{config.tag}" if config.tag else ""
+        repository = f"{repository}{name.partition('.')[0]}{tag}"
+    wanted = config.hf_hub_filename
+    patterns = (wanted,) if wanted else WEIGHTS
+    folder = _fetched(repository, patterns=patterns, also=() if wanted else OLDER_WEIGHTS)
+    names = (wanted,) if wanted else ("model.safetensors", "pytorch_model.bin")
+    found = [folder / each for each in names if each and (folder / each).is_file()]
+    if not found:
+        raise CircuitError(f"the repository {repository} holds no weights that timm reads.")
+    return found[0]
+
+
+def _created(timm: Any, name: str, **options: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, **options)
+    except Exception as cause:
+        raise CircuitError(f"timm can't make {name!r}: {first_line(cause)}.") from cause
+
+
+def _timm_with(timm: Any, text: str, name: str, path: Path) -> Opened:
+    """An architecture of timm with the weights of a file, and as many classes as it has."""
+    tensors, _, notes = read_checkpoint(path)
+    head = tensors.get("head.weight")
+    options: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
+    patch = tensors.get("patch_embed.proj.weight")
+    if patch is not None and patch.ndim == 4:
+        options["in_chans"] = patch.shape[1]
+    with torch.device("meta"):
+        module = _created(timm, name, **options)
+    size = image_size_in(tensors.get("pos_embed"), module)
+    if size is not None:
+        with torch.device("meta"):
+            module = _created(timm, name, img_size=size, **options)
+    unused = fit(module, tensors, source=str(path))
+    forget_class_names(module)
+    return Opened(module, f"{text} with {path}", None, notes, unused)
+
+
+def forget_class_names(module: nn.Module) -> None:
+    """A checkpoint's classes are its own."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(module, name, None)
+        if isinstance(config, dict):
+            gone = ("label_names", "label_descriptions")
+            setattr(module, name, {k: v for k, v in config.items() if k not in gone})
+
+
+def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
+    models = imported("torchvision").models
+    architecture, _, tag = name.partition(".")
+    known = models.list_models()
+    if architecture not in known:
+        raise CircuitError(
+            f"torchvision knows no model {architecture!r}.{closest(architecture, known)} Its ViTs "
+            f"are {', '.join(n for n in known if n.startswith('vit_'))}."
+        )
+    if checkpoint is not None:
+        return _torchvision_with(models, text, architecture, Path(checkpoint))
+    every = models.get_model_weights(architecture)
+    if tag and tag not in every.__members__:
+        raise CircuitError(
+            f"torchvision has no weights {tag!r} of {architecture}, but {', '.join(every.__members__)}."
+        )
+    weights = every[tag] if tag else every.DEFAULT
+    try:
+        module = models.get_model(architecture, weights=weights)
+    except Exception as cause:
+        raise CircuitError(
+            f"the weights of {text} can't be fetched ({first_line(cause)}). Check the network, or "
+            "give checkpoint=."
+        ) from cause
+    return Opened(module, text, _of_weights(weights))
+
+
+def _of_weights(weights: Any) -> Preprocessing:
+    """What torchvision does to the images of these weights, and its classes."""
+    does = weights.transforms()
+    return Preprocessing(
+        mean=tuple(does.mean),
+        std=tuple(does.std),
+        interpolation=does.interpolation.value,
+        crop=min(1.0, does.crop_size[0] / does.resize_size[0]),
+        class_names=distinct(weights.meta["categories"]),
+    )
+
+
+def _torchvision_with(models: Any, text: str, name: str, path: Path) -> Opened:
+    tensors, _, notes = read_checkpoint(path)
+    head = next((tensors[n] for n in ("heads.head.weight", "heads.weight") if n in tensors), None)
+    options: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
+    with torch.device("meta"):
+        module = models.get_model(name, weights=None, **options)
+    if torchvision_vit.knows(module):
+        size = image_size_in(tensors.get("encoder.pos_embedding"), module)
+        if size is not None:
+            with torch.device("meta"):
+                module = models.get_model(name, weights=None, image_size=size, **options)
+        assert path_to_linear(module.heads) is not None
+    unused = fit(unwrapped(module), tensors, source=str(path))
+    return Opened(module, f"{text} with {path}", None, notes, unused)
