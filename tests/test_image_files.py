@@ -1,5 +1,6 @@
 """Images from folders and parquet files."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +146,41 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path):
         load_splits(str(folder))
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_broken_images_are_left_out_with_one_warning_or_refused_if_strict(tmp_path):
     folder = write_folder(tmp_path / "pets")
-    for file in (folder / "dog").iterdir():
+    whole = load_splits(str(folder))
+    (folder / "dog" / "3.png").write_bytes(b"not a picture")
+    (folder / "cat" / "5.png").write_bytes((folder / "cat" / "5.png").read_bytes()[:-60])
+    (folder / "cat" / "0.png").write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"^3 of 20 images can't be read: .*; .*; .*left out"
+    ) as said:
+        splits = load_splits(str(folder))
+    assert len(said) == 1
+    assert sum(len(part) for part in each(splits).values()) == 17
+    assert {line.split("(")[1].split(")")[0] for line in splits.skipped} == {
+        str(folder / name) for name in ("dog/3.png", "cat/5.png", "cat/0.png")
+    }
+    assert all(re.match(r"train image (0|5|13) \(.*png\): \w+", line) for line in splits.skipped)
+    for name, part in each(whole).items():  # the others are where they were
+        rows = {
+            (row.numpy().tobytes(), int(c)) for row, c in zip(part.images, part.labels, strict=True)
+        }
+        left = each(splits)[name]
+        assert {
+            (row.numpy().tobytes(), int(c)) for row, c in zip(left.images, left.labels, strict=True)
+        } <= rows
+    with pytest.raises(CircuitError, match=r"3 of 20 images can't be read: .*png.*Replace them"):
+        load_splits(str(folder), strict=True)
+
+
+def test_where_no_image_can_be_read_there_is_an_error(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    for file in folder.rglob("*.png"):
         file.write_bytes(b"not a picture")
-    with pytest.raises(CircuitError, match=r"image \d+ of the train images can't be read"):
+    with pytest.raises(
+        CircuitError, match=r"20 of 20 images.*None are left for train, validation, test"
+    ):
         load_splits(str(folder))
 
 
@@ -230,7 +261,7 @@ def test_columns_that_are_not_clear_are_refused(tmp_path):
 
 def test_missing_labels_are_refused(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", ["a", None] * 5)
-    with pytest.raises(CircuitError, match="have no label in the column 'label'"):
+    with pytest.raises(CircuitError, match="5 images have no label .*in train of.*with split"):
         load_splits(str(file))
 
 
@@ -283,6 +314,8 @@ def test_a_hub_data_set_keeps_the_splits_it_names(tmp_path, monkeypatch):
         extra=stored(tmp_path / "3.parquet", [0, 1] * 30),
     )
     monkeypatch.setattr(sources, "_hub_answers", lambda: True)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"someone/some-images": hub}[name])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, streaming: {"someone/some-images": hub}[name]
+    )
     splits = load_splits("someone/some-images")
     assert [len(part) for part in each(splits).values()] == [16, 4, 3]

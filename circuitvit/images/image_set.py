@@ -1,12 +1,19 @@
 """Labelled images in memory, and the three disjoint parts of a data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.arrays import arrays_table
+from circuitvit.images.asking import Viewer, asked_for
+from circuitvit.images.decoding import decode
+from circuitvit.images.labels import UNLABELLED, matched
 from circuitvit.images.tensors import (
     Indices,
     fingerprint,
@@ -14,6 +21,7 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
+from circuitvit.preprocessing import Preprocessing
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -63,11 +71,65 @@ class ImageSet:
         """16 hexadecimal digits that name the images and labels."""
         return fingerprint(self.images, self.labels)
 
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        image_size: int | None = None,
+        channels: int | None = None,
+        *,
+        model: Viewer | None = None,
+    ) -> "ImageSet":
+        """Images from numpy or torch arrays, as `load_splits` would make them from files.
+
+        Args:
+            images: bytes, or floats in [0, 1]: [image height width], or with 1, 3 or 4 channels at
+                the end or after the images. They are copied.
+            labels: [image], indices of the class names (or names of them); without names, the
+                values that occur are the classes, in order.
+            class_names: in the order of the labels; by default those of the model's preprocessing.
+                Where these differ, classes are matched to the model's by name.
+            preprocessing: used instead of the model's; by default mean and deviation 0.5.
+            image_size: side in pixels; by default the model's, else as it is.
+            channels: 1 (grey) or 3 (RGB); by default the model's, else as they are.
+            model: a `ViT` or `CircuitViT` that will look at them.
+
+        Raises:
+            CircuitError: shapes, types or values are not such, or the classes are not the model's.
+        """
+        asked = asked_for(model, preprocessing, image_size, channels)
+        if asked.problems:
+            raise CircuitError("images can't be made so: " + "; ".join(asked.problems) + ".")
+        known = asked.preprocessing.class_names
+        table = arrays_table({"train": (images, labels)}, class_names or known)
+        labelled = table.labels, table.class_names
+        if missing := int((labelled[0] == UNLABELLED).sum()):
+            raise CircuitError(f"{missing} labels are below 0. Leave these images out.")
+        codes, names = labelled if known is None else matched(labelled, known)
+        if asked.classes not in (None, len(names)):
+            raise CircuitError(
+                f"this model has {asked.classes} classes, these images {len(names)}. Give "
+                "class_names, one for each class of the model."
+            )
+        found = decode(table, np.arange(len(codes)), asked.look(table))
+        return cls(asked.normalised(found.pixels), torch.from_numpy(codes), names)
+
 
 @dataclass(frozen=True)
 class Splits:
-    """The three disjoint parts of a data set: to train on, to choose by, to report on."""
+    """The three disjoint parts of a data set.
+
+    Attributes:
+        train: to train on.
+        validation: to choose by.
+        test: to report on.
+        skipped: a line for each picture that could not be read: `train image 17 (path): reason`.
+    """
 
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    skipped: tuple[str, ...] = ()

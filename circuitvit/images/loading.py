@@ -1,111 +1,237 @@
 """From a source of images to training, validation and test images."""
 
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import no_type_check
+
 import numpy as np
+import torch
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.arrays import digits_table, npz_table
+from circuitvit.images.asking import Asked, Viewer, asked_for
+from circuitvit.images.cache import remembered
+from circuitvit.images.decoding import Decoded, Look, decode
 from circuitvit.images.image_set import ImageSet, Splits
+from circuitvit.images.labels import LEFT_OUT, UNLABELLED, Classes, matched, selected
 from circuitvit.images.sampling import balanced, stratified
-from circuitvit.images.sources import read_source
-from circuitvit.images.table import Table, digits_table, tables
+from circuitvit.images.slices import PARTS, Split, own_parts
+from circuitvit.images.sources import Draw, read_source
+from circuitvit.images.table import Table, dataset_table
+from circuitvit.images.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
+from circuitvit.preprocessing import Preprocessing
 
-MEAN = STANDARD_DEVIATION = 0.5
-"""Of every channel: pixels in [0, 1] become values in [−1, 1]."""
-
-Part = tuple[Table, np.ndarray]
-"""A table, and the positions in it that are meant."""
+Source = str | os.PathLike[str]
+Parts = dict[str, np.ndarray]
+"""The positions of each part in a table."""
 
 
+@no_type_check  # it checks its own input, with words for people
 def load_splits(
-    source: str,
+    source: Source,
     *,
+    model: Viewer | None = None,
+    preprocessing: Preprocessing | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    classes: Classes | None = None,
+    split: Split | None = None,
     validation: float = 0.2,
     test: float = 0.2,
     seed: int = 0,
     limit: int | None = None,
+    strict: bool = False,
+    cache: Source | None = None,
+    workers: int = 0,
+    streaming: bool = False,
 ) -> Splits:
-    """Load labelled images as three disjoint sets.
+    """Load labelled images as three disjoint sets, as a model looks at them.
 
     A source's own validation and test images are kept as such (with validation images only, these
     become the test images); what is missing is carved from the training images, each class in
-    proportion. Pixels are scaled to [0, 1] and normalised with mean and deviation 0.5.
+    proportion. Pictures are resized and cropped as torchvision and timm do at evaluation, turned as
+    their camera was held, and normalised.
 
     Args:
         source: `"digits"` (scikit-learn's 8×8 handwritten digits, embedded); or a folder of images,
-            a parquet file, a folder or pattern of parquet files whose names say `train`, `test`
-            or `valid`, or the id of a data set on the Hugging Face hub. `./digits` is a path.
-        image_size: side in pixels; images are resized to it, the longer side cropped.
-        channels: 1 (grey) or 3 (RGB); by default 3, and 1 for the digits.
-        validation: share of the training images that becomes the validation images, where the
-            source has none.
+            one folder a class; the folder `tiny-imagenet-200`; a parquet file, a folder or pattern
+            of parquet files whose names say `train`, `test` or `valid`; a `.npz` file; or the id of
+            a data set on the Hugging Face hub. `./digits` is a path.
+        model: a `ViT` or `CircuitViT`, whose size, channels, preprocessing and classes are used. If
+            it knows its class names, the data's classes are matched to them by name, whatever their
+            order; else they must be as many as the model's.
+        preprocessing: used instead of the model's; by default bicubic, mean and deviation 0.5. Its
+            class names count as the model's.
+        image_size: side in pixels; without it and a model, images must be squares of one size.
+        channels: 1 (grey) or 3 (RGB); by default the model's, else 3, or what arrays have.
+        classes: names or indices of the classes to keep, which become 0, 1, … in that order; or
+            `"animals"`, Tiny-ImageNet's 58 with names people know (see `images.ANIMALS`).
+        split: an expression of `datasets`, `"train[:2%]"`, of which all parts are carved, or a
+            mapping from `train` and, if wanted, `validation` and `test` to such. A slice is of the
+            stored order: the first images of a folder are of one class. Shares are by count.
+        validation: share of the training images that becomes the validation images, where there
+            are no others.
         test: likewise for the test images.
         seed: draws the parts and the images within the limit.
         limit: at most so many images in each part, drawn evenly over the classes.
+        strict: raise at pictures that can't be read, rather than leave them out with a warning.
+        cache: a folder for decoded pixels; what is there is not decoded again.
+        workers: threads that decode; the images are the same with any number.
+        streaming: read only `limit` images of each of the source's splits, drawn from the first
+            8 · `limit` as they come (hub and parquet), and carve the parts of these.
 
     Returns:
-        The three parts; the same arguments give the same images.
+        The three parts; the same arguments give the same images. `skipped` names the pictures that
+        could not be read.
 
     Raises:
         CircuitError: there is nothing at the source, it can't be read, its images have no labels
-            or several sizes, or it has too few images.
+            or several sizes, its classes are not the model's, or it has too few images.
     """
-    _check(image_size, channels, validation, test, limit)
-    if source == "digits":
-        own = {"train": digits_table(image_size=image_size, channels=channels)}
-    else:
-        own = tables(read_source(source), image_size=image_size, channels=channels)
-    parts = _parts(own, validation, test, seed)
-    small = [name for name, (_, places) in parts.items() if not len(places)]
-    if small:
-        count = {name: len(table.labels) for name, table in own.items()}
-        raise CircuitError(
-            f"{source} has too few images, {count}: none would be left for {', '.join(small)}. "
-            "Give more images or larger shares."
-        )
-    return Splits(**{name: _image_set(part, seed, limit) for name, part in parts.items()})
+    name = os.fspath(source)
+    asked = asked_for(model, preprocessing, image_size, channels)
+    _check(asked, validation, test, seed, limit, workers, streaming, split)
+    table = _table(name, Draw(limit, seed) if streaming else None)
+    own = own_parts(table.sizes, split, name)
+    table, own = _with_classes(table, own, classes, asked, name)
+    parts = _parts(table, own, validation, test, seed, name)
+    parts = {part: _within(table, places, limit, seed) for part, places in parts.items()}
+    look = asked.look(table)
+    found = {}
+    for part in PARTS:
+        found[part] = _decoded(table, parts[part], look, cache, workers, f"{part} images")
+    _tell(found, strict)
+    sets = {}
+    for part, decoded in found.items():
+        labels = torch.from_numpy(table.labels[parts[part][decoded.kept]])
+        sets[part] = ImageSet(asked.normalised(decoded.pixels), labels, table.class_names)
+    return Splits(**sets, skipped=tuple(line for d in found.values() for line in d.skipped))
 
 
 def _check(
-    image_size: int | None, channels: int | None, validation: float, test: float, limit: int | None
+    asked: Asked,
+    validation: float,
+    test: float,
+    seed: int,
+    limit: int | None,
+    workers: int,
+    streaming: bool,
+    split: Split | None,
 ) -> None:
-    problems = []
-    if image_size is not None and image_size < 1:
-        problems.append(f"image_size is {image_size}, expected at least 1 pixel")
-    if channels not in (None, 1, 3):
-        problems.append(f"channels is {channels}, expected 1 (grey) or 3 (RGB)")
-    if not (validation > 0 and test > 0 and validation + test < 1):
-        problems.append(
-            f"validation is {validation} and test {test}, expected shares > 0 with a sum < 1"
-        )
-    if limit is not None and limit < 1:
-        problems.append(f"limit is {limit}, expected at least 1 image")
+    sliced = [split] if isinstance(split, str) else list((split or {}).values())
+    wrong = {
+        f"validation is {validation} and test {test}, expected shares > 0 with a sum < 1": not (
+            validation > 0 and test > 0 and validation + test < 1
+        ),
+        f"limit is {limit}, expected at least 1 image": limit is not None and limit < 1,
+        f"seed is {seed}, expected a whole number ≥ 0": seed < 0,
+        f"workers is {workers}, expected a number of threads ≥ 0": workers < 0,
+        "streaming without a limit would read everything; give a limit": streaming
+        and limit is None,
+        "streaming reads whole splits, so split can have no [slices]": streaming
+        and any("[" in expression for expression in sliced),
+    }
+    problems = asked.problems + [text for text, is_so in wrong.items() if is_so]
     if problems:
         raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
 
 
-def _parts(own: dict[str, Table], validation: float, test: float, seed: int) -> dict[str, Part]:
-    """Which table and which of its images make up each part."""
-    train = own["train"]
-    parts = {name: (table, np.arange(len(table.labels))) for name, table in own.items()}
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
+def _table(source: str, draw: Draw | None) -> Table:
+    path = Path(source).expanduser()
+    arrays = source == "digits" or path.suffix == ".npz"
+    if draw is not None and (arrays or is_tiny_imagenet(path)):
+        raise CircuitError(
+            f"{source} can't be streamed, only data sets of the hub and parquet files can. Leave "
+            "streaming out: only the images within the limit are decoded anyway."
+        )
+    if source == "digits":
+        return digits_table()
+    if path.suffix == ".npz" and path.is_file():
+        return npz_table(path)
+    if is_tiny_imagenet(path):
+        return tiny_imagenet_table(path)
+    return dataset_table(read_source(source, draw))
+
+
+def _with_classes(
+    table: Table, own: Parts, classes: Classes | None, asked: Asked, source: str
+) -> tuple[Table, Parts]:
+    """The table with the classes that are asked for and as the model counts them."""
+    labelled = table.labels, table.class_names
+    used = np.zeros(len(table.labels), dtype=bool)
+    for places in own.values():
+        used[places] = True
+    missing = [part for part, places in own.items() if (table.labels[places] == UNLABELLED).any()]
+    if missing:
+        count = int((table.labels[used] == UNLABELLED).sum())
+        raise CircuitError(
+            f"{count} images have no label (None, or a number below 0), in {', '.join(missing)} of "
+            f"{source}. Leave them out, label them, or say with split which images to take."
+        )
+    # Images outside the parts have no say in which classes there are.
+    labelled = np.where(used, table.labels, LEFT_OUT), table.class_names
+    if classes is not None:
+        labelled = selected(labelled, classes)
+    if asked.preprocessing.class_names is not None:
+        labelled = matched(labelled, asked.preprocessing.class_names)
+    labels, names = labelled
+    if asked.classes is not None and len(names) != asked.classes:
+        raise CircuitError(
+            f"this model has {asked.classes} classes, the data {source!r} have {len(names)}. Give "
+            "the data that it was trained on, or keep the right classes of them with classes=[…]."
+        )
+    own = {part: places[labels[places] != LEFT_OUT] for part, places in own.items()}
+    return replace(table, labels=labels, class_names=names), own
+
+
+def _parts(
+    table: Table, own: Parts, validation: float, test: float, seed: int, source: str
+) -> Parts:
+    """The positions of all three parts: those that are missing are carved from the first."""
+    train, labels = own["train"], table.labels[own["train"]]
     shares = {"test": test, "validation": validation}
-    carved = {
-        name: round(share * len(train.labels))
-        for name, share in shares.items()
-        if name not in parts
-    }
-    *taken, kept = stratified(train.labels, tuple(carved.values()), seed)
-    parts |= {name: (train, places) for name, places in zip(carved, taken, strict=True)}
-    return parts | {"train": (train, kept)}
+    carved = {name: round(share * len(train)) for name, share in shares.items() if name not in own}
+    *taken, kept = stratified(labels, tuple(carved.values()), seed)
+    parts = own | {name: train[places] for name, places in zip(carved, taken, strict=True)}
+    parts["train"] = train[kept]
+    small = [name for name in PARTS if not len(parts[name])]
+    if small:
+        count = {name: len(places) for name, places in own.items()}
+        raise CircuitError(
+            f"{source} has too few images, {count}: none would be left for {', '.join(small)}. "
+            "Give more images or larger shares."
+        )
+    return parts
 
 
-def _image_set(part: Part, seed: int, limit: int | None) -> ImageSet:
-    import torch
+def _within(table: Table, places: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    if limit is None or limit >= len(places):
+        return places
+    return places[np.sort(balanced(table.labels[places], limit, seed))]
 
-    table, places = part
-    if limit is not None and limit < len(places):
-        places = np.sort(places[balanced(table.labels[places], limit, seed)])
-    images = (table.pixels(places) - MEAN) / STANDARD_DEVIATION
-    return ImageSet(images, torch.from_numpy(table.labels[places]), table.class_names)
+
+def _decoded(
+    table: Table, places: np.ndarray, look: Look, cache: Source | None, workers: int, what: str
+) -> Decoded:
+    def work() -> Decoded:
+        return decode(table, places, look, workers=workers, what=what)
+
+    return work() if cache is None else remembered(cache, table, places, look, work)
+
+
+def _tell(found: dict[str, Decoded], strict: bool) -> None:
+    """Say once what could not be read."""
+    skipped = [line for decoded in found.values() for line in decoded.skipped]
+    if not skipped:
+        return
+    total = len(skipped) + sum(len(decoded.kept) for decoded in found.values())
+    some = "; ".join(skipped[:3]) + ("; …" if len(skipped) > 3 else "")
+    said = f"{len(skipped)} of {total} images can't be read: {some}."
+    empty = [part for part, decoded in found.items() if not len(decoded.kept)]
+    if strict or empty:
+        none = f" None are left for {', '.join(empty)}." if empty else ""
+        remedy = " Replace them, or leave them out" + (" with strict=False" if strict else "")
+        raise CircuitError(said + none + remedy + ".")
+    warnings.warn(f"{said} They are left out; Splits.skipped names all.", stacklevel=3)

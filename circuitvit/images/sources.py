@@ -6,71 +6,87 @@ Everything is read through `datasets`, which is imported here alone and only whe
 import glob
 import re
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.slices import split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SPLIT_WORDS = {
-    "train": "train|training",
-    "validation": "val|valid|validation|dev",
-    "test": "test|testing",
-}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def read_source(source: str) -> dict[str, "Dataset"]:
-    """The splits of a source, named `train`, `validation` and `test` as far as it has them.
+@dataclass(frozen=True)
+class Draw:
+    """How to read the first images of each split as they stream in.
 
-    A source with one split only, whatever its name, has `train`. Further splits of a hub data set
-    (`extra`, `unsupervised`) are left out.
+    Attributes:
+        count: images of each split.
+        seed: of the shuffling, over a buffer of eight times as many (and the order of the files).
+    """
+
+    count: int
+    seed: int
+
+
+def read_source(source: str, draw: Draw | None = None) -> dict[str, "Dataset"]:
+    """The splits of a source, in its own order and with its own names.
 
     Args:
         source: a folder of images, one folder a class, with or without `train`, `test`, … above;
             a parquet file, a folder of them, or a pattern such as `data/cifar10_*.parquet`, whose
             names say the split; or the id of a data set on the Hugging Face hub.
+        draw: reads no more than it must for these; by default everything is read.
 
     Raises:
-        CircuitError: there is nothing there, or it can't be read.
+        CircuitError: there is nothing there, it can't be read, or can't be streamed.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, draw)
     files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path)))]
     if files:
         strangers = [file.name for file in files if file.suffix != ".parquet"]
         if strangers:
             raise CircuitError(
-                f"{source} is not a parquet file ({strangers[0]}). Give a parquet file, a folder "
-                "of images or of parquet files, the id of a data set on the hub, or 'digits'."
+                f"{source} is not a parquet file ({strangers[0]}). Give a parquet or .npz file, a "
+                "folder of images or of parquet files, the id of a data set on the hub, or "
+                "'digits'."
             )
-        return _load("parquet", source, _by_split(files, path.parent))
+        return _load("parquet", source, _by_split(files, path.parent), draw)
     if not _HUB_ID.fullmatch(source) or path.suffix == ".parquet":
         raise CircuitError(
             f"there is nothing at {source}. Check the path; it may be a folder of images, a "
-            "parquet file or a folder of them. 'digits' needs no files."
+            "parquet file or a folder of them, or a .npz file. 'digits' needs no files."
         )
-    return _from_hub(source)
+    return _from_hub(source, draw)
 
 
-def _from_folder(folder: Path) -> dict[str, "Dataset"]:
+def _from_folder(folder: Path, draw: Draw | None) -> dict[str, "Dataset"]:
     parquet = [file for file in sorted(folder.rglob("*.parquet")) if not _is_metadata(file)]
     if parquet:
-        return _load("parquet", str(folder), _by_split(parquet, folder))
+        return _load("parquet", str(folder), _by_split(parquet, folder), draw)
     images = _images_below(folder)
     if not images:
         raise CircuitError(
             f"the folder {folder} holds no images and no parquet files. Put the images into it, "
             "one folder a class."
         )
-    parts = {place: _split_of(place.name) for place in sorted(folder.iterdir()) if place.is_dir()}
+    if draw is not None:
+        raise CircuitError(
+            f"{folder} is a folder of images, which can't be streamed. Leave streaming out: only "
+            "the images within the limit are decoded anyway."
+        )
+    parts = {place: split_of(place.name) for place in sorted(folder.iterdir()) if place.is_dir()}
     # A class may be called `train` too: folders mean splits only where all of them name one.
     if not parts or not all(parts.values()) or any(image.parent == folder for image in images):
+        _warn_of_empty([folder])
         return _load("imagefolder", str(folder), {"train": images})
     files: dict[str, list[Path]] = {}
     for place, split in parts.items():
@@ -81,7 +97,23 @@ def _from_folder(folder: Path) -> dict[str, "Dataset"]:
                 "one folder a class in it."
             )
         files.setdefault(split or "train", []).extend(found)
+    _warn_of_empty(parts)
     return _load("imagefolder", str(folder), files)
+
+
+def _warn_of_empty(roots: Iterable[Path]) -> None:
+    """A class without images is no class to `datasets`, which says nothing."""
+    empty = [
+        str(place.relative_to(root.parent))
+        for root in roots
+        for place in sorted(root.iterdir())
+        if place.is_dir() and not place.name.startswith(".") and not _images_below(place)
+    ]
+    if empty:
+        warnings.warn(
+            f"these folders hold no images, so they are no classes: {', '.join(empty)}.",
+            stacklevel=2,
+        )
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -102,49 +134,45 @@ def _by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for file in files:
         name = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
-        splits.setdefault(_split_of(str(name.with_suffix(""))) or "train", []).append(file)
+        splits.setdefault(split_of(str(name.with_suffix(""))) or "train", []).append(file)
     return splits
 
 
-def _split_of(name: str) -> str | None:
-    """The split that a name speaks of in its last such word: `animals_valid` is validation."""
-    found = None
-    for word in re.findall(r"[a-z]+", name.lower()):
-        for split, words in _SPLIT_WORDS.items():
-            found = split if re.fullmatch(words, word) else found
-    return found
-
-
-def _load(kind: str, source: str, files: dict[str, list[Path]]) -> dict[str, "Dataset"]:
+def _load(
+    kind: str, source: str, files: dict[str, list[Path]], draw: Draw | None = None
+) -> dict[str, "Dataset"]:
     import datasets
 
     names = {
         split: [glob.escape(str(f.resolve())) for f in found] for split, found in files.items()
     }
     with _reading(source):
-        splits = datasets.load_dataset(kind, data_files=names)
-    return _with_train({str(name): split for name, split in splits.items()}, source)
+        splits = datasets.load_dataset(kind, data_files=names, streaming=draw is not None)
+        return _drawn(splits, draw)
 
 
-def _from_hub(name: str) -> dict[str, "Dataset"]:
+def _from_hub(name: str, draw: Draw | None) -> dict[str, "Dataset"]:
     import datasets
 
     with _reading(name), _offline(when=not _hub_answers()):
-        loaded = dict(datasets.load_dataset(name))
-    if len(loaded) > 1:
-        loaded = {s: split for n, split in loaded.items() if (s := _split_of(n)) is not None}
-    return _with_train(loaded, name)
+        return _drawn(datasets.load_dataset(name, streaming=draw is not None), draw)
 
 
-def _with_train(splits: dict[str, "Dataset"], source: str) -> dict[str, "Dataset"]:
-    if len(splits) == 1:
-        return {"train": next(iter(splits.values()))}
-    if "train" not in splits:
-        raise CircuitError(
-            f"{source} has the splits {sorted(splits)} but none to train on. Name one of its files "
-            "or folders 'train', or give a single one."
-        )
-    return splits
+def _drawn(splits: Any, draw: Draw | None) -> dict[str, "Dataset"]:
+    """The splits; of those that stream, as many rows as are asked for, kept in memory."""
+    import datasets
+
+    if draw is None:
+        return {str(name): split for name, split in splits.items()}
+    found = {}
+    for name, split in splits.items():
+        for column, feature in (split.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                split = split.cast_column(column, datasets.Image(decode=False))
+        mixed = split.shuffle(seed=draw.seed, buffer_size=8 * draw.count)
+        rows = list(mixed.take(draw.count))
+        found[str(name)] = datasets.Dataset.from_list(rows, features=split.features)
+    return found
 
 
 @contextmanager

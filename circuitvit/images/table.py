@@ -1,88 +1,128 @@
-"""A split as a table: labels that can be read at once, pixels that are decoded when asked for."""
+"""All pictures of a source as one table: labels at once, pictures when they are asked for."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from einops import repeat
-from jaxtyping import Float
-from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.labels import coded
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 _IMAGE_NAMES = ("image", "img", "images")
-_MODES = {1: "L", 3: "RGB"}
+
+Raw = Mapping[str, Any] | np.ndarray | None
+"""A picture as stored: its file as `bytes`, else its `path`; or bytes or floats in [0, 1],
+[height width channel]; None where there is none."""
+
+Read = Callable[[np.ndarray], Sequence[Raw]]
+"""From positions in a split to its pictures."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Labels in memory, pixels not yet.
+    """The splits of a source, one after another.
 
     Attributes:
-        labels: the class of each image [image], int64.
+        labels: the class of each picture [image], int64; negative codes are those of `labels`.
         class_names: the name of each class.
-        pixels: decodes the images at some positions, scaled to [0, 1].
+        splits: the number of pictures of each split, and how to read them.
+        channels: 1 (grey) or 3 (RGB), where none are asked for.
     """
 
     labels: np.ndarray
     class_names: tuple[str, ...]
-    pixels: Callable[[np.ndarray], Float[Tensor, "image channel height width"]]
+    splits: Mapping[str, tuple[int, Read]]
+    channels: int = 3
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of pictures of each split."""
+        return {name: count for name, (count, _) in self.splits.items()}
+
+    def read(self, places: np.ndarray) -> list[Raw]:
+        """The pictures at some positions, in the order asked for."""
+        found: list[Raw] = [None] * len(places)
+        start = 0
+        for count, read in self.splits.values():
+            mine = np.flatnonzero((places >= start) & (places < start + count))
+            if len(mine):
+                for place, raw in zip(mine, read(places[mine] - start), strict=True):
+                    found[place] = raw
+            start += count
+        return found
+
+    def where(self, place: int, raw: Raw = None) -> str:
+        """What people call the picture at a position: `train image 17 (cats/17.png)`."""
+        path = raw.get("path") if isinstance(raw, Mapping) else None
+        for name, count in self.sizes.items():
+            if place < count:
+                return f"{name} image {place}" + (f" ({path})" if path else "")
+            place -= count
+        raise IndexError(place)
+
+    def fingerprint(self, places: np.ndarray, chunk: int = 256) -> str:
+        """16 hexadecimal digits that name the contents of the pictures at some positions.
+
+        Files that are read by path count as the same while their size and date are.
+        """
+        digest = hashlib.sha256()
+        for begin in range(0, len(places), chunk):
+            for raw in self.read(places[begin : begin + chunk]):
+                digest.update(_stamp(raw))
+        return digest.hexdigest()[:16]
 
 
-def digits_table(*, image_size: int | None, channels: int | None) -> Table:
-    """scikit-learn's 1797 handwritten digits, 8×8 and grey; embedded, so no network is needed."""
-    from sklearn.datasets import load_digits
+def _stamp(raw: Raw) -> bytes:
+    if isinstance(raw, np.ndarray):
+        return hashlib.sha256(f"{raw.shape} {raw.dtype}".encode() + raw.tobytes()).digest()
+    if raw is None or raw.get("bytes") is not None:
+        return hashlib.sha256(b"" if raw is None else raw["bytes"]).digest()
+    path = Path(str(raw.get("path")))
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path} missing".encode()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
 
-    digits: Any = load_digits()
-    grey = torch.tensor(digits.images / 16, dtype=torch.float32)
-    images = repeat(grey, "image height width -> image channel height width", channel=channels or 1)
-    if image_size is not None:
-        images = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
-    names = tuple(str(name) for name in digits.target_names)
-    return Table(digits.target.astype(np.int64), names, lambda places: images[places])
 
-
-def tables(
-    splits: Mapping[str, "Dataset"], *, image_size: int | None, channels: int | None
-) -> dict[str, Table]:
-    """Each split as a table, with the classes of all of them.
+def dataset_table(splits: Mapping[str, "Dataset"]) -> Table:
+    """Splits of `datasets` as a table, with the classes of all of them.
 
     The image and the label column are found by their feature types.
 
     Raises:
-        CircuitError: there is no such column or more than one, or a label is missing.
+        CircuitError: there is no such column, or more than one.
     """
-    features = splits["train"].features
-    image, label = _column(features, "image"), _column(features, "label")
-    raw = {name: split.select_columns([label])[:][label] for name, split in splits.items()}
-    if any(value is None for values in raw.values() for value in values):
-        raise CircuitError(
-            f"some images have no label in the column {label!r}. Leave them out, or label them."
-        )
-    names = getattr(features[label], "names", None)
-    if names is None:
-        found = sorted({value for values in raw.values() for value in values})
-        codes = {value: code for code, value in enumerate(found)}
-        raw = {name: [codes[value] for value in values] for name, values in raw.items()}
-        names = [str(value) for value in found]
-
-    def table(name: str) -> Table:
-        decode = _decoder(splits[name], image, name, image_size=image_size, channels=channels or 3)
-        return Table(np.array(raw[name], dtype=np.int64), tuple(names), decode)
-
-    return {name: table(name) for name in splits}
+    features = next(iter(splits.values())).features
+    image, label = column_of(features, "image"), column_of(features, "label")
+    values = [
+        value for split in splits.values() for value in split.select_columns([label])[:][label]
+    ]
+    labels, names = coded(values, getattr(features[label], "names", None))
+    readers = {name: (len(split), _reader(split, image)) for name, split in splits.items()}
+    return Table(labels, names, readers)
 
 
-def _column(features: Mapping[str, Any], role: str) -> str:
-    """The column of images or labels: by its type, and by its name where several have the type."""
+def _reader(split: "Dataset", column: str) -> Read:
+    import datasets
+
+    undecoded = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return lambda places: list(undecoded[places.tolist()][column])
+
+
+def column_of(features: Mapping[str, Any], role: str) -> str:
+    """The column of the `image`s or `label`s: by its type, and by its name where several have it.
+
+    Raises:
+        CircuitError: there is no such column, or it is not clear which.
+    """
     if role == "image":
         candidates, usual = [n for n, f in features.items() if _holds_images(f)], _IMAGE_NAMES
     else:
@@ -110,59 +150,3 @@ def _holds_images(feature: Any) -> bool:
 def _holds_labels(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
     return dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint"))
-
-
-def _decoder(
-    split: "Dataset", column: str, name: str, *, image_size: int | None, channels: int
-) -> Callable[[np.ndarray], Float[Tensor, "image channel height width"]]:
-    import datasets
-
-    split = split.select_columns([column])
-    if not isinstance(split.features[column], datasets.Image):
-        split = split.cast_column(column, datasets.Image())
-
-    def decode(places: np.ndarray) -> Float[Tensor, "image channel height width"]:
-        found: list[np.ndarray] = []
-        try:
-            row: Any
-            for row in split.select(places):
-                found.append(_pixels(row[column], _MODES[channels], image_size))  # noqa: PERF401
-        except CircuitError:
-            raise
-        except (OSError, SyntaxError, ValueError, AttributeError) as cause:
-            raise CircuitError(
-                f"image {places[len(found)]} of the {name} images can't be read: {cause}. Replace "
-                "it, or leave it out."
-            ) from cause
-        _check_one_shape(found)
-        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous().float().div_(255)
-
-    return decode
-
-
-def _check_one_shape(found: list[np.ndarray]) -> None:
-    shapes = sorted({pixels.shape[:2] for pixels in found})
-    if len(shapes) > 1 or shapes[0][0] != shapes[0][1]:
-        some = ", ".join(f"{height}×{width}" for height, width in shapes[:4])
-        raise CircuitError(
-            f"the images are {some} pixels high and wide, expected squares of one size. Give "
-            "image_size: they are then resized and cropped to their middle."
-        )
-
-
-def _pixels(image: "Image", mode: str, image_size: int | None) -> np.ndarray:
-    """An image as bytes [height width channel], resized and cropped to its middle if asked."""
-    from PIL import ImageOps
-    from PIL.Image import Resampling
-
-    if image.mode.startswith(("I", "F")):
-        raise CircuitError(
-            f"an image has the pixel mode {image.mode}, more than 8 bits a channel, whose range is "
-            "not known. Save the images with 8 bits a channel."
-        )
-    if image.mode == "P":
-        image = image.convert("RGBA")  # else the transparency of a palette gets lost with a warning
-    image = image.convert(mode)
-    if image_size is not None and image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), Resampling.BICUBIC)
-    return np.asarray(image).reshape(image.height, image.width, -1)

@@ -1,0 +1,106 @@
+"""What is asked of images: by a model, or by its preprocessing and settings given by hand."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, no_type_check, runtime_checkable
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from circuitvit.errors import CircuitError
+from circuitvit.images.decoding import Look
+from circuitvit.images.table import Table
+from circuitvit.preprocessing import Preprocessing
+
+
+@runtime_checkable
+class Viewer(Protocol):
+    """A model as images see it; `ViT` and `CircuitViT` are such.
+
+    Attributes:
+        config: has `image_size` and `channels` of the images, and the number of `classes`.
+        preprocessing: how pictures become what it looks at; None where that is not known.
+    """
+
+    config: Any
+    preprocessing: Preprocessing | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Settings from all sides, settled.
+
+    Attributes:
+        preprocessing: how pictures are resized and normalised.
+        image_size: side in pixels; None takes pictures as they are.
+        channels: 1 (grey) or 3 (RGB); None takes what is natural for the source.
+        classes: how many the model has; None without one.
+        problems: what is wrong, one sentence each.
+    """
+
+    preprocessing: Preprocessing
+    image_size: int | None
+    channels: int | None
+    classes: int | None
+    problems: list[str] = field(default_factory=list)
+
+    def look(self, table: Table) -> Look:
+        """What is done to each picture of a table.
+
+        Raises:
+            CircuitError: there are means or deviations for other channels.
+        """
+        chosen, size = self.preprocessing, self.image_size
+        channels = self.channels or table.channels
+        wrong = {len(values) for values in (chosen.mean, chosen.std)} - {1, channels}
+        if wrong:
+            raise CircuitError(
+                f"the preprocessing has {wrong.pop()} means or deviations, the images {channels} "
+                "channels. Give one for each channel, or one for all; or other channels."
+            )
+        side = None if size is None else chosen.resized_side(size)
+        return Look(size, side, channels, chosen.interpolation, chosen.resize)
+
+    def normalised(
+        self, pixels: Shaped[Tensor, "image channel height width"]
+    ) -> Float[Tensor, "image channel height width"]:
+        """(x − mean) / std of pixels that are bytes, or floats in [0, 1]."""
+        scaled = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.clone()
+        mean, deviation = (
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return scaled.sub_(mean).div_(deviation)
+
+
+@no_type_check  # it checks its own input, with words for people
+def asked_for(
+    model: Viewer | None,
+    preprocessing: Preprocessing | None,
+    image_size: int | None,
+    channels: int | None,
+) -> Asked:
+    """Settle what a model and settings by hand ask for; what contradicts is in `problems`."""
+    problems = []
+    shape = getattr(model, "config", None)
+    if model is not None and not all(hasattr(shape, n) for n in ("image_size", "classes")):
+        problems.append(f"model is a {type(model).__name__}, expected a ViT; cv.load_vit makes one")
+        model = shape = None
+    if image_size is not None and image_size < 1:
+        problems.append(f"image_size is {image_size}, expected at least 1 pixel")
+    if channels not in (None, 1, 3):
+        problems.append(f"channels is {channels}, expected 1 (grey) or 3 (RGB)")
+    for name, asked in (("image_size", image_size), ("channels", channels)):
+        own = getattr(shape, name, None)
+        if shape is not None and asked not in (None, own):
+            problems.append(f"{name} is {asked}, but the model's is {own}; leave it out")
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        problems.append(
+            f"preprocessing is a {type(preprocessing).__name__}, expected a cv.Preprocessing"
+        )
+        preprocessing = None
+    chosen = preprocessing or getattr(model, "preprocessing", None) or Preprocessing()
+    size, depth = getattr(shape, "image_size", image_size), getattr(shape, "channels", channels)
+    if shape is not None and depth not in (1, 3):
+        problems.append(f"the model takes {depth} channels; only 1 (grey) and 3 (RGB) can be read")
+    return Asked(chosen, size, depth, getattr(shape, "classes", None), problems)

@@ -1,0 +1,81 @@
+"""Decoded pixels kept in a folder, so that they are decoded once."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from circuitvit.files import replacing
+from circuitvit.images.decoding import Decoded, Look
+from circuitvit.images.table import Table
+from circuitvit.images.tensors import fingerprint
+
+_FORMAT = 1
+
+
+def remembered(
+    folder: str | os.PathLike[str],
+    table: Table,
+    places: np.ndarray,
+    look: Look,
+    decode: Callable[[], Decoded],
+) -> Decoded:
+    """What `decode` gives, from the folder if it is there whole, else made and written there.
+
+    Raises:
+        CircuitError: the folder can't be written to.
+    """
+    path = Path(folder) / f"{_key(table, places, look)}.safetensors"
+    found = _read(path)
+    if found is None:
+        found = decode()
+        _write(path, found)
+    return found
+
+
+def _key(table: Table, places: np.ndarray, look: Look) -> str:
+    """Of the pictures' contents and order, what is done to them, and what does it."""
+    import PIL
+
+    parts = {
+        "format": _FORMAT,
+        "pillow": PIL.__version__,
+        "pictures": table.fingerprint(places),
+        # Where a picture stands is part of what is said about it if it can't be read.
+        "places": hashlib.sha256(places.astype("<i8").tobytes()).hexdigest(),
+        "sizes": list(table.sizes.items()),
+        "look": asdict(look),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> Decoded | None:
+    """The file's pixels; None where there is none, or it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            pixels, kept = file.get_tensor("pixels"), file.get_tensor("kept")
+            said = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    if said.get("fingerprint") != fingerprint(pixels, kept):
+        return None
+    return Decoded(pixels, kept.numpy(), tuple(json.loads(said["skipped"])))
+
+
+def _write(path: Path, found: Decoded) -> None:
+    from safetensors.torch import save_file
+
+    kept = torch.from_numpy(found.kept)
+    said = {
+        "fingerprint": fingerprint(found.pixels, kept),
+        "skipped": json.dumps(found.skipped),
+    }
+    with replacing(path) as beside:
+        save_file({"pixels": found.pixels.contiguous(), "kept": kept}, beside, said)

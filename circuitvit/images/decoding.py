@@ -1,0 +1,198 @@
+"""From stored pictures to pixels of one size: resized and cropped as torchvision and timm do."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from circuitvit.errors import CircuitError
+from circuitvit.images.table import Raw, Table
+from circuitvit.preprocessing import Interpolation, Resize
+from circuitvit.progress import progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CHUNK = 256
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What pixels depend on, before they are normalised.
+
+    Attributes:
+        image_size: side in pixels; None takes pictures as they are.
+        resized_side: the side to resize to first, of which the middle is kept; likewise None.
+        channels: 1 (grey) or 3 (RGB).
+        interpolation: of the resizing.
+        resize: `shortest` keeps the proportions, `squash` doesn't.
+    """
+
+    image_size: int | None
+    resized_side: int | None
+    channels: int
+    interpolation: Interpolation
+    resize: Resize
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Pixels, and what could not be read.
+
+    Attributes:
+        pixels: bytes, or floats in [0, 1] where they were stored so.
+        kept: which of the positions asked for could be read [image], in order.
+        skipped: a line for each of the others, `train image 17 (path): reason`.
+    """
+
+    pixels: Shaped[Tensor, "image channel height width"]
+    kept: np.ndarray
+    skipped: tuple[str, ...]
+
+
+def decode(
+    table: Table, places: np.ndarray, look: Look, *, workers: int = 0, what: str = "images"
+) -> Decoded:
+    """Decode the pictures at some positions; the number of threads changes nothing but the time.
+
+    Raises:
+        CircuitError: pictures have more than 8 bits a channel, or several sizes and `look` has
+            none.
+    """
+    sheet, kept, skipped = _Sheet(len(places)), [], []
+    work = partial(_pixels, look=look)
+    with _threads(workers) as each, progress(what, len(places)) as advance, _quiet():
+        for begin in range(0, len(places), _CHUNK):
+            chunk = places[begin : begin + _CHUNK]
+            raws = table.read(chunk)
+            for place, (raw, pixels) in enumerate(zip(raws, each(work, raws), strict=True), begin):
+                advance()
+                if isinstance(pixels, str):
+                    skipped.append(f"{table.where(int(places[place]), raw)}: {pixels}")
+                else:
+                    sheet.add(pixels)
+                    kept.append(place)
+    return Decoded(sheet.whole(), np.array(kept, dtype=np.int64), tuple(skipped))
+
+
+class _Sheet:
+    """Room for all pixels, made when the first picture tells their shape and type."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.filled = count, 0
+        self.pixels = np.empty((0, 1, 1, 1), dtype=np.uint8)
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def add(self, pixels: np.ndarray) -> None:
+        if not self.shapes:
+            height, width, channels = pixels.shape
+            self.pixels = np.empty((self.count, channels, height, width), dtype=pixels.dtype)
+        self.shapes.add(pixels.shape[:2])
+        if len(self.shapes) == 1:
+            self.pixels[self.filled] = pixels.transpose(2, 0, 1)
+            self.filled += 1
+
+    def whole(self) -> Tensor:
+        shapes = sorted(self.shapes)
+        if len(shapes) > 1 or any(height != width for height, width in shapes):
+            some = ", ".join(f"{height}×{width}" for height, width in shapes[:4])
+            raise CircuitError(
+                f"the images are {some} pixels high and wide, expected squares of one size. Give "
+                "image_size: they are then resized and cropped to their middle."
+            )
+        return torch.from_numpy(self.pixels[: self.filled])
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    if workers < 1:
+        yield map
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield pool.map
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PIL warns of every odd tag of every file; what can't be read is told at the end."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
+
+
+def _pixels(raw: Raw, look: Look) -> np.ndarray | str:
+    """A picture as [height width channel], or else why it can't be read."""
+    if isinstance(raw, np.ndarray) and raw.dtype != np.uint8:
+        return _of_floats(raw, look)
+    try:
+        image = _opened(raw)
+        deep = image.mode.startswith(("I", "F"))
+        if image.mode == "P":  # else the transparency of a palette gets lost with a warning
+            image = image.convert("RGBA")
+        image = image if deep else image.convert(_MODES[look.channels])
+    except Exception as cause:  # PIL's formats raise some dozen types at broken files
+        return " ".join(str(cause).split()) or type(cause).__name__
+    if deep:
+        raise CircuitError(
+            f"an image has the pixel mode {image.mode}, more than 8 bits a channel, whose range is "
+            "not known. Save the images with 8 bits a channel."
+        )
+    image = _fitted(image, look)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _opened(raw: Raw) -> "Image":
+    from PIL import Image
+
+    if isinstance(raw, np.ndarray):
+        return Image.fromarray(raw[:, :, 0] if raw.shape[2] == 1 else raw)
+    data, path = (raw.get("bytes"), raw.get("path")) if raw else (None, None)
+    if data is None and path is None:
+        raise ValueError("there is no picture")
+    if data is None and path is not None and Path(path).is_file():
+        data = Path(path).read_bytes()  # PIL would leave a file open that it can't read
+    from datasets import Image as Feature
+
+    # It also turns pictures as their camera was held, and reads paths inside archives.
+    return Feature().decode_example({"bytes": data, "path": path})
+
+
+def _of_floats(array: np.ndarray, look: Look) -> np.ndarray:
+    """Floats in [0, 1] take the same way, one channel at a time, and keep their precision."""
+    from PIL import Image
+
+    colours = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, :1]
+    if look.channels == 1 and colours.shape[2] == 3:
+        colours = colours @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+    colours = np.broadcast_to(colours, (*colours.shape[:2], look.channels))
+    planes = [np.ascontiguousarray(colours[:, :, i]) for i in range(look.channels)]
+    fitted = [np.asarray(_fitted(Image.fromarray(plane), look)) for plane in planes]
+    return np.stack(fitted, axis=2).clip(0, 1)
+
+
+def _fitted(image: "Image", look: Look) -> "Image":
+    """An image resized and cropped to its middle, on the pixel as torchvision's transforms do."""
+    from PIL.Image import Resampling
+
+    side, keep = look.resized_side, look.image_size
+    if side is None or keep is None:
+        return image
+    width, height = image.size
+    short = min(width, height)
+    size = (side, side)
+    if look.resize == "shortest":
+        size = (int(side * width / short), int(side * height / short))
+    if image.size != size:
+        image = image.resize(size, Resampling[look.interpolation.upper()])
+    left, top = round((image.width - keep) / 2), round((image.height - keep) / 2)
+    return image.crop((left, top, left + keep, top + keep))
