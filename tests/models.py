@@ -100,8 +100,12 @@ def as_timm(**shape):
     """A timm VisionTransformer with every parameter random."""
     import timm
 
-    module = timm.models.VisionTransformer(**shape).double().eval()
-    generator = torch.Generator().manual_seed(0)
+    return randomised(timm.models.VisionTransformer(**shape).double().eval())
+
+
+def randomised(module, seed: int = 0):
+    """The module itself, every parameter drawn anew."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
