@@ -43,22 +43,6 @@ def test_work_inside_other_work_has_a_line_of_its_own_while_it_lasts(monkeypatch
     console = Console(file=shown, force_terminal=True, width=120, color_system=None)
     monkeypatch.setattr(module, "Console", lambda stderr: console)
     with module.progress("Classes", 2) as advance:
-        for name in ("cat", "dog"):
-            with module.progress("ACDC", 5) as step:
-                step(name, steps=5)
-                assert "5/5" in module._SHOWN.get().get_renderable_text(console)
-            assert len(module._SHOWN.get().tasks) == 1
-            advance()
-    assert module._SHOWN.get() is None
-    assert "2/2" in shown.getvalue()
-
-
-def test_work_inside_other_work_has_a_line_of_its_own_while_it_lasts(monkeypatch):
-    shown = io.StringIO()
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    console = Console(file=shown, force_terminal=True, width=120, color_system=None)
-    monkeypatch.setattr(module, "Console", lambda stderr: console)
-    with module.progress("Classes", 2) as advance:
         bar = module._SHOWN.get()
         for name in ("cat", "dog"):
             with module.progress("ACDC", 5) as step:
