@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from circuitvit.circuit_vit import CircuitViT
     from circuitvit.compiler import compile  # noqa: A004
     from circuitvit.config import ViTConfig
-    from circuitvit.discover import EdgeScores, acdc, acdc_sweep, eap
+    from circuitvit.discover import (
+        ClassCircuits,
+        EdgeScores,
+        acdc,
+        acdc_sweep,
+        class_circuits,
+        eap,
+    )
     from circuitvit.edge_graph import edge_graph
     from circuitvit.errors import CircuitError
     from circuitvit.export import export
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
         minimality,
         savings,
     )
+    from circuitvit.overlap import Overlap
     from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import load_vit, to_timm, to_transformers
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
@@ -53,6 +61,7 @@ __version__ = "0.1.0"
 _WITHOUT_TORCH = {
     "Circuit": "circuit",
     "CircuitError": "errors",
+    "Overlap": "overlap",
     "Preprocessing": "preprocessing",
     "Provenance": "circuit",
     "ViTConfig": "config",
@@ -60,6 +69,7 @@ _WITHOUT_TORCH = {
 }
 _WITH_TORCH = {
     "CircuitViT": "circuit_vit",
+    "ClassCircuits": "discover",
     "Completeness": "measure",
     "Costs": "measure",
     "Curve": "measure",
@@ -76,6 +86,7 @@ _WITH_TORCH = {
     "acdc": "discover",
     "acdc_sweep": "discover",
     "across_ablations": "measure",
+    "class_circuits": "discover",
     "compile": "compiler",
     "completeness": "measure",
     "eap": "discover",
@@ -100,13 +111,13 @@ _WITH_TORCH = {
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "Circuit", "CircuitError", "CircuitViT", "Completeness", "Costs", "Curve", "EdgeScores",
-    "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Pairs", "Preprocessing", "Provenance",
-    "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
-    "compile", "completeness", "eap", "edge_graph", "export", "faithfulness",
-    "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs", "minimality",
-    "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "train",
-    "write_card",
+    "Circuit", "CircuitError", "CircuitViT", "ClassCircuits", "Completeness", "Costs", "Curve",
+    "EdgeScores", "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Overlap", "Pairs",
+    "Preprocessing", "Provenance", "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc",
+    "acdc_sweep", "across_ablations", "class_circuits", "compile", "completeness", "eap",
+    "edge_graph", "export", "faithfulness", "faithfulness_curve", "load_splits", "load_vit",
+    "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp", "retain_circuit",
+    "run_circuit", "savings", "train", "write_card",
 ]  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from circuitvit.edge_graph import edge_names_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.escaping import escape
+from circuitvit.html.tables import markdown_table
 from circuitvit.measure import Report, macs, parameters
-from circuitvit.measure.tables import markdown_table
 from circuitvit.readme import FINGERPRINT, README
 from circuitvit.vit import ViT
 

@@ -61,6 +61,7 @@ class Provenance:
         ties: edges whose ACDC decision lies within the numerical error of τ.
         model: fingerprint of the weights.
         data: fingerprint of the image pairs.
+        pairs: the recipe of the pairs, for `Pairs.remake`; None if they were put together by hand.
         reference: fingerprint of the reference images.
         versions: versions of circuitvit and torch.
     """
@@ -82,6 +83,7 @@ class Provenance:
     data: str | None = None
     reference: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    pairs: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 class Circuit:
@@ -354,8 +356,10 @@ class Circuit:
         details = {
             key: value
             for key, value in asdict(self.provenance).items()
-            if value not in (None, (), {}, "") and key not in ("ties", "versions")
+            if value not in (None, (), {}, "") and key not in ("ties", "versions", "pairs")
         }
+        if recipe := self.provenance.pairs:
+            details["pairs"] = f"{recipe.get('made')}, seed {recipe.get('seed')}"
         return page(
             path, self.graph(), title=title or repr(self), details=details, plotlyjs=plotlyjs
         )

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +17,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+_SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
+"""The bar around this one: two at once would write over each other."""
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -27,6 +31,8 @@ def progress(
     what: str, total: int, *, done: int = 0, show: bool | None = None
 ) -> Iterator[Callable[..., None]]:
     """Show how far some work is, on standard error, if that is a terminal.
+
+    Work inside other work gets a line below it, as long as it lasts.
 
     Args:
         what: the work, in a word or two.
@@ -40,6 +46,10 @@ def progress(
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda note="", steps=1: None
         return
+    around = _SHOWN.get()
+    if around is not None:
+        yield from _line(around, what, total, done)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,9 +59,23 @@ def progress(
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, completed=done, note="")
+        token = _SHOWN.set(bar)
+        try:
+            yield from _line(bar, what, total, done, stays=True)
+        finally:
+            _SHOWN.reset(token)
 
-        def advance(note: str = "", steps: int = 1) -> None:
-            bar.update(task, advance=steps, note=note)
 
+def _line(
+    bar: Progress, what: str, total: int, done: int, *, stays: bool = False
+) -> Iterator[Callable[..., None]]:
+    task = bar.add_task(what, total=total, completed=done, note="")
+
+    def advance(note: str = "", steps: int = 1) -> None:
+        bar.update(task, advance=steps, note=note)
+
+    try:
         yield advance
+    finally:
+        if not stays:
+            bar.remove_task(task)

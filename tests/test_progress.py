@@ -35,3 +35,21 @@ def test_discovery_is_silent_off_a_terminal(capsys):
     cv.acdc(vit, random_pairs(vit, 2), tau=0.1)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_work_inside_other_work_has_a_line_of_its_own_while_it_lasts(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    console = Console(file=shown, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(module, "Console", lambda stderr: console)
+    with module.progress("Classes", 2) as advance:
+        bar = module._SHOWN.get()
+        for name in ("cat", "dog"):
+            with module.progress("ACDC", 5) as step:
+                step(name, steps=5)
+                assert [task.description for task in bar.tasks] == ["Classes", "ACDC"]
+                assert bar.tasks[1].completed == 5
+            assert len(bar.tasks) == 1
+            advance()
+    assert module._SHOWN.get() is None
+    assert "2/2" in shown.getvalue()

@@ -1,8 +1,13 @@
-"""Which edges carry the behaviour: ACDC, EAP and its variants, exact and random scores."""
+"""Which edges carry the behaviour: ACDC, EAP and its variants; of pairs, or class by class."""
 
 from circuitvit.discover.acdc import acdc, acdc_sweep
+from circuitvit.discover.circuits_by_class import ClassCircuits
+from circuitvit.discover.class_circuits import class_circuits
 from circuitvit.discover.eap import METHODS, eap
 from circuitvit.discover.scores import EdgeScores
 from circuitvit.discover.state import Speedups
 
-__all__ = ["METHODS", "EdgeScores", "Speedups", "acdc", "acdc_sweep", "eap"]
+__all__ = [
+    "METHODS", "ClassCircuits", "EdgeScores", "Speedups", "acdc", "acdc_sweep", "class_circuits",
+    "eap",
+]  # fmt: skip

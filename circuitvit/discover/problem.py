@@ -1,5 +1,6 @@
 """What a discovery is asked: the model, the pairs, the metric and the ablation, checked once."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -96,6 +97,7 @@ class Problem:
             images=len(self.pairs),
             model=self.vit.fingerprint(),
             data=self.pairs.fingerprint(),
+            pairs=copy.deepcopy(self.pairs.recipe),
             reference=reference,
             versions={"circuitvit": version("circuitvit"), "torch": version("torch")},
             **details,

@@ -1,104 +1,57 @@
-"""Pairs of a clean and a corrupt image: what a circuit is found and judged on."""
+"""Pairs of a clean and a corrupt image: what a circuit is found and judged on, and how to get them.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import no_type_check
+Which images are drawn is in `pairing`, how images are corrupted in `corruption`, what is kept of
+both in `recipe`; the tensors themselves are in `paired_images`.
+"""
 
-import numpy as np
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.corruption import Patch
 from circuitvit.images.image_set import ImageSet
-from circuitvit.images.sampling import balanced
-from circuitvit.images.tensors import (
-    Indices,
-    fingerprint,
-    image_problems,
-    label_problems,
-    positions_of,
-)
+from circuitvit.images.judging import Judge
+from circuitvit.images.paired_images import PairedImages
+from circuitvit.images.pairing import places_alone, places_by_category, places_by_class
+from circuitvit.images.recipe import Recipe, check_recipe, tensors_of, written
 
 
-@no_type_check  # it checks its own input, with words for people
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Pairs:
+class Pairs(PairedImages):
     """Clean images, each with a corrupt one that differs in what is under study.
 
     What is not needed may be left out: `zero` and `mean` ablation take no corrupt images, and `kl`
     no labels.
+
+    All constructors take these arguments:
+
+    * `count`: number of pairs. No clean image comes twice. They are as even over the classes as
+      there are images: the classes take turns.
+    * `seed`: draws everything. The same seed and images give the same pairs.
+    * `right_for`: a model (a callable from images to logits, such as a ViT; it is run without
+      gradients, in the mode it is in), or a mask [image]: only images that it gets right are drawn,
+      clean or corrupt ones.
+
+    A corrupt image that is made from the clean one (`occluded`, `noised`, `against_mean`) has no
+    class of its own. Then, given a model in `right_for`, `corrupt_labels` are the classes that the
+    model holds likeliest beside the right ones, on the clean images, so that `logit_difference` is
+    the lead over the runner-up, as activation patching has it. Without a model there are none; use
+    `kl` or `cross_entropy`.
 
     Attributes:
         clean: the images whose logits are explained.
         corrupt: the paired images that patching takes its values from.
         labels: the class of each clean image; kept as int64.
         corrupt_labels: the class of each corrupt image; kept as int64.
+        recipe: how a constructor made them, in plain JSON, for `remake`; None if they were put
+            together by hand. `acdc` and `eap` keep it as `circuit.provenance.pairs`.
 
     Raises:
         CircuitError: shapes, lengths or dtypes disagree, there are no pairs, a pixel is not finite
             or a label negative; every problem is named.
     """
-
-    clean: Float[Tensor, "image channel height width"]
-    corrupt: Float[Tensor, "image channel height width"] | None = None
-    labels: Int[Tensor, " image"] | None = None
-    corrupt_labels: Int[Tensor, " image"] | None = None
-
-    def __post_init__(self) -> None:
-        problems = list(image_problems("clean", self.clean))
-        if self.corrupt is not None:
-            problems += image_problems("corrupt", self.corrupt)
-            problems += _mismatches(self.clean, self.corrupt)
-        count = len(self.clean) if isinstance(self.clean, Tensor) and self.clean.ndim else None
-        for name in ("labels", "corrupt_labels"):
-            if getattr(self, name) is not None:
-                problems += label_problems(name, getattr(self, name), count)
-        if problems:
-            raise CircuitError("these pairs cannot be used: " + "; ".join(problems) + ".")
-        for name in ("labels", "corrupt_labels"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, getattr(self, name).long())
-
-    def __len__(self) -> int:
-        return len(self.clean)
-
-    def __repr__(self) -> str:
-        shape = "×".join(map(str, self.clean.shape[1:]))
-        given = [n for n in ("corrupt", "labels", "corrupt_labels") if getattr(self, n) is not None]
-        return f"Pairs({len(self)} images {shape}, with {', '.join(given) or 'nothing else'})"
-
-    def subset(self, indices: Indices) -> "Pairs":
-        """Some of the pairs, in the order asked for.
-
-        Raises:
-            CircuitError: an index doesn't exist, or none is given.
-        """
-        places = positions_of(indices, len(self))
-        return self._each(lambda tensor: tensor[places.to(tensor.device)])
-
-    def to(
-        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> "Pairs":
-        """The same pairs on another device, the images (not the labels) in another dtype."""
-        return self._each(
-            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None)
-        )
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the images and labels."""
-        return fingerprint(self.clean, self.corrupt, self.labels, self.corrupt_labels)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Pairs":
-        def changed(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else change(tensor)
-
-        return Pairs(
-            clean=change(self.clean),
-            corrupt=changed(self.corrupt),
-            labels=changed(self.labels),
-            corrupt_labels=changed(self.corrupt_labels),
-        )
 
     @classmethod
     def by_class(
@@ -109,6 +62,7 @@ class Pairs:
         corrupt: str | int | None = None,
         count: int,
         seed: int = 0,
+        right_for: Any = None,
     ) -> "Pairs":
         """Pair images of one class with images of another.
 
@@ -122,78 +76,198 @@ class Pairs:
                 pair, all equally likely.
             count: number of pairs.
             seed: draws the images.
+            right_for: a model or a mask; draw only images that it gets right.
 
         Raises:
             CircuitError: a class is unknown or has no images, both classes are the same, or
-                there are fewer clean images than pairs.
+                there are fewer (right) clean images than pairs.
         """
-        labels = images.labels.cpu().numpy()
-        source = None if clean is None else _class_index(images, clean, "clean")
-        target = None if corrupt is None else _class_index(images, corrupt, "corrupt")
-        if source is not None and source == target:
-            raise CircuitError(
-                f"clean and corrupt are both the class {images.class_names[source]!r}, so the "
-                "pairs would differ in nothing under study. Name two classes."
+        judge = Judge.of(images, right_for)
+        places = places_by_class(
+            images, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
+        )
+        arguments = {"clean": clean, "corrupt": corrupt, "count": count}
+        return cls._made(images, written(
+            "by_class", images, *places, arguments=arguments, seed=seed, right_for=judge.name
+        ))  # fmt: skip
+
+    @classmethod
+    def by_category(
+        cls,
+        images: ImageSet,
+        categories: Mapping[str, str],
+        *,
+        clean: str | None = None,
+        corrupt: str | None = None,
+        count: int,
+        seed: int = 0,
+        right_for: Any = None,
+    ) -> "Pairs":
+        """Pair images of one coarse category with images of another: dogs with birds, fish, ….
+
+        Args:
+            images: where the images come from.
+            categories: the category of each class that has images, by the class's name.
+            clean: the clean images' category; None is every one but `corrupt`.
+            corrupt: the corrupt images' category; None draws one of the others for each pair, all
+                equally likely, and within it one of its classes, all equally likely.
+            count: number of pairs, as even over the classes as there are images.
+            seed: draws the images.
+            right_for: a model or a mask; draw only images that it gets right.
+
+        Raises:
+            CircuitError: a class has no category, a category is unknown, both are the same, or
+                there are fewer (right) clean images than pairs.
+        """
+        judge = Judge.of(images, right_for)
+        places = places_by_category(
+            images, categories, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
+        )
+        arguments = {"categories": categories, "clean": clean, "corrupt": corrupt, "count": count}
+        return cls._made(images, written(
+            "by_category", images, *places, arguments=arguments, seed=seed, right_for=judge.name
+        ))  # fmt: skip
+
+    @classmethod
+    def occluded(
+        cls,
+        images: ImageSet,
+        *,
+        clean: str | int | None = None,
+        count: int,
+        fill: str = "inpaint",
+        size: float = 0.25,
+        place: tuple[int, int] | None = None,
+        align: int | None = None,
+        seed: int = 0,
+        right_for: Any = None,
+    ) -> "Pairs":
+        """Pair images with themselves, less what one square patch shows.
+
+        Args:
+            images: where the images come from.
+            clean: name or index of the only class to take; None is all.
+            count: number of pairs.
+            fill: `inpaint` fills the patch smoothly from the pixels around it (each pixel is the
+                mean of its neighbours); `blur` blurs it by a Gaussian with σ = side / 4.
+            size: the patch's side: pixels (an int), or a share of the image's shorter side (a float
+                above 0 and below 1).
+            place: row and column of the patch's first pixel; None draws them for each image.
+            align: what row, column and size are multiples of; a model's patch size makes the patch
+                cover whole tokens.
+            seed: draws the images and the places.
+            right_for: a model or a mask; take only images that it gets right.
+
+        Raises:
+            CircuitError: the patch doesn't fit into the images, the class is unknown or has no
+                images, or there are fewer (right) images than pairs.
+        """
+        height, width = images.images.shape[2:]
+        patch = Patch.checked(fill, size, place, align, height=height, width=width)
+        arguments = {"fill": fill, "size": patch.size, "place": patch.place, "align": align}
+        return cls._of_one("occluded", images, clean, count, seed, right_for, arguments)
+
+    @classmethod
+    def noised(
+        cls,
+        images: ImageSet,
+        *,
+        clean: str | int | None = None,
+        count: int,
+        std: float = 1.0,
+        seed: int = 0,
+        right_for: Any = None,
+    ) -> "Pairs":
+        """Pair images with themselves plus Gaussian noise.
+
+        Args:
+            images: where the images come from.
+            clean: name or index of the only class to take; None is all.
+            count: number of pairs.
+            std: of the noise, > 0, in units of the normalised pixels: 1 is as much as the pixels
+                themselves vary, where they are normalised by their own standard deviation.
+            seed: draws the images and the noise.
+            right_for: a model or a mask; take only images that it gets right.
+
+        Raises:
+            CircuitError: `std` is not above 0, the class is unknown or has no images, or there are
+                fewer (right) images than pairs.
+        """
+        if isinstance(std, str) or not 0 < std < float("inf"):
+            raise CircuitError(f"std is {std!r}, expected a number > 0, in units of the pixels.")
+        return cls._of_one("noised", images, clean, count, seed, right_for, {"std": float(std)})
+
+    @classmethod
+    def against_mean(
+        cls,
+        images: ImageSet,
+        *,
+        clean: str | int | None = None,
+        count: int,
+        seed: int = 0,
+        right_for: Any = None,
+    ) -> "Pairs":
+        """Pair images with the mean of all of `images`, whichever are drawn.
+
+        Args:
+            images: where the images come from.
+            clean: name or index of the only class to take; None is all.
+            count: number of pairs.
+            seed: draws the images.
+            right_for: a model or a mask; take only images that it gets right.
+
+        Raises:
+            CircuitError: the class is unknown or has no images, or there are fewer (right) images
+                than pairs.
+        """
+        return cls._of_one("against_mean", images, clean, count, seed, right_for, {})
+
+    @classmethod
+    def remake(cls, recipe: Recipe | None, images: ImageSet) -> "Pairs":
+        """Make the same pairs again, bit for bit.
+
+        Args:
+            recipe: `pairs.recipe`, or `circuit.provenance.pairs`.
+            images: the images that they were drawn from.
+
+        Raises:
+            CircuitError: there is no recipe, or the images are others than those.
+        """
+        check_recipe(recipe, images)
+        assert recipe is not None
+        return cls._made(images, recipe)
+
+    @classmethod
+    def _of_one(
+        cls,
+        made: str,
+        images: ImageSet,
+        clean: str | int | None,
+        count: int,
+        seed: int,
+        right_for: Any,
+        arguments: Mapping[str, Any],
+    ) -> "Pairs":
+        """Pairs whose corrupt image is made from the clean one."""
+        judge = Judge.of(images, right_for)
+        places = places_alone(images, clean=clean, count=count, seed=seed, judge=judge)
+        pairs = cls._made(images, written(
+            made, images, places, None, arguments={"clean": clean, "count": count, **arguments},
+            seed=seed, right_for=judge.name, corrupt_labels=judge.runners_up(places),
+        ))  # fmt: skip
+        assert pairs.corrupt is not None
+        same = int((pairs.corrupt == pairs.clean).flatten(1).all(dim=1).sum())
+        if same:
+            warnings.warn(
+                f"{same} of {count} corrupt images equal their clean ones, as where a patch shows "
+                "one colour only, so they tell nothing. Take a larger patch or another place.",
+                stacklevel=3,
             )
-        wanted = np.ones(len(labels), bool) if source is None else labels == source
-        pool = np.flatnonzero(wanted if target is None else wanted & (labels != target))
-        if not 1 <= count <= len(pool):
-            raise CircuitError(
-                f"{count} pairs were asked for, but there are {len(pool)} clean images. Ask for "
-                f"1 to {len(pool)}, or give more images."
-            )
-        chosen = pool[balanced(labels[pool], count, seed)]
-        partners = _partners(labels, chosen, target, seed)
-        return cls(
-            clean=images.images[chosen],
-            corrupt=images.images[partners],
-            labels=images.labels[chosen],
-            corrupt_labels=images.labels[partners],
-        )
+        return pairs
 
-
-def _partners(labels: np.ndarray, chosen: np.ndarray, target: int | None, seed: int) -> np.ndarray:
-    """An image of `target`, or else of any other class, for each chosen image."""
-    draw = np.random.default_rng([seed, 2])
-    members = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
-    if len(members) < 2:
-        raise CircuitError(
-            "all images are of one class, so there is none to draw corrupt images from. Give "
-            "images of at least two classes."
-        )
-    partners = []
-    for own in labels[chosen]:
-        others = [label for label in members if label != own] if target is None else [target]
-        partners.append(draw.choice(members[int(draw.choice(others))]))
-    return np.array(partners)
-
-
-def _class_index(images: ImageSet, asked: str | int, role: str) -> int:
-    names = images.class_names
-    if asked in names:
-        index = names.index(str(asked))
-    elif isinstance(asked, int) and 0 <= asked < len(names):
-        index = asked
-    else:
-        raise CircuitError(
-            f"{role} is {asked!r}, which is no class here. Give an index below {len(names)} or one "
-            f"of these names: {', '.join(names)}."
-        )
-    if not (images.labels == index).any():
-        raise CircuitError(
-            f"{role} is {asked!r}, but these images hold none of that class. Give more images, or "
-            "another class."
-        )
-    return index
-
-
-def _mismatches(clean: object, corrupt: object) -> Iterator[str]:
-    if not (isinstance(clean, Tensor) and isinstance(corrupt, Tensor)):
-        return
-    if clean.shape != corrupt.shape:
-        yield (
-            f"corrupt has shape {tuple(corrupt.shape)}, clean {tuple(clean.shape)}, expected the "
-            "same; pair the images one to one and resize them alike"
-        )
-    if clean.dtype != corrupt.dtype:
-        yield f"corrupt has dtype {corrupt.dtype}, clean {clean.dtype}, expected the same"
+    @classmethod
+    def _made(cls, images: ImageSet, recipe: Recipe) -> "Pairs":
+        pairs = cls(**tensors_of(recipe, images))
+        for name in recipe["casts"]:
+            pairs = pairs.to(dtype=getattr(torch, name))
+        return pairs._by(recipe)

@@ -21,9 +21,9 @@ from circuitvit.checks import whole
 from circuitvit.config import PER_BLOCK, ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, write_json
+from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.latency import WARM_UPS, interleaved
 from circuitvit.measure.machine import machine_of
-from circuitvit.measure.tables import html_table, markdown_table
 from circuitvit.vit import ViT
 
 FORMAT = "circuitvit.costs"

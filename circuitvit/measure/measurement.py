@@ -11,8 +11,8 @@ from circuitvit.circuit import Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_json
 from circuitvit.html.chart import Figure, chart_page
+from circuitvit.html.tables import markdown_table
 from circuitvit.measure.examination import Conditions
-from circuitvit.measure.tables import markdown_table
 
 SCHEMA = 1
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_json, write_text
+from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.latency import NULL, Latency, latency
 from circuitvit.measure.machine import machine_of
-from circuitvit.measure.tables import html_table, markdown_table
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 

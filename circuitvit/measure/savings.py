@@ -18,9 +18,9 @@ from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_json, write_text
+from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
-from circuitvit.measure.tables import html_table, markdown_table
 from circuitvit.vit import ViT
 
 Step = tuple[str, ViTConfig]

@@ -1,0 +1,272 @@
+"""A circuit for each class, or for pairs of classes, in one call."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from circuitvit.checks import check_ablation, check_circuit, check_vit, whole
+from circuitvit.circuit import Ablation, Circuit, Level
+from circuitvit.discover.acdc import acdc
+from circuitvit.discover.circuits_by_class import ClassCircuits, Store
+from circuitvit.discover.eap import METHODS, eap
+from circuitvit.edge_graph import Qkv
+from circuitvit.errors import CircuitError
+from circuitvit.images import ImageSet, Pairs, fingerprint
+from circuitvit.images.judging import Judge
+from circuitvit.images.pairing import class_index, places_by_class
+from circuitvit.metrics import Metric, metric_name
+from circuitvit.progress import progress
+from circuitvit.vit import ViT
+
+One = str | int | tuple[str | int, str | int]
+"""A class against all others, or a pair (clean, corrupt) of classes."""
+Find = str | Callable[[ViT, Pairs], Circuit]
+SEARCH = "search.json"
+PROBLEMS_TOLD = 12
+
+
+def class_circuits(
+    vit: ViT,
+    images: ImageSet,
+    *,
+    classes: One | Iterable[One] | None = None,
+    find: Find = "acdc",
+    tau: float = 0.01,
+    edges: int | None = None,
+    count: int = 64,
+    seed: int = 0,
+    metric: Metric | None = None,
+    ablation: Ablation = "patch",
+    level: Level = "edge",
+    qkv: Qkv = "split",
+    reference: Tensor | None = None,
+    right_for: Any = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> ClassCircuits:
+    """Find the circuit of one class, of a pair of classes, or of every class.
+
+    A class's circuit is found on `Pairs.by_class`: clean images of the class, each with a corrupt
+    one of another class.
+
+    Args:
+        vit: the model; it is not changed.
+        images: where the pairs are drawn from, with the classes in the order of the logits.
+        classes: None is every class against all others; a name or number is that class against all
+            others; a tuple (clean, corrupt) is a pair of classes; a list is several of these.
+        find: `acdc`; a method of `eap`, whose best `edges` are taken; or a callable from a model
+            and pairs to a circuit, which alone decides how.
+        tau: of `acdc`.
+        edges: how many edges (or nodes or blocks, by `level`) to take by |score|; with methods of
+            `eap` only, which need it.
+        count: pairs for each circuit.
+        seed: draws the pairs, and the scores of `random`.
+        metric: a name or a callable; None is `kl` for `acdc` and `logit_difference` for `eap`.
+        ablation: what removed edges carry.
+        level: what is tried or scored.
+        qkv: whether a head's query, key and value read apart.
+        reference: images for `mean`.
+        right_for: a model (best `vit` itself) or a mask [image]; draw only images that it gets
+            right.
+        resume: a folder in which each circuit is written as soon as it is found; circuits that are
+            there already, found with the same settings on the same pairs, are kept. A killed ACDC
+            goes on where it was.
+
+    Returns:
+        The circuits by name, in the order asked for: `cat`, or `cat → dog` for a pair of classes.
+
+    Raises:
+        CircuitError: a class is unknown, has no (or too few right) images or is asked for twice,
+            the options don't go together, or `resume` holds circuits of other settings; or as
+            `acdc` and `eap`.
+    """
+    check_vit(vit)
+    if not isinstance(images, ImageSet):
+        raise CircuitError(
+            f"images are a {type(images).__name__}, expected an ImageSet, such as "
+            "load_splits(...).train."
+        )
+    check_ablation(ablation, corrupt=images.images, reference=reference)
+    search = Search(vit, find, tau, edges, seed, metric, ablation, level, qkv, reference)
+    search.check()
+    judge = Judge.of(images, right_for)
+    tasks = _tasks(images, classes, count=count, seed=seed, judge=judge)
+    settings = {**search.settings(), "count": count, "seed": seed}
+    settings |= {"images": images.fingerprint(), "right_for": judge.name}
+    store = None if resume is None else Store.resumed(resume, settings)
+    found: dict[str, Circuit] = {}
+    with progress("Class circuits", len(tasks)) as advance:
+        for name, (clean, corrupt) in tasks.items():
+            pairs = Pairs.by_class(
+                images, clean=clean, corrupt=corrupt, count=count, seed=seed, right_for=judge
+            )
+            found[name] = search.resumed(name, pairs, store)
+            advance(f"{name}: {len(found[name])} edges")
+    return ClassCircuits(found, settings=settings)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How each circuit is found; fields as of `class_circuits`."""
+
+    vit: ViT
+    find: Find
+    tau: float
+    edges: int | None
+    seed: int
+    metric: Metric | None
+    ablation: Ablation
+    level: Level
+    qkv: Qkv
+    reference: Tensor | None
+
+    def check(self) -> None:
+        """Refuse options that don't go together.
+
+        Raises:
+            CircuitError: as it says.
+        """
+        if not callable(self.find) and self.find not in ("acdc", *METHODS):
+            raise CircuitError(
+                f"find is {self.find!r}, expected 'acdc', one of {METHODS}, or a callable from a "
+                "model and pairs to a circuit."
+            )
+        if self.find in METHODS:
+            if self.edges is None or whole(self.edges, "edges") < 1:
+                raise CircuitError(
+                    f"edges is {self.edges}, expected how many of the edges that {self.find!r} "
+                    "scores best to take, ≥ 1."
+                )
+        elif self.edges is not None:
+            raise CircuitError(
+                "edges is for methods of eap, such as find='eap'. With acdc, tau decides how many "
+                "edges there are; a callable decides for itself."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What is to be recorded, and has to agree for circuits to be kept."""
+        told: dict[str, Any] = {"find": self.find, "model": self.vit.fingerprint()}
+        if not isinstance(self.find, str):
+            return told | {"find": metric_name(self.find)}
+        amount = {"tau": self.tau} if self.find == "acdc" else {"edges": self.edges}
+        mean = self.ablation == "mean" and self.reference is not None
+        return told | amount | {
+            "metric": metric_name(self._metric),
+            "ablation": self.ablation,
+            "level": self.level,
+            "qkv": self.qkv,
+            "reference": fingerprint(self.reference) if mean else None,
+        }  # fmt: skip
+
+    @property
+    def _metric(self) -> Metric:
+        if self.metric is not None:
+            return self.metric
+        return "kl" if self.find == "acdc" else "logit_difference"
+
+    def resumed(self, name: str, pairs: Pairs, store: Store | None) -> Circuit:
+        """The circuit of some pairs: the one in the store, else searched for and put there."""
+        if store is None:
+            return self.circuit(pairs)
+        known = store.kept(name, pairs, self.vit.fingerprint())
+        if known is not None:
+            return known
+        notes = (store.folder / store.place(name)).with_name(SEARCH)
+        circuit = self.circuit(pairs, notes)
+        store.keep(name, circuit)
+        notes.unlink(missing_ok=True)
+        return circuit
+
+    def circuit(self, pairs: Pairs, notes: Path | None = None) -> Circuit:
+        """The circuit of some pairs; ACDC takes notes in a file."""
+        if callable(self.find):
+            return self._own(self.find, pairs)
+        options: dict[str, Any] = {
+            "metric": self._metric, "ablation": self.ablation, "level": self.level,
+            "qkv": self.qkv, "reference": self.reference,
+        }  # fmt: skip
+        if self.find == "acdc":
+            return acdc(self.vit, pairs, tau=self.tau, resume=notes, **options)
+        scores = eap(self.vit, pairs, method=self.find, seed=self.seed, **options)
+        assert self.edges is not None
+        return scores.top(self.edges)
+
+    def _own(self, find: Callable[[ViT, Pairs], Circuit], pairs: Pairs) -> Circuit:
+        """What the caller's own method finds, with the pairs that it was found on."""
+        circuit = find(self.vit, pairs)
+        check_circuit(self.vit, circuit)
+        data, recipe = pairs.fingerprint(), pairs.recipe
+        origin = replace(circuit.provenance, data=data, pairs=recipe, images=len(pairs))
+        return Circuit(
+            circuit.config, circuit.edges, qkv=circuit.qkv, scores=circuit.scores, provenance=origin
+        )
+
+
+Task = tuple[int, int | None]
+"""The class of the clean images, and that of the corrupt ones, if it is one alone."""
+
+
+def _tasks(
+    images: ImageSet, classes: Any, *, count: int, seed: int, judge: Judge
+) -> dict[str, Task]:
+    """What is to be done, by name; everything that can't be done is told together."""
+    tasks, problems = dict[str, Task](), list[str]()
+    for asked in _each(images, classes):
+        try:
+            name, task = _task(images, asked)
+            if name in tasks:
+                raise CircuitError(f"{name!r} is asked for twice.")
+            clean, corrupt = tasks[name] = task
+            places_by_class(
+                images, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
+            )
+        except CircuitError as cause:
+            problems.append(f"* {asked!r}: {cause}")
+    if problems:
+        rest = len(problems) - PROBLEMS_TOLD
+        more = [f"and {rest} more such problems."] if rest > 0 else []
+        raise CircuitError(
+            "there can't be a circuit for each of these classes.\n"
+            + "\n".join([*problems[:PROBLEMS_TOLD], *more])
+        )
+    if not tasks:
+        raise CircuitError("no class is asked for. Name one or more, or leave classes out for all.")
+    return tasks
+
+
+def _each(images: ImageSet, classes: Any) -> Iterator[Any]:
+    if classes is None:
+        names = images.class_names
+        yield from (name if names.count(name) == 1 else i for i, name in enumerate(names))
+    elif isinstance(classes, str | int | tuple) or not isinstance(classes, Iterable):
+        yield classes
+    else:
+        yield from classes
+
+
+def _task(images: ImageSet, asked: Any) -> tuple[str, Task]:
+    """The name and the classes of what is asked for.
+
+    Raises:
+        CircuitError: it is neither a class nor a pair of classes.
+    """
+    if not isinstance(asked, tuple):
+        index = class_index(images, asked, "the class")
+        return _name(images, index), (index, None)
+    if len(asked) != 2:
+        raise CircuitError(
+            f"a tuple of {len(asked)} is no pair (clean, corrupt) of classes. Give a list for "
+            "several classes."
+        )
+    clean = class_index(images, asked[0], "clean")
+    corrupt = class_index(images, asked[1], "corrupt")
+    return f"{_name(images, clean)} → {_name(images, corrupt)}", (clean, corrupt)
+
+
+def _name(images: ImageSet, index: int) -> str:
+    """The class's name, with its number where two classes are called the same."""
+    name = images.class_names[index]
+    return name if images.class_names.count(name) == 1 else f"{name} ({index})"

@@ -1,0 +1,119 @@
+"""A square heatmap: how alike things are, two by two. Knows neither circuits nor torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from circuitvit.html.chart import GREY, Figure
+from circuitvit.html.escaping import escape
+from circuitvit.html.plotly_figure import FONT, INK
+
+WRITTEN = 20
+"""With more names than these, cells are too small to write into."""
+LONGEST = 28
+EMPTY = "#f1f3f5"
+SCALE = [[0.0, "#f3f9fa"], [0.5, "#5fb0bf"], [1.0, "#0b4f5c"]]
+
+
+def heatmap(
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    own: Sequence[str],
+    hover: Sequence[Sequence[str]],
+    title: str,
+    subtitle: str,
+    scale_title: str,
+) -> Figure:
+    """Draw a symmetric matrix of values in 0–1; its diagonal is left out of the colours.
+
+    Args:
+        names: of the rows and columns; texts are shown literally.
+        values: the matrix.
+        own: what to write into the diagonal's cells.
+        hover: what to say of each cell; lines are parted by newlines.
+        title: the heading.
+        subtitle: a smaller line below it.
+        scale_title: what the colours show.
+    """
+    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+
+    count = len(names)
+    cells = [[None if i == j else values[i][j] for j in range(count)] for i in range(count)]
+    most = max((value for row in cells for value in row if value is not None), default=1.0)
+    top = most or 1.0
+    trace = {
+        "type": "heatmap",
+        "z": cells,
+        "zmin": 0.0,
+        "zmax": top,
+        "colorscale": SCALE,
+        "xgap": 2,
+        "ygap": 2,
+        "customdata": [[_lines(text) for text in row] for row in hover],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "hoverongaps": True,
+        "colorbar": {"title": {"text": escape(scale_title)}, "outlinewidth": 0, "thickness": 14},
+    }
+    drawn = go.Figure([trace], layout=_layout(names, title, subtitle))
+    if count <= WRITTEN:
+        drawn.update_layout(annotations=list(_written(cells, own, top)))
+    return drawn
+
+
+def _written(
+    cells: Sequence[Sequence[float | None]], own: Sequence[str], top: float
+) -> list[dict[str, Any]]:
+    """What stands in the cells: the values, dark on light and light on dark."""
+    notes = []
+    for i, row in enumerate(cells):
+        for j, value in enumerate(row):
+            dark = value is not None and value > 0.55 * top
+            color = GREY if value is None else ("#ffffff" if dark else INK)
+            text = escape(own[i]) if value is None else f"{value:.2f}"
+            font = {"size": 11, "color": color}
+            notes.append({"x": j, "y": i, "text": text, "showarrow": False, "font": font})
+    return notes
+
+
+def _lines(text: str) -> str:
+    return "<br>".join(escape(line) for line in text.split("\n"))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _layout(names: Sequence[str], title: str, subtitle: str) -> dict[str, Any]:
+    count = len(names)
+    every = max(1, count // 60)
+    places = list(range(0, count, every))
+    axis = {
+        "tickvals": places,
+        "ticktext": [escape(_short(names[place])) for place in places],
+        "showgrid": False,
+        "zeroline": False,
+        "showline": False,
+        "range": [-0.5, count - 0.5],
+        "tickfont": {"size": 12 if count <= WRITTEN else 10},
+    }
+    side = min(900, 220 + 58 * count) if count <= WRITTEN else 900
+    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
+    return {
+        "template": "none",
+        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": EMPTY,
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
+        "margin": {"l": 16, "r": 24, "t": 84, "b": 16},
+        "width": max(640, side + 120),
+        "height": max(420, side),
+        "xaxis": {**axis, "automargin": True, "constrain": "domain"},
+        "yaxis": {
+            **axis,
+            "range": [count - 0.5, -0.5],
+            "automargin": True,
+            "scaleanchor": "x",
+            "constrain": "domain",
+        },
+    }

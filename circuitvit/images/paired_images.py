@@ -1,0 +1,193 @@
+"""The tensors of image pairs: checked together, cut, moved and kept in a file together."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, no_type_check
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from circuitvit.errors import CircuitError
+from circuitvit.files import replacing
+from circuitvit.images.batches import Batches
+from circuitvit.images.recipe import Recipe, cast, cut
+from circuitvit.images.tensors import (
+    Indices,
+    fingerprint,
+    image_problems,
+    label_problems,
+    positions_of,
+)
+
+FORMAT = "circuitvit.pairs"
+SCHEMA = 1
+TENSORS = ("clean", "corrupt", "labels", "corrupt_labels")
+
+Own = TypeVar("Own", bound="PairedImages")
+
+
+@no_type_check  # it checks its own input, with words for people
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PairedImages:
+    """What `Pairs` hold; see there.
+
+    Raises:
+        CircuitError: shapes, lengths or dtypes disagree, there are no pairs, a pixel is not finite
+            or a label negative; every problem is named.
+    """
+
+    clean: Float[Tensor, "image channel height width"]
+    corrupt: Float[Tensor, "image channel height width"] | None = None
+    labels: Int[Tensor, " image"] | None = None
+    corrupt_labels: Int[Tensor, " image"] | None = None
+    # No argument, so that pairs with other images can't be given a recipe that doesn't make them.
+    recipe: Recipe | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        problems = list(image_problems("clean", self.clean))
+        if self.corrupt is not None:
+            problems += image_problems("corrupt", self.corrupt)
+            problems += _mismatches(self.clean, self.corrupt)
+        count = len(self.clean) if isinstance(self.clean, Tensor) and self.clean.ndim else None
+        for name in ("labels", "corrupt_labels"):
+            if getattr(self, name) is not None:
+                problems += label_problems(name, getattr(self, name), count)
+        if problems:
+            raise CircuitError("these pairs cannot be used: " + "; ".join(problems) + ".")
+        for name in ("labels", "corrupt_labels"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(self, name).long())
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.clean.shape[1:]))
+        given = [name for name in TENSORS[1:] if getattr(self, name) is not None]
+        return f"Pairs({len(self)} images {shape}, with {', '.join(given) or 'nothing else'})"
+
+    def subset(self: Own, indices: Indices) -> Own:
+        """Some of the pairs, in the order asked for.
+
+        Raises:
+            CircuitError: an index doesn't exist, or none is given.
+        """
+        places = positions_of(indices, len(self))
+        part = self._each(lambda tensor: tensor[places.to(tensor.device)])
+        return part if self.recipe is None else part._by(cut(self.recipe, places.tolist()))
+
+    def to(
+        self: Own, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Own:
+        """The same pairs on another device, the images (not the labels) in another dtype."""
+        moved = self._each(
+            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None)
+        )
+        if self.recipe is None:
+            return moved
+        same = moved.clean.dtype == self.clean.dtype
+        return moved._by(self.recipe if same else cast(self.recipe, moved.clean.dtype))
+
+    def batches(self: Own, size: int, *, shuffle: bool = False, seed: int = 0) -> Batches[Own]:
+        """The pairs, `size` at a time; the last batch may be smaller.
+
+        Args:
+            size: pairs a batch, ≥ 1.
+            shuffle: whether to go through them in a drawn order, another one each time.
+            seed: draws the orders.
+
+        Returns:
+            What gives the batches, as `Pairs`, each time it is gone through; it knows its length.
+
+        Raises:
+            CircuitError: `size` is below 1 or `seed` below 0.
+        """
+        return Batches(self, size, shuffle=shuffle, seed=seed)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the images and labels."""
+        return fingerprint(*(getattr(self, name) for name in TENSORS))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the pairs and their recipe as a safetensors file, in one step.
+
+        Raises:
+            CircuitError: the file can't be written.
+        """
+        given = {name: getattr(self, name) for name in TENSORS}
+        # Clones, because the format has no tensors that share memory.
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in given.items()
+            if tensor is not None
+        }
+        told = {"schema": SCHEMA, "recipe": self.recipe, "fingerprint": self.fingerprint()}
+        with replacing(path) as beside:
+            save_file(tensors, beside, metadata={"format": "pt", FORMAT: json.dumps(told)})
+        return Path(path)
+
+    @classmethod
+    def load(cls: type[Own], path: str | os.PathLike[str]) -> Own:
+        """Read pairs that `save` wrote, recipe included.
+
+        Raises:
+            CircuitError: the file is missing, cut short, altered, or something else.
+        """
+        told, tensors = _read(Path(path))
+        if told.get("schema") != SCHEMA:
+            raise CircuitError(
+                f"{path} has pairs schema {told.get('schema')!r}, this version reads {SCHEMA}. "
+                "Update circuitvit, or make the pairs again."
+            )
+        known = {name: tensors.get(name) for name in TENSORS}
+        if fingerprint(*known.values()) != told.get("fingerprint"):
+            raise CircuitError(
+                f"{path} was altered after it was saved: its fingerprint does not match. Take the "
+                "file from its source again."
+            )
+        pairs, recipe = cls(**known), told.get("recipe")
+        return pairs if recipe is None else pairs._by(recipe)
+
+    def _by(self: Own, recipe: Recipe) -> Own:
+        """These very pairs, now with the recipe that made them."""
+        object.__setattr__(self, "recipe", recipe)
+        return self
+
+    def _each(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
+        given = {name: getattr(self, name) for name in TENSORS}
+        return type(self)(**{n: None if t is None else change(t) for n, t in given.items()})
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as cause:
+        raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
+    except (OSError, SafetensorError, ValueError) as cause:
+        raise CircuitError(
+            f"{path} is not a whole file of pairs ({cause}). It was cut short or is another kind "
+            "of file; make the pairs again, as Pairs.remake(recipe, images) does."
+        ) from cause
+    if not isinstance(told, dict) or "clean" not in tensors:
+        raise CircuitError(f"{path} holds no pairs: it lacks the mark {FORMAT!r}.")
+    return told, tensors
+
+
+def _mismatches(clean: object, corrupt: object) -> Iterator[str]:
+    if not (isinstance(clean, Tensor) and isinstance(corrupt, Tensor)):
+        return
+    if clean.shape != corrupt.shape:
+        yield (
+            f"corrupt has shape {tuple(corrupt.shape)}, clean {tuple(clean.shape)}, expected the "
+            "same; pair the images one to one and resize them alike"
+        )
+    if clean.dtype != corrupt.dtype:
+        yield f"corrupt has dtype {corrupt.dtype}, clean {clean.dtype}, expected the same"

@@ -1,0 +1,243 @@
+"""Which images are paired: clean ones, even over the classes, and corrupt partners for them."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from circuitvit.errors import CircuitError
+from circuitvit.images.image_set import ImageSet
+from circuitvit.images.judging import Judge
+from circuitvit.images.sampling import balanced
+
+Members = dict[int, np.ndarray]
+"""The places of the images that may still be drawn, by class."""
+Pick = Callable[[np.random.Generator, int, Members], int]
+"""Draws the class of a corrupt image, given that of the clean one."""
+
+CLASSES_TOLD = 12
+
+
+def places_by_class(
+    images: ImageSet,
+    *,
+    clean: str | int | None,
+    corrupt: str | int | None,
+    count: int,
+    seed: int,
+    judge: Judge,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The clean images and their partners of another class; arguments as of `Pairs.by_class`.
+
+    Raises:
+        CircuitError: as `Pairs.by_class`.
+    """
+    labels = images.labels.cpu().numpy()
+    source = None if clean is None else class_index(images, clean, "clean")
+    target = None if corrupt is None else class_index(images, corrupt, "corrupt")
+    if source is not None and source == target:
+        raise CircuitError(
+            f"clean and corrupt are both the class {images.class_names[source]!r}, so the "
+            "pairs would differ in nothing under study. Name two classes."
+        )
+    wanted = np.ones(len(labels), bool) if source is None else labels == source
+    pool = np.flatnonzero(wanted if target is None else wanted & (labels != target))
+    chosen = drawn(images, pool, count, seed, judge)
+    if len(np.unique(labels)) < 2:
+        raise CircuitError(
+            "all images are of one class, so there is none to draw corrupt images from. Give "
+            "images of at least two classes."
+        )
+
+    def pick(draw: np.random.Generator, own: int, members: Members) -> int:
+        others = [m for m in members if m != own] if target is None else [target]
+        others = [m for m in others if m in members]
+        if not others:
+            who = "another class" if target is None else f"class {images.class_names[target]!r}"
+            raise CircuitError(_none_right(who))
+        return int(draw.choice(others))
+
+    return chosen, _partners(labels, chosen, seed, judge, pick)
+
+
+def places_by_category(
+    images: ImageSet,
+    categories: Mapping[str, str],
+    *,
+    clean: str | None,
+    corrupt: str | None,
+    count: int,
+    seed: int,
+    judge: Judge,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The clean images and their partners of another category; as of `Pairs.by_category`.
+
+    Raises:
+        CircuitError: as `Pairs.by_category`.
+    """
+    labels = images.labels.cpu().numpy()
+    classes: dict[str, list[int]] = {}
+    _check_categories(images, categories, clean, corrupt)
+    for label in np.unique(labels):
+        classes.setdefault(categories[images.class_names[label]], []).append(int(label))
+    kind = {label: name for name, members in classes.items() for label in members}
+    kinds = np.array([kind[int(label)] for label in labels])
+    wanted = np.ones(len(labels), bool) if clean is None else kinds == clean
+    pool = np.flatnonzero(wanted if corrupt is None else wanted & (kinds != corrupt))
+
+    def pick(draw: np.random.Generator, own: int, members: Members) -> int:
+        others = [c for c in classes if c != kind[own]] if corrupt is None else [corrupt]
+        left = {c: [label for label in classes[c] if label in members] for c in others}
+        left = {c: found for c, found in left.items() if found}
+        if not left:
+            who = "another category" if corrupt is None else f"category {corrupt!r}"
+            raise CircuitError(_none_right(who))
+        category = list(left)[int(draw.integers(len(left)))]
+        return int(draw.choice(left[category]))
+
+    chosen = drawn(images, pool, count, seed, judge)
+    return chosen, _partners(labels, chosen, seed, judge, pick)
+
+
+def places_alone(
+    images: ImageSet, *, clean: str | int | None, count: int, seed: int, judge: Judge
+) -> np.ndarray:
+    """Clean images of one class, or even over all, without partners.
+
+    Raises:
+        CircuitError: the class is unknown or has no images, or there are too few.
+    """
+    labels = images.labels.cpu().numpy()
+    wanted = np.ones(len(labels), bool)
+    if clean is not None:
+        wanted = labels == class_index(images, clean, "clean")
+    return drawn(images, np.flatnonzero(wanted), count, seed, judge)
+
+
+def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judge) -> np.ndarray:
+    """Draw `count` right images of a pool without replacement, as evenly over classes as can be.
+
+    The pool is put into an order that the seed alone decides; of each class, the first images that
+    are right are taken. So how many the model is asked about at once changes nothing.
+
+    Raises:
+        CircuitError: there are not so many.
+    """
+    if not 1 <= count <= len(pool):
+        raise CircuitError(
+            f"{count} pairs were asked for, but there are {len(pool)} clean images. Ask for "
+            f"1 to {len(pool)}, or give more images."
+        )
+    labels = images.labels.cpu().numpy()
+    order = pool[balanced(labels[pool], len(pool), seed)]
+    turns = {label: turn for turn, label in enumerate(dict.fromkeys(labels[order].tolist()))}
+    while True:
+        left = order[~judge.wrong[order]]
+        chosen = left[_in_turns(labels[left], turns)][:count]
+        if judge.is_right(chosen).all() and len(chosen) == count:
+            return chosen
+        if len(left) < count:
+            raise CircuitError(_too_few(images, pool, judge, count))
+
+
+def _in_turns(labels: np.ndarray, turns: Mapping[int, int]) -> np.ndarray:
+    """The order in which classes take turns, each giving its images first to last."""
+    ranks = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        mine = labels == label
+        ranks[mine] = np.arange(mine.sum())
+    return np.lexsort(([turns[label] for label in labels.tolist()], ranks))
+
+
+def _partners(
+    labels: np.ndarray, chosen: np.ndarray, seed: int, judge: Judge, pick: Pick
+) -> np.ndarray:
+    """A right image for each chosen one, of the class that `pick` draws."""
+    draw = np.random.default_rng([seed, 2])
+    members = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+    found = np.full(len(chosen), -1)
+    while (wanting := np.flatnonzero(found < 0)).size:
+        for pair in wanting:
+            label = pick(draw, int(labels[chosen[pair]]), members)
+            found[pair] = draw.choice(members[label])
+        found[wanting[~judge.is_right(found[wanting])]] = -1
+        left = {label: places[~judge.wrong[places]] for label, places in members.items()}
+        members = {label: places for label, places in left.items() if places.size}
+    return found
+
+
+def class_index(images: ImageSet, asked: str | int, role: str) -> int:
+    """The place of a class that is named or numbered.
+
+    Raises:
+        CircuitError: there is no such class, or no image of it.
+    """
+    names = images.class_names
+    if asked in names:
+        index = names.index(str(asked))
+    elif isinstance(asked, int) and not isinstance(asked, bool) and 0 <= asked < len(names):
+        index = asked
+    else:
+        raise CircuitError(
+            f"{role} is {asked!r}, which is no class here. Give an index below {len(names)} or one "
+            f"of these names: {', '.join(names)}."
+        )
+    if not (images.labels == index).any():
+        raise CircuitError(
+            f"{role} is {asked!r}, but these images hold none of that class. Give more images, or "
+            "another class."
+        )
+    return index
+
+
+def _check_categories(
+    images: ImageSet, categories: Mapping[str, str], clean: str | None, corrupt: str | None
+) -> None:
+    if not isinstance(categories, Mapping):
+        raise CircuitError(
+            f"categories are a {type(categories).__name__}, expected a mapping from class name to "
+            "category, such as {'beagle': 'dog', 'robin': 'bird'}."
+        )
+    there = [images.class_names[label] for label in images.labels.unique().tolist()]
+    known = list(dict.fromkeys(categories[name] for name in there if name in categories))
+    problems = []
+    if missing := [name for name in there if name not in categories]:
+        problems.append(f"no category is given for {len(missing)} classes ({_listed(missing)})")
+    for role, asked in (("clean", clean), ("corrupt", corrupt)):
+        if asked is not None and asked not in known:
+            problems.append(
+                f"{role} is {asked!r}, expected a category that has images ({_listed(known)})"
+            )
+    if clean is not None and clean == corrupt:
+        problems.append(f"clean and corrupt are both {clean!r}, name two categories")
+    if not missing and len(known) < 2:
+        problems.append(f"all images are of one category ({_listed(known)}), at least 2 are needed")
+    if problems:
+        raise CircuitError("these categories can't be paired: " + "; ".join(problems) + ".")
+
+
+def _none_right(who: str) -> str:
+    return (
+        f"the model gets no image of {who} right, so there is none to draw as a corrupt image. "
+        "Give more images, or leave out right_for."
+    )
+
+
+def _too_few(images: ImageSet, pool: np.ndarray, judge: Judge, count: int) -> str:
+    right = judge.is_right(pool)
+    labels = images.labels.cpu().numpy()[pool]
+    found = {
+        images.class_names[label]: int(right[labels == label].sum()) for label in np.unique(labels)
+    }
+    told = [f"{name}: {number}" for name, number in sorted(found.items(), key=lambda x: x[1])]
+    most = int(right.sum())
+    advice = f"Ask for at most {most}, give" if most else "Give"
+    return (
+        f"{count} pairs were asked for, but of the {len(pool)} clean images the model gets only "
+        f"{most} right ({_listed(told)}). {advice} more images, or leave out right_for."
+    )
+
+
+def _listed(names: Iterable[object]) -> str:
+    shown = [str(name) for name in names]
+    rest = len(shown) - CLASSES_TOLD
+    return ", ".join(shown[:CLASSES_TOLD]) + (f" and {rest} more" if rest > 0 else "")

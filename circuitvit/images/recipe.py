@@ -1,0 +1,165 @@
+"""How pairs were made, as plain JSON, and the tensors that are made by it.
+
+What is drawn is written down as places in the image set, so no model is needed to make the pairs
+again. A recipe has:
+
+* `made`: the constructor of `Pairs`, `arguments`: what it was given, `seed`.
+* `images`: fingerprint of the ImageSet; `clean` and `corrupt`: places of the images in it, the
+  latter null where corrupt images are made from the clean ones.
+* `corrupt_labels`: null where they are those of the corrupt images, or unknown.
+* `right_for`: by whom the images were judged; null if they were not.
+* `casts`: the dtypes that the images were taken to afterwards.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitvit.errors import CircuitError
+from circuitvit.images.corruption import Patch, mean_image, noisy
+from circuitvit.images.image_set import ImageSet
+
+Recipe = Mapping[str, Any]
+OF_TWO = ("by_class", "by_category")
+OF_ONE = ("occluded", "noised", "against_mean")
+KEYS = (
+    "made", "arguments", "seed", "images", "clean", "corrupt", "corrupt_labels", "right_for",
+    "casts",
+)  # fmt: skip
+
+
+def written(
+    made: str,
+    images: ImageSet,
+    clean: np.ndarray,
+    corrupt: np.ndarray | None,
+    *,
+    arguments: Mapping[str, Any],
+    seed: int,
+    right_for: str | None,
+    corrupt_labels: np.ndarray | None = None,
+) -> Recipe:
+    """A recipe in plain JSON values."""
+    recipe = {
+        "made": made,
+        "arguments": dict(arguments),
+        "seed": int(seed),
+        "images": images.fingerprint(),
+        "clean": clean.tolist(),
+        "corrupt": None if corrupt is None else corrupt.tolist(),
+        "corrupt_labels": None if corrupt_labels is None else corrupt_labels.tolist(),
+        "right_for": right_for,
+        "casts": [],
+    }
+    return json.loads(json.dumps(recipe, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's, which JSON doesn't know, or a mapping that is no dict."""
+    return dict(value) if isinstance(value, Mapping) else value.item()
+
+
+def cut(recipe: Recipe, places: list[int]) -> Recipe:
+    """The recipe of some of the pairs."""
+    lists = {
+        name: [recipe[name][place] for place in places]
+        for name in ("clean", "corrupt", "corrupt_labels")
+        if recipe[name] is not None
+    }
+    return {**recipe, **lists}
+
+
+def cast(recipe: Recipe, dtype: torch.dtype) -> Recipe:
+    """The recipe of the pairs in another dtype."""
+    return {**recipe, "casts": [*recipe["casts"], str(dtype).removeprefix("torch.")]}
+
+
+def check_recipe(recipe: object, images: object) -> None:
+    """Refuse what isn't a recipe, or not one for these images.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    if not isinstance(images, ImageSet):
+        raise CircuitError(
+            f"images are a {type(images).__name__}, expected the ImageSet that the pairs were "
+            "drawn from."
+        )
+    if recipe is None:
+        raise CircuitError(
+            "there is no recipe: the pairs were put together by hand, or the circuit was found by "
+            "a version that kept none. Give the pairs themselves, or find the circuit again."
+        )
+    if not isinstance(recipe, Mapping) or not set(KEYS) <= set(recipe) or not _is_cast(recipe):
+        raise CircuitError(
+            "this is no recipe of pairs; take pairs.recipe or circuit.provenance.pairs as it is."
+        )
+    if recipe["made"] not in (*OF_TWO, *OF_ONE):
+        raise CircuitError(
+            f"the recipe says {recipe['made']!r}, this version makes pairs by "
+            f"{', '.join((*OF_TWO, *OF_ONE))}. Update circuitvit."
+        )
+    own = images.fingerprint()
+    if recipe["images"] != own:
+        raise CircuitError(
+            f"the pairs were drawn from images with the fingerprint {recipe['images']}, these have "
+            f"{own}. Give the same images: the same files in the same order, equally sized and "
+            "normalised."
+        )
+
+
+def _is_cast(recipe: Recipe) -> bool:
+    names = recipe["casts"]
+    return isinstance(names, list) and all(
+        isinstance(getattr(torch, str(name), None), torch.dtype) for name in names
+    )
+
+
+def tensors_of(recipe: Recipe, images: ImageSet) -> dict[str, Tensor | None]:
+    """The fields of the pairs that a checked recipe makes.
+
+    Raises:
+        CircuitError: the recipe was altered.
+    """
+    try:
+        clean = torch.tensor(recipe["clean"], dtype=torch.int64, device=images.images.device)
+        fields: dict[str, Tensor | None] = {
+            "clean": images.images[clean],
+            "labels": images.labels[clean],
+        }
+        if recipe["made"] in OF_TWO:
+            corrupt = torch.tensor(recipe["corrupt"], dtype=torch.int64, device=clean.device)
+            return fields | {
+                "corrupt": images.images[corrupt],
+                "corrupt_labels": images.labels[corrupt],
+            }
+        known = recipe["corrupt_labels"]
+        return fields | {
+            "corrupt": _corrupted(recipe, images),
+            "corrupt_labels": None if known is None else torch.tensor(known).to(clean.device),
+        }
+    except (IndexError, KeyError, TypeError, ValueError) as cause:
+        if isinstance(cause, CircuitError):
+            raise
+        raise CircuitError(f"this recipe of pairs was altered or damaged: {cause!s}.") from cause
+
+
+def _corrupted(recipe: Recipe, images: ImageSet) -> Tensor:
+    """Corrupt images that are made from the clean ones."""
+    given, seed, places = recipe["arguments"], recipe["seed"], recipe["clean"]
+    if recipe["made"] == "against_mean":
+        return mean_image(images.images).repeat(len(places), 1, 1, 1)
+    if recipe["made"] == "noised":
+        made = [noisy(images.images[place], given["std"], seed, place) for place in places]
+        return torch.stack(made)
+    height, width = images.images.shape[2:]
+    patch = Patch.checked(
+        given["fill"], given["size"], given["place"], given["align"], height=height, width=width
+    )
+    corners = [patch.corner(height, width, seed, place) for place in places]
+    at = zip(places, corners, strict=True)
+    return torch.stack([patch.applied(images.images[place], corner) for place, corner in at])
