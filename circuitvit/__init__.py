@@ -105,8 +105,8 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
     "compile", "completeness", "eap", "edge_graph", "export", "faithfulness",
     "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs", "minimality",
-    "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "train",
-    "write_card",
+    "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "to_timm",
+    "to_transformers", "train", "write_card",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained import huggingface, timm, torchvision
-from circuitvit.pretrained.conversion import Renames, renamed
+from circuitvit.pretrained.reading import Renames, renamed
 from circuitvit.pretrained.sources import Opened
 from circuitvit.vit import ViT
 

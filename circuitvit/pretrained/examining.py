@@ -127,7 +127,7 @@ def _check_preprocessing(seen: Preprocessing | None, vit: ViT) -> None:
     channels, classes = vit.config.channels, vit.config.classes
     names = seen.class_names
     found = {
-        f"mean has {len(seen.mean)} values and std {len(seen.std)}, the model {channels} channels": (
+        f"mean and std have {len(seen.mean)} and {len(seen.std)} values for {channels} channels": (
             not {len(seen.mean), len(seen.std)} <= {1, channels}
         ),
         f"there are {len(names or ())} class names for {classes} classes": (

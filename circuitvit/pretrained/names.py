@@ -11,9 +11,9 @@ from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained import torchvision as torchvision_vit
 from circuitvit.pretrained.checkpoints import fit, read_checkpoint
-from circuitvit.pretrained.conversion import distinct, path_to_linear
 from circuitvit.pretrained.folders import from_folder, image_size_in
 from circuitvit.pretrained.libraries import closest, first_line, imported
+from circuitvit.pretrained.reading import distinct, path_to_linear
 from circuitvit.pretrained.sources import Opened, unwrapped
 
 LIBRARIES = ("timm", "hf", "torchvision")
@@ -151,7 +151,8 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
     every = models.get_model_weights(architecture)
     if tag and tag not in every.__members__:
         raise CircuitError(
-            f"torchvision has no weights {tag!r} of {architecture}, but {', '.join(every.__members__)}."
+            f"torchvision has no weights {tag!r} of {architecture}, but "
+            f"{', '.join(every.__members__)}."
         )
     weights = every[tag] if tag else every.DEFAULT
     try:
