@@ -233,11 +233,9 @@ def class_names(config: Any) -> tuple[str, ...] | None:
     return None if counted else distinct(names)
 
 
-def without_classifier(module: nn.Module) -> str:
-    """Why a model of transformers that is not in `POOLINGS` is refused."""
+def reason_against(module: nn.Module) -> str | None:
+    """Why a model of transformers that is not in `POOLINGS` is refused, if that is known."""
     name = type(module).__name__
-    if name in REASONS:
-        return REASONS[name]
-    if not hasattr(module, "classifier") and "ImageClassification" not in name:
+    if name not in REASONS and "ImageClassification" not in name:
         return "it has no classifier; load it with the …ForImageClassification class of its kind"
-    return "it is none of the classes below"
+    return REASONS.get(name)

@@ -74,11 +74,16 @@ def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
         )
     if checkpoint is not None:
         return _timm_with(timm, text, name, Path(checkpoint))
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    try:
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        config = None
     if config is None or not config.has_weights:
+        there = timm.list_pretrained(f"{name.partition('.')[0]}*")
         raise CircuitError(
             f"timm has no pretrained weights {name!r}."
-            f"{closest(name, timm.list_pretrained())} Or give checkpoint=."
+            + (f" Of this model it has {', '.join(there)}." if there else " It has none of this model.")
+            + " Or give checkpoint=."
         )
     options: dict[str, Any] = {"pretrained": True}
     if config.hf_hub_id:
@@ -162,10 +167,10 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
             f"the weights of {text} can't be fetched ({first_line(cause)}). Check the network, or "
             "give checkpoint=."
         ) from cause
-    return Opened(module, text, _of_weights(weights))
+    return Opened(module, text, preprocessing_of_weights(weights))
 
 
-def _of_weights(weights: Any) -> Preprocessing:
+def preprocessing_of_weights(weights: Any) -> Preprocessing:
     """What torchvision does to the images of these weights, and its classes."""
     does = weights.transforms()
     return Preprocessing(
