@@ -222,7 +222,9 @@ def test_files_that_are_none_say_what_they_are(tmp_path):
     refused("can't be read as weights")
     (tmp_path / "x.safetensors").write_bytes(b"broken")
     refused("cut short or no safetensors file", name="x.safetensors")
-    refused("holds weights of transformers, without their config", a_transformers("ViT").state_dict())
+    refused(
+        "holds weights of transformers, without their config", a_transformers("ViT").state_dict()
+    )
     refused("holds a circuitvit.ViT without its config", random_vit(shape()).state_dict())
     refused("can't tell whose model .*: its keys are .'0.weight'", {"0.weight": torch.ones(2)})
     refused("has no head.weight", a_timm(num_classes=0).state_dict(), heads=3)

@@ -16,7 +16,10 @@ timm = pytest.importorskip("timm", reason="timm is not installed; it comes with 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("timm:vit_tiny_patch16_244", "knows no model 'vit_tiny_patch16_244'.*vit_tiny_patch16_224"),
+        (
+            "timm:vit_tiny_patch16_244",
+            "knows no model 'vit_tiny_patch16_244'.*vit_tiny_patch16_224",
+        ),
         ("timm:vit_tiny_patch16_224.nothing", "no pretrained weights.*augreg_in21k_ft_in1k"),
         ("timm:vit_tiny_patch16_18x2_224", "knows no model"),
         ("timm:", "'timm:' names no model"),
@@ -112,7 +115,9 @@ def test_a_folder_whose_weights_do_not_fit_is_refused_with_every_key(tmp_path):
     name = next(name for name in state if "0" in name and name.endswith("query.bias"))
     del state[name], state["classifier.bias"]
     save_file(state | {"extra": torch.ones(1)}, path, metadata={"format": "pt"})
-    with pytest.raises(cv.CircuitError, match="classifier.bias is missing; .*bias is missing; extra is"):
+    with pytest.raises(
+        cv.CircuitError, match="classifier.bias is missing; .*bias is missing; extra is"
+    ):
         cv.load_vit(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (

@@ -82,7 +82,11 @@ def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
         there = timm.list_pretrained(f"{name.partition('.')[0]}*")
         raise CircuitError(
             f"timm has no pretrained weights {name!r}."
-            + (f" Of this model it has {', '.join(there)}." if there else " It has none of this model.")
+            + (
+                f" Of this model it has {', '.join(there)}."
+                if there
+                else " It has none of this model."
+            )
             + " Or give checkpoint=."
         )
     options: dict[str, Any] = {"pretrained": True}
