@@ -117,7 +117,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "acdc_sweep", "across_ablations", "class_circuits", "compile", "completeness", "eap",
     "edge_graph", "export", "faithfulness", "faithfulness_curve", "load_splits", "load_vit",
     "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp", "retain_circuit",
-    "run_circuit", "savings", "train", "write_card",
+    "run_circuit", "savings", "to_timm", "to_transformers", "train", "write_card",
 ]  # fmt: skip
 
 

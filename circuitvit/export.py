@@ -1,4 +1,4 @@
-"""Models for other runtimes: an ONNX file, or a pt2 file that `torch.export.load` reads.
+"""Models for others: an ONNX file, a pt2 file, or a folder that timm or transformers reads.
 
 A copy of the model is traced on the CPU with a batch of any size. What was written is read back,
 onnxruntime and all, and compared with the model before it takes its place.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -23,8 +23,10 @@ from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.measure.cost import uncompiled
+from circuitvit.pretrained.writing import KINDS, write_folder
 
-Format = Literal["onnx", "pt2"]
+Format = Literal["onnx", "pt2", "timm", "transformers"]
+FILES = ("onnx", "pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_DTYPES = (torch.float32, torch.float16)  # onnxruntime has no convolution in others
 TRACED = 3
@@ -40,7 +42,11 @@ def export(
     to: Format | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a model as one ONNX or pt2 file that takes a batch of any size.
+    """Write a model as one ONNX or pt2 file, or as a folder of timm or transformers.
+
+    A folder of `timm` is read by `timm.create_model("local-dir:FOLDER", pretrained=True)`, one of
+    `transformers` by `AutoModelForImageClassification.from_pretrained("FOLDER")`, where the shape
+    allows it; preprocessing and class names go along. Files take a batch of any size.
 
     The model is copied and traced in eval mode, on the CPU. In ONNX the input is called `images`,
     the output `logits`; `torch.export.load(path).module()` gives a pt2 file back as a module. The
@@ -49,8 +55,9 @@ def export(
     Args:
         model: a `ViT`, or another module from images to logits whose `config` is a `ViTConfig`;
             also after `torch.compile`.
-        path: the file to write.
-        to: `onnx`, which needs `circuitvit[onnx]`, or `pt2`; by default the path's ending.
+        path: the file to write, or the folder.
+        to: `onnx`, which needs `circuitvit[onnx]`, `pt2`, `timm` or `transformers`; by default the
+            path's ending.
         dtype: of the weights and images in the file; by default the model's.
 
     Returns:
@@ -62,6 +69,9 @@ def export(
             in float16, 5e-2 in bfloat16.
     """
     target, plain = Path(path), uncompiled(model) if isinstance(model, nn.Module) else model
+    if to in KINDS and (dtype is None or dtype in SHARE):
+        with _quiet():
+            return write_folder(cast(Any, plain), target, to=cast(Any, to), dtype=dtype)
     with _quiet():
         problems = list(_problems(plain, target, to, dtype))
     if problems:
@@ -106,9 +116,11 @@ def _problems(
 
 
 def _path_problems(target: Path, kind: str, to: str | None) -> Iterator[str]:
-    kinds, ending = get_args(Format), _kind(target, None)
+    kinds, ending = FILES, _kind(target, None)
+    if to in KINDS:
+        return
     if to is not None and to not in kinds:
-        yield f"to is {to!r}, expected 'onnx' or 'pt2'"
+        yield f"to is {to!r}, expected 'onnx' or 'pt2', or for a folder 'timm' or 'transformers'"
     elif kind not in kinds:
         yield f"{target} ends in {target.suffix!r}, expected '.onnx' or '.pt2', or say to='onnx'"
     elif ending in kinds and ending != kind:

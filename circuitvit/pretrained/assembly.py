@@ -1,26 +1,22 @@
 """Tensors by role, as every library has them, made a state dict of ours.
 
 Roles are our own names, with what a `ViT` has in another form beside them: `distillation_token`,
-`positions` that may leave out prefix tokens, `attention.q`, `.k` and `.v` apart, `attention.out.bias`,
-LayerScale as `scale1` and `scale2` (Touvron et al. 2021, "Going deeper with Image Transformers"),
-and DeiT's second head `head_distillation` (Touvron et al. 2021).
+`positions` that may leave out prefix tokens, `attention.q`, `.k` and `.v` apart,
+`attention.out.bias`, LayerScale as `scale1` and `scale2` (Touvron et al. 2021, "Going deeper with
+Image Transformers"), and DeiT's second head `head_distillation` (Touvron et al. 2021).
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
+from circuitvit.pretrained.reading import Reading
 from circuitvit.vit import PARTS
-
-if TYPE_CHECKING:
-    from circuitvit.pretrained.conversion import Reading
 
 
 def assembled(
-    reading: "Reading",
+    reading: Reading,
 ) -> tuple[ViTConfig, dict[str, Tensor], tuple[str, ...], list[str]]:
     """The config, our state dict, what was folded, and the roles that were not used."""
     old = dict(reading.parts)
@@ -162,7 +158,7 @@ def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
     return tensor * (scale[:, None] if tensor.ndim == 2 else scale)
 
 
-def _config(reading: "Reading", new: dict[str, Tensor]) -> ViTConfig:
+def _config(reading: Reading, new: dict[str, Tensor]) -> ViTConfig:
     """The shape, most of it read from the tensors; adds qkv biases that only some blocks have."""
     blocks = [f"blocks.{index}." for index in range(len(reading.heads))]
     rows = [len(new[f"{at}attention.qkv.weight"]) for at in blocks]

@@ -57,7 +57,6 @@ def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str], heads: int 
 
 def _unknown_layout(path: Path, tensors: Tensors) -> str:
     names = sorted(tensors)
-    start = f"can't tell whose model {path} holds"
     if any("patch_embeddings.projection" in n or "patch_embedding.weight" in n for n in names):
         return (
             f"{path} holds weights of transformers, without their config. Give the folder that "
@@ -69,9 +68,9 @@ def _unknown_layout(path: Path, tensors: Tensors) -> str:
             "vit.save_pretrained(folder), or give the ViT beside checkpoint=."
         )
     return (
-        f"{start}: its keys are {names[:6]}{'…' if len(names) > 6 else ''}. Known are the layouts of "
-        "timm (patch_embed.proj.weight) and torchvision (conv_proj.weight). Give the "
-        "architecture, such as 'timm:NAME', beside checkpoint=."
+        f"can't tell whose model {path} holds: its keys are {names[:6]}{'…' * (len(names) > 6)}. "
+        "Known are the layouts of timm (patch_embed.proj.weight) and torchvision "
+        "(conv_proj.weight). Give the architecture, such as 'timm:NAME', beside checkpoint=."
     )
 
 
@@ -90,8 +89,9 @@ def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[s
     layers, models = timm.layers, timm.models
     options: dict[str, Any] = {
         "img_size": image_size, "patch_size": side, "in_chans": channels,
-        "num_classes": len(t["head.weight"]), "embed_dim": width, "depth": _depth(t, r"^blocks\.(\d+)"),
-        "num_heads": count, "mlp_ratio": (len(t["blocks.0.mlp.fc1.weight"]) + 0.5) / width,
+        "num_classes": len(t["head.weight"]), "embed_dim": width,
+        "depth": _depth(t, r"^blocks\.(\d+)"), "num_heads": count,
+        "mlp_ratio": (len(t["blocks.0.mlp.fc1.weight"]) + 0.5) / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in t, "qk_norm": "blocks.0.attn.q_norm.weight" in t,
         "proj_bias": "blocks.0.attn.proj.bias" in t, "class_token": has_class,
         "init_values": 1.0 if "blocks.0.ls1.gamma" in t else None, "pre_norm": pre_norm,
@@ -149,12 +149,12 @@ def _heads(path: Path, given: int | None, width: int, q_norm: Tensor | None) -> 
     told = None if q_norm is None else width // len(q_norm)
     if given is None and told is None:
         raise CircuitError(
-            f"{path} doesn't tell the number of attention heads. Give heads=; the width is {width}, "
-            f"so it may be {shown}."
+            f"{path} doesn't tell the number of attention heads. Give heads=; the width is "
+            f"{width}, so it may be {shown}."
         )
-    count = told if given is None else given
+    count: Any = told if given is None else given
     whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
-    if not whole or width % count or (told is not None and count != told):
+    if not whole or width % count or told not in (None, count):
         reason = f"its q/k norms say {told}" if told is not None else f"it may be {shown}"
         raise CircuitError(
             f"heads is {given!r}, which doesn't fit the width {width} of {path}: {reason}."
@@ -186,8 +186,8 @@ def _image_size(path: Path, positions: Tensor | None, prefix: int, patch: int) -
         if side and side**2 == patches:
             return side * patch, free and prefix > 0
     raise CircuitError(
-        f"{path} has {rows} positions and {prefix} tokens before the patches: no square of patches. "
-        "Only square images can be represented."
+        f"{path} has {rows} positions and {prefix} tokens before the patches: no square of "
+        "patches. Only square images can be represented."
     )
 
 

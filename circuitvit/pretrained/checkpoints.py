@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained import huggingface, timm, torchvision
-from circuitvit.pretrained.conversion import Renames, renamed
+from circuitvit.pretrained.reading import Renames, renamed
 from circuitvit.pretrained.sources import Opened
 from circuitvit.vit import ViT
 
@@ -48,7 +48,7 @@ def read_checkpoint(
         raise CircuitError(
             f"{path} can't be read as weights ({str(cause).strip().splitlines()[0][:200]}). Only "
             "files of tensors are read, never ones that could run code: write one with "
-            "torch.save(model.state_dict(), path), or safetensors."
+            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from cause
     tensors, notes = _unwrapped(path, content)
     stripped, more = _without_prefixes(tensors)
@@ -77,8 +77,8 @@ def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, 
         tensors = {str(n): t for n, t in content.items() if isinstance(t, Tensor)}
     if not tensors:
         raise CircuitError(
-            f"{path} holds no tensors by name, but a {type(content).__name__}. Write the weights "
-            "with torch.save(model.state_dict(), path)."
+            f"{path} holds no tensors by name, but a {type(content).__name__}. Write the "
+            "weights with safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         )
     return tensors, notes
 

@@ -1,23 +1,20 @@
 """A model of another library as a `ViT`: the same steps whatever the library.
 
-A library's own module (timm.py, huggingface.py, torchvision.py) says what its model is: a `Reading`,
-with the tensors under names of roles. Here they become a state dict of ours; every tensor must
-have been used, and the logits must be those of the source.
+Its tensors by role (`reading`) become a state dict of ours (`assembly`); every tensor must have
+been used, and the logits must be those of the source.
 """
 
 import copy
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from circuitvit.config import Activation, Pooling
 from circuitvit.errors import CircuitError
-from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.assembly import assembled
+from circuitvit.pretrained.reading import Library
 from circuitvit.vit import ViT
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -25,56 +22,6 @@ SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
 SHARE_IN_HALF = 1e-1
 SMALLEST = 0.1
 """Logits below this are compared as if the largest were this."""
-
-Renames = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a library's module says of a model, in our words.
-
-    Attributes:
-        source: the model's kind, such as `timm VisionTransformer`.
-        image_size: side of the square image, in pixels.
-        heads: of each block.
-        pooling: as in `ViTConfig`, like `fc_norm`, `layer_norm_eps` and `activation`.
-        parts: the tensors by role (`patch.weight`, `blocks.0.scale1`, …); see `assembly`.
-        logits: the model's own forward pass.
-        folded: what was done to the model beyond renaming.
-        unused: keys of the source that take no part in classification.
-    """
-
-    source: str
-    image_size: int
-    heads: tuple[int, ...]
-    pooling: Pooling
-    fc_norm: bool
-    layer_norm_eps: float
-    activation: Activation
-    parts: dict[str, Tensor]
-    logits: Callable[[Tensor], Tensor]
-    folded: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-
-
-class Library(Protocol):
-    """What a library's module here offers."""
-
-    def problems(self, source: Any) -> list[str]:
-        """Everything about the model that a `ViT` has not."""
-        ...
-
-    def resize(self, source: Any, image_size: int) -> None:
-        """Resample the positions, in place, as the library does."""
-        ...
-
-    def read(self, source: Any) -> Reading:
-        """The model in our words."""
-        ...
-
-    def preprocessing_of(self, source: Any) -> Preprocessing | None:
-        """What the model itself says about its images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -130,13 +77,12 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
 
 def _weight_problems(source: nn.Module) -> list[str]:
     dtypes = sorted({str(parameter.dtype) for parameter in source.parameters()})
+    several = f"its weights are of several dtypes ({', '.join(dtypes)}); convert it with .float()"
     found = {
         "its weights are on the meta device, so there is nothing to read": any(
             parameter.is_meta for parameter in source.parameters()
         ),
-        f"its weights are of several dtypes ({', '.join(dtypes)}); convert it with .float() first": (
-            len(dtypes) > 1
-        ),
+        several: len(dtypes) > 1,
     }
     return [text for text, is_so in found.items() if is_so]
 
@@ -193,71 +139,3 @@ def compare(vit: ViT, logits: Callable[[Tensor], Tensor], *, source: str) -> flo
             "library's plain model."
         )
     return difference
-
-
-def renamed(names: Iterable[str], renames: Renames) -> dict[str, str]:
-    """Each name by its role: every rename, a pattern and what takes its place, in order."""
-    roles = {}
-    for name in names:
-        role = name
-        for pattern, replacement in renames:
-            role = re.sub(pattern, replacement, role)
-        roles[name] = role
-    return roles
-
-
-def parts_of(
-    source: nn.Module, renames: Renames, *, unused: str = "(?!)"
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Copies of a module's tensors by role, and the keys matching `unused`, which stay behind."""
-    tensors = source.state_dict()
-    left = tuple(sorted(name for name in tensors if re.search(unused, name)))
-    roles = renamed((name for name in tensors if name not in left), renames)
-    return {role: tensors[name].detach().clone() for name, role in roles.items()}, left
-
-
-def all_eps(source: nn.Module) -> list[float]:
-    """The different ε of a model's LayerNorms."""
-    return sorted({m.eps for m in source.modules() if isinstance(m, nn.LayerNorm)})
-
-
-def eps_problems(source: nn.Module) -> list[str]:
-    """The reason why these LayerNorms can't share one ε, if there is one."""
-    epsilons = all_eps(source)
-    return [f"its LayerNorms have different eps {epsilons}"] if len(epsilons) > 1 else []
-
-
-def activation_of(module: object) -> Activation | None:
-    """The MLP's activation by its module; None if it is none of ours."""
-    name = type(module).__name__
-    if name in ("QuickGELU", "QuickGELUActivation"):
-        return "quick_gelu"
-    if name in ("GELUTanh", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh"):
-        return "gelu_tanh"
-    if name in ("AccurateGELUActivation",) or getattr(module, "approximate", "") == "tanh":
-        return "gelu_tanh"
-    return "gelu" if name in ("GELU", "GELUActivation") else None
-
-
-def path_to_linear(module: object) -> str | None:
-    """The path to a classifier's only layer, past what does nothing in eval mode; None if none."""
-    if isinstance(module, nn.Linear):
-        return ""
-    if not isinstance(module, nn.Sequential):
-        return None
-    idle = (nn.Identity, nn.Dropout)
-    acting = [
-        (name, child) for name, child in module.named_children() if not isinstance(child, idle)
-    ]
-    if len(acting) != 1:
-        return None
-    inner = path_to_linear(acting[0][1])
-    return None if inner is None else f"{acting[0][0]}.{inner}"
-
-
-def distinct(names: Iterable[Any]) -> tuple[str, ...]:
-    """Class names, told apart by their number where two are the same, such as ImageNet's cranes."""
-    names = [str(name) for name in names]
-    return tuple(
-        f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)
-    )

@@ -68,14 +68,13 @@ def _library_of(module: nn.Module) -> Any:
     for library in cast("tuple[ModuleType, ...]", LIBRARIES):
         if library.knows(module):
             return library
-    home, reason = type(module).__module__, ""
-    for library in (timm, torchvision):
-        if home.startswith(library.__name__.rsplit(".", 1)[1] + "."):
-            reason = library.REASONS.get(type(module).__name__, "it is none of the classes below")
-    if home.startswith("transformers."):
-        reason = huggingface.without_classifier(module)
+    home, reason = type(module).__module__.partition(".")[0], None
+    if home in ("timm", "torchvision"):
+        reason = {"timm": timm, "torchvision": torchvision}[home].REASONS.get(type(module).__name__)
+    if home == "transformers":
+        reason = huggingface.reason_against(module)
     raise CircuitError(
-        f"can't make a ViT of {_name(module)}" + (f": {reason}" if reason else "") + f". {READABLE}"
+        f"can't make a ViT of {_name(module)}" + (f": {reason}." if reason else f". {READABLE}")
     )
 
 
@@ -127,7 +126,7 @@ def _check_preprocessing(seen: Preprocessing | None, vit: ViT) -> None:
     channels, classes = vit.config.channels, vit.config.classes
     names = seen.class_names
     found = {
-        f"mean has {len(seen.mean)} values and std {len(seen.std)}, the model {channels} channels": (
+        f"mean and std have {len(seen.mean)} and {len(seen.std)} values for {channels} channels": (
             not {len(seen.mean), len(seen.std)} <= {1, channels}
         ),
         f"there are {len(names or ())} class names for {classes} classes": (

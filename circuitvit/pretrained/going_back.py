@@ -43,14 +43,7 @@ def refuse(problems: list[str], library: str) -> None:
 
 def shape_problems(config: ViTConfig, *, square_heads: bool) -> Iterator[str]:
     """Why blocks can't be those of a library whose blocks are all alike."""
-    for name in ("heads", "head_width", "mlp_width"):
-        values = getattr(config, name)
-        if name == "head_width":  # that of an attention which is gone means nothing
-            values = tuple(w for w, h in zip(values, config.heads, strict=True) if h)
-        if len(set(values)) > 1:
-            yield f"{name} differs by block: {getattr(config, name)}"
-        elif values and values[0] == 0:
-            yield f"no block has {'attention' if name == 'heads' else 'an MLP'} ({name} is 0)"
+    yield from _ragged(config)
     for name in ("attention_constant", "mlp_constant"):
         where = [block for block, there in enumerate(getattr(config, name)) if there]
         if where:
@@ -64,6 +57,17 @@ def shape_problems(config: ViTConfig, *, square_heads: bool) -> Iterator[str]:
         )
     if not config.depth:
         yield "it has no blocks"
+
+
+def _ragged(config: ViTConfig) -> Iterator[str]:
+    for name in ("heads", "head_width", "mlp_width"):
+        values = getattr(config, name)
+        if name == "head_width":  # that of an attention which is gone means nothing
+            values = tuple(w for w, h in zip(values, config.heads, strict=True) if h)
+        if len(set(values)) > 1:
+            yield f"{name} differs by block: {getattr(config, name)}"
+        elif values and values[0] == 0:
+            yield f"no block has {'attention' if name == 'heads' else 'an MLP'} ({name} is 0)"
 
 
 def filled(weights: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """ViT image classifiers of transformers; knows transformers by names, imports nothing.
 
-ViT (Dosovitskiy et al. 2021), MSN (Assran et al. 2022), DeiT (Touvron et al. 2021), DINOv2 (Oquab et
-al. 2024) with registers (Darcet et al. 2024), I-JEPA (Assran et al. 2023), SigLIP (Zhai et al. 2023).
-Both layouts of keys are read: that of version 5 and the earlier one, which is still what it saves.
+ViT (Dosovitskiy et al. 2021), MSN (Assran et al. 2022), DeiT (Touvron et al. 2021), DINOv2 (Oquab
+et al. 2024) with registers (Darcet et al. 2024), I-JEPA (Assran et al. 2023), SigLIP (Zhai et al.
+2023). Both layouts of keys are read: that of version 5 and the earlier one, which it still saves.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,16 +13,17 @@ from torch import Tensor, nn
 
 from circuitvit.config import Pooling
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.conversion import (
+from circuitvit.pretrained.processor import processor_of
+from circuitvit.pretrained.reading import (
     Reading,
     activation_of,
     all_eps,
     distinct,
     eps_problems,
+    in_blocks,
     parts_of,
     path_to_linear,
 )
-from circuitvit.pretrained.processor import processor_of
 
 POOLINGS: dict[str, Pooling] = {
     "ViTForImageClassification": "class",
@@ -100,9 +102,8 @@ def problems(source: Any) -> list[str]:
             found.append(f"there is no {name} (num_labels=0): it gives features, not classes")
         elif path_to_linear(head) is None:
             found.append(f"its {name} is a {type(head).__name__}, not one linear layer")
-    for index, block in enumerate(blocks_of(source)):
-        found += [f"block {index}: {problem}" for problem in _block_problems(block, config)]
-    return found
+    blocks = [list(_block_problems(block, config)) for block in blocks_of(source)]
+    return found + in_blocks(blocks)
 
 
 def _block_problems(block: nn.Module, config: Any) -> Iterator[str]:
@@ -174,7 +175,7 @@ def read(source: Any) -> Reading:
     kind, config = _kind(source), vision_config(source)
     assert kind is not None
     straight = tuple(
-        (rf"^{name}\.{path}".replace(".", r"\."), f"{name}.")
+        (rf"^{name}\.{re.escape(path)}", f"{name}.")
         for name in _heads(source)
         if (path := path_to_linear(getattr(source, name)))
     )
@@ -232,11 +233,9 @@ def class_names(config: Any) -> tuple[str, ...] | None:
     return None if counted else distinct(names)
 
 
-def without_classifier(module: nn.Module) -> str:
-    """Why a model of transformers that is not in `POOLINGS` is refused."""
+def reason_against(module: nn.Module) -> str | None:
+    """Why a model of transformers that is not in `POOLINGS` is refused, if that is known."""
     name = type(module).__name__
-    if name in REASONS:
-        return REASONS[name]
-    if not hasattr(module, "classifier") and "ImageClassification" not in name:
+    if name not in REASONS and "ImageClassification" not in name:
         return "it has no classifier; load it with the …ForImageClassification class of its kind"
-    return "it is none of the classes below"
+    return REASONS.get(name)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from circuitvit.config import ViTConfig
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.conversion import renamed
 from circuitvit.pretrained.going_back import (
     check_same,
     check_vit,
@@ -19,6 +18,7 @@ from circuitvit.pretrained.going_back import (
 from circuitvit.pretrained.huggingface import RENAMES
 from circuitvit.pretrained.libraries import imported
 from circuitvit.pretrained.processor import RESAMPLE
+from circuitvit.pretrained.reading import renamed
 from circuitvit.vit import PARTS, ViT
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}

@@ -125,7 +125,6 @@ def _each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 def _state(vit: ViT) -> dict[str, Tensor]:
     """Timm's state dict of our weights."""
     config, old = vit.config, filled(vit.state_dict(), vit.config)
-    distilled = config.pooling == "class_distillation"
     new = {"patch_embed.proj.weight": old["patch.weight"], "pos_embed": old["positions"][None]}
     if config.embed_norm:  # timm's patches have no bias then; it joins their positions
         new["pos_embed"][:, config.prefix_tokens :] += old["patch.bias"]
@@ -133,14 +132,7 @@ def _state(vit: ViT) -> dict[str, Tensor]:
         new["patch_embed.proj.bias"] = old["patch.bias"]
     if config.class_token:
         new["cls_token"] = old["class_token"].view(1, 1, -1)
-    if config.register_tokens:
-        new["dist_token" if distilled else "reg_token"] = old["register_tokens"][None]
-    if distilled:
-        first, second = split_heads(old)
-        new |= {"head.weight": first, "head_dist.weight": second}
-        new |= {"head.bias": old["head.bias"], "head_dist.bias": old["head.bias"].clone()}
-    else:
-        new |= {f"head.{kind}": old[f"head.{kind}"] for kind in ("weight", "bias")}
+    new |= _head_and_registers(old, distilled=config.pooling == "class_distillation")
     moves = {"final_norm.": "fc_norm." if config.fc_norm else "norm.", "embed_norm.": "norm_pre."}
     for name, tensor in old.items():
         for ours, theirs in moves.items():
@@ -148,6 +140,19 @@ def _state(vit: ViT) -> dict[str, Tensor]:
                 new[theirs + name.removeprefix(ours)] = tensor
         if name.startswith("blocks."):
             new[_block_name(name)] = tensor
+    return new
+
+
+def _head_and_registers(old: dict[str, Tensor], *, distilled: bool) -> dict[str, Tensor]:
+    new = {}
+    if "register_tokens" in old:
+        new["dist_token" if distilled else "reg_token"] = old["register_tokens"][None]
+    if distilled:
+        first, second = split_heads(old)
+        new |= {"head.weight": first, "head_dist.weight": second}
+        new |= {"head.bias": old["head.bias"], "head_dist.bias": old["head.bias"].clone()}
+    else:
+        new |= {f"head.{kind}": old[f"head.{kind}"] for kind in ("weight", "bias")}
     return new
 
 

@@ -11,9 +11,9 @@ from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained import torchvision as torchvision_vit
 from circuitvit.pretrained.checkpoints import fit, read_checkpoint
-from circuitvit.pretrained.conversion import distinct, path_to_linear
 from circuitvit.pretrained.folders import from_folder, image_size_in
 from circuitvit.pretrained.libraries import closest, first_line, imported
+from circuitvit.pretrained.reading import distinct, path_to_linear
 from circuitvit.pretrained.sources import Opened, unwrapped
 
 LIBRARIES = ("timm", "hf", "torchvision")
@@ -74,11 +74,20 @@ def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
         )
     if checkpoint is not None:
         return _timm_with(timm, text, name, Path(checkpoint))
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    try:
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        config = None
     if config is None or not config.has_weights:
+        there = timm.list_pretrained(f"{name.partition('.')[0]}*")
         raise CircuitError(
             f"timm has no pretrained weights {name!r}."
-            f"{closest(name, timm.list_pretrained())} Or give checkpoint=."
+            + (
+                f" Of this model it has {', '.join(there)}."
+                if there
+                else " It has none of this model."
+            )
+            + " Or give checkpoint=."
         )
     options: dict[str, Any] = {"pretrained": True}
     if config.hf_hub_id:
@@ -151,7 +160,8 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
     every = models.get_model_weights(architecture)
     if tag and tag not in every.__members__:
         raise CircuitError(
-            f"torchvision has no weights {tag!r} of {architecture}, but {', '.join(every.__members__)}."
+            f"torchvision has no weights {tag!r} of {architecture}, but "
+            f"{', '.join(every.__members__)}."
         )
     weights = every[tag] if tag else every.DEFAULT
     try:
@@ -161,10 +171,10 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
             f"the weights of {text} can't be fetched ({first_line(cause)}). Check the network, or "
             "give checkpoint=."
         ) from cause
-    return Opened(module, text, _of_weights(weights))
+    return Opened(module, text, preprocessing_of_weights(weights))
 
 
-def _of_weights(weights: Any) -> Preprocessing:
+def preprocessing_of_weights(weights: Any) -> Preprocessing:
     """What torchvision does to the images of these weights, and its classes."""
     does = weights.transforms()
     return Preprocessing(

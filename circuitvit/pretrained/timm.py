@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from circuitvit.config import Pooling
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.conversion import (
+from circuitvit.pretrained.reading import (
     Reading,
     activation_of,
     all_eps,
     distinct,
     eps_problems,
+    in_blocks,
     parts_of,
     path_to_linear,
 )
@@ -65,8 +66,7 @@ def knows(module: nn.Module) -> bool:
 def problems(source: Any) -> list[str]:
     """Everything about the model that a `ViT` has not."""
     found = [*_embedding_problems(source), *_reading_problems(source), *eps_problems(source)]
-    for index, block in enumerate(source.blocks):
-        found += [f"block {index}: {problem}" for problem in _block_problems(block)]
+    found += in_blocks([_block_problems(block) for block in source.blocks])
     activations = {activation_of(getattr(block.mlp, "act", None)) for block in source.blocks
                    if hasattr(block, "mlp")}  # fmt: skip
     if len(activations) > 1:

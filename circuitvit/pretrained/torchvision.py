@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.conversion import (
+from circuitvit.pretrained.reading import (
     Reading,
     activation_of,
     all_eps,
     eps_problems,
+    in_blocks,
     parts_of,
     path_to_linear,
 )
@@ -59,9 +60,7 @@ def problems(source: Any) -> list[str]:
             f"its heads are {[type(m).__name__ for m in source.heads.children()]}, not one linear "
             "layer (representation_size adds another)"
         )
-    for index, block in enumerate(source.encoder.layers):
-        found += [f"block {index}: {problem}" for problem in _block_problems(block)]
-    return found
+    return found + in_blocks([list(_block_problems(block)) for block in source.encoder.layers])
 
 
 def _block_problems(block: Any) -> Iterator[str]:

@@ -1,0 +1,145 @@
+"""What another library's model is, in our words, and the tools with which it is read."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from circuitvit.config import Activation, Pooling
+from circuitvit.preprocessing import Preprocessing
+
+Renames = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a library's module says of a model, in our words.
+
+    Attributes:
+        source: the model's kind, such as `timm VisionTransformer`.
+        image_size: side of the square image, in pixels.
+        heads: of each block.
+        pooling: as in `ViTConfig`, like `fc_norm`, `layer_norm_eps` and `activation`.
+        parts: the tensors by role (`patch.weight`, `blocks.0.scale1`, …); see `assembly`.
+        logits: the model's own forward pass.
+        folded: what was done to the model beyond renaming.
+        unused: keys of the source that take no part in classification.
+    """
+
+    source: str
+    image_size: int
+    heads: tuple[int, ...]
+    pooling: Pooling
+    fc_norm: bool
+    layer_norm_eps: float
+    activation: Activation
+    parts: dict[str, Tensor]
+    logits: Callable[[Tensor], Tensor]
+    folded: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Library(Protocol):
+    """What a library's module here offers."""
+
+    def problems(self, source: Any) -> list[str]:
+        """Everything about the model that a `ViT` has not."""
+        ...
+
+    def resize(self, source: Any, image_size: int) -> None:
+        """Resample the positions, in place, as the library does."""
+        ...
+
+    def read(self, source: Any) -> Reading:
+        """The model in our words."""
+        ...
+
+    def preprocessing_of(self, source: Any) -> Preprocessing | None:
+        """What the model itself says about its images."""
+        ...
+
+
+def renamed(names: Iterable[str], renames: Renames) -> dict[str, str]:
+    """Each name by its role: every rename, a pattern and what takes its place, in order."""
+    roles = {}
+    for name in names:
+        role = name
+        for pattern, replacement in renames:
+            role = re.sub(pattern, replacement, role)
+        roles[name] = role
+    return roles
+
+
+def parts_of(
+    source: nn.Module, renames: Renames, *, unused: str = "(?!)"
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Copies of a module's tensors by role, and the keys matching `unused`, which stay behind."""
+    tensors = source.state_dict()
+    left = tuple(sorted(name for name in tensors if re.search(unused, name)))
+    roles = renamed((name for name in tensors if name not in left), renames)
+    return {role: tensors[name].detach().clone() for name, role in roles.items()}, left
+
+
+def all_eps(source: nn.Module) -> list[float]:
+    """The different ε of a model's LayerNorms."""
+    return sorted({m.eps for m in source.modules() if isinstance(m, nn.LayerNorm)})
+
+
+def eps_problems(source: nn.Module) -> list[str]:
+    """The reason why these LayerNorms can't share one ε, if there is one."""
+    epsilons = all_eps(source)
+    return [f"its LayerNorms have different eps {epsilons}"] if len(epsilons) > 1 else []
+
+
+def in_blocks(problems: Sequence[Iterable[str]]) -> list[str]:
+    """Each problem once, with the blocks that have it; one sequence of problems a block."""
+    where: dict[str, list[int]] = {}
+    for block, found in enumerate(problems):
+        for problem in found:
+            where.setdefault(problem, []).append(block)
+    every = len(problems) > 1
+    return [
+        f"every block: {problem}"
+        if every and len(blocks) == len(problems)
+        else f"block {', '.join(map(str, blocks))}: {problem}"
+        for problem, blocks in where.items()
+    ]
+
+
+def activation_of(module: object) -> Activation | None:
+    """The MLP's activation by its module; None if it is none of ours."""
+    name = type(module).__name__
+    if name in ("QuickGELU", "QuickGELUActivation"):
+        return "quick_gelu"
+    if name in ("GELUTanh", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh"):
+        return "gelu_tanh"
+    if name in ("AccurateGELUActivation",) or getattr(module, "approximate", "") == "tanh":
+        return "gelu_tanh"
+    return "gelu" if name in ("GELU", "GELUActivation") else None
+
+
+def path_to_linear(module: object) -> str | None:
+    """The path to a classifier's only layer, past what does nothing in eval mode; None if none."""
+    if isinstance(module, nn.Linear):
+        return ""
+    if not isinstance(module, nn.Sequential):
+        return None
+    idle = (nn.Identity, nn.Dropout)
+    acting = [
+        (name, child) for name, child in module.named_children() if not isinstance(child, idle)
+    ]
+    if len(acting) != 1:
+        return None
+    inner = path_to_linear(acting[0][1])
+    return None if inner is None else f"{acting[0][0]}.{inner}"
+
+
+def distinct(names: Iterable[Any]) -> tuple[str, ...]:
+    """Class names, told apart by their number where two are the same, such as ImageNet's cranes."""
+    names = [str(name) for name in names]
+    return tuple(
+        f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)
+    )

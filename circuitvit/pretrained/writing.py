@@ -1,0 +1,153 @@
+"""A `ViT` as a folder that timm or transformers reads."""
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json, write_json
+from circuitvit.pretrained.conversion import compare
+from circuitvit.pretrained.going_back import check_vit
+from circuitvit.pretrained.into_huggingface import processor_dict, to_transformers
+from circuitvit.pretrained.into_timm import (
+    ARCHITECTURES,
+    architecture_of,
+    options_of,
+    pretrained_cfg_of,
+    to_timm,
+)
+from circuitvit.pretrained.libraries import first_line, imported
+from circuitvit.pretrained.processor import FILE as PROCESSOR
+from circuitvit.vit import ViT
+
+Folder = Literal["timm", "transformers"]
+KINDS: tuple[str, ...] = get_args(Folder)
+_MARKS = {"timm": "architecture", "transformers": "model_type"}
+
+
+def write_folder(
+    vit: ViT, folder: str | Path, *, to: Folder, dtype: torch.dtype | None = None
+) -> Path:
+    """Write a folder that `timm.create_model("local-dir:…")` or `from_pretrained` reads.
+
+    It is written beside its place, read back with the library, and compared.
+
+    Args:
+        vit: the model.
+        folder: a new one, an empty one, or one that this wrote before.
+        to: the library.
+        dtype: of the weights in the folder; by default the model's.
+
+    Raises:
+        CircuitError: the library has no model of this shape, the folder holds something else or
+            can't be written, or what was read back computes something else.
+    """
+    target = Path(folder)
+    _check_target(target, to)
+    ours = copy.deepcopy(check_vit(vit)).to(device="cpu", dtype=dtype).eval()
+    module = to_timm(ours) if to == "timm" else to_transformers(ours)
+    if to == "timm" and architecture_of(ours.config) is None:
+        raise CircuitError(
+            f"a folder of timm can't say that LayerNorms have ε {ours.config.layer_norm_eps:g} "
+            f"(only {', '.join(f'{eps:g}' for eps in ARCHITECTURES)}; distilled only 1e-06). Use "
+            "circuitvit.to_timm(vit) in Python, or to='transformers'."
+        )
+    with _beside(target) as folder_beside:
+        if to == "timm":
+            _write_timm(ours, module, folder_beside)
+        else:
+            _write_transformers(ours, module, folder_beside)
+        _compare(ours, folder_beside, to)
+    return target
+
+
+def _check_target(target: Path, to: str) -> None:
+    if target.is_file():
+        raise CircuitError(f"{target} is a file; name a folder for to={to!r}.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    config = target / "config.json"
+    known = read_json(config, what="model config") if config.is_file() else {}
+    if not isinstance(known, dict) or _MARKS[to] not in known:
+        raise CircuitError(
+            f"{target} holds something else than a model of {to}, which would be mixed up with it. "
+            "Name a new folder."
+        )
+
+
+def _write_timm(vit: ViT, module: nn.Module, folder: Path) -> None:
+    config = pretrained_cfg_of(vit)
+    names = config.pop("label_names", None)
+    options = options_of(vit.config)
+    values: dict[str, Any] = {
+        "architecture": config.pop("architecture"),
+        "num_classes": vit.config.classes,
+        "num_features": vit.config.width,
+        "global_pool": options["global_pool"],
+        "model_args": options,
+        "pretrained_cfg": config,
+    }
+    if names is not None:
+        values["label_names"] = names
+    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", values)
+
+
+def _write_transformers(vit: ViT, module: nn.Module, folder: Path) -> None:
+    saved: Any = module
+    saved.save_pretrained(folder)
+    processor = processor_dict(vit)
+    if processor is not None:
+        write_json(folder / PROCESSOR, processor)
+
+
+def _compare(vit: ViT, folder: Path, to: str) -> None:
+    """Read the folder back as its users will; timm does that in single precision."""
+    library = imported(to)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if to == "timm":
+                module = library.create_model(f"local-dir:{folder}", pretrained=True)
+            else:
+                auto = library.AutoModelForImageClassification
+                module = auto.from_pretrained(str(folder), dtype="auto")
+    except Exception as cause:
+        raise CircuitError(
+            f"{to} can't read what was written: {first_line(cause)}. It is not kept; please report "
+            f"this with the model's config: {json.dumps(vit.shape_as_dict())}"
+        ) from cause
+    module = module.eval()
+    ours = copy.deepcopy(vit).float() if to == "timm" else vit
+    compare(ours, lambda x: getattr(out := module(x), "logits", out), source=f"{to} folder")
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A folder beside the target, whose files take their place when the block succeeds."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as cause:
+        raise CircuitError(
+            f"cannot write {target}: {cause.strerror or cause}. Name a folder that can be written."
+        ) from cause
+    try:
+        yield beside
+        beside.chmod(0o755)
+        if target.is_dir():
+            for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
+                path.replace(target / path.name)
+        else:
+            beside.replace(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,43 @@
+"""The trained timm model beside the project keeps its accuracy through load_vit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import circuitvit as cv
+
+SHARED = Path(__file__).parents[2] / "shared"
+MODEL = SHARED / "models" / "cifar10_timm_vit.safetensors"
+PICTURES = SHARED / "data" / "cifar10_test.parquet"
+SEEN = cv.Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
+
+pytest.importorskip("timm", reason="timm is not installed; it comes with circuitvit[timm]")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep what `datasets` prepares out of the home folder."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.skipif(
+    not (MODEL.is_file() and PICTURES.is_file()),
+    reason="the trained model and CIFAR-10 are not beside this checkout, in ../shared",
+)
+@torch.no_grad()
+def test_the_trained_timm_model_has_the_accuracy_that_its_readme_states():
+    vit = cv.load_vit(MODEL, heads=8, preprocessing=SEEN)
+    assert (vit.config.depth, vit.config.heads[0], vit.config.image_size) == (6, 8, 32)
+    splits = cv.load_splits(str(PICTURES))  # of one file it makes three parts, here all wanted
+    parts = (splits.train, splits.validation, splits.test)
+    assert sum(len(part.labels) for part in parts) == 10_000
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (SEEN.mean, SEEN.std))
+    right = 0
+    for part in parts:
+        for images, labels in zip(part.images.split(500), part.labels.split(500), strict=True):
+            pixels = images * 0.5 + 0.5  # load_splits normalises with mean and deviation 0.5
+            right += int((vit((pixels - mean) / std).argmax(dim=1) == labels).sum())
+    assert abs(right / 10_000 - 0.6581) < 0.0005
