@@ -8,7 +8,7 @@ import heapq
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -71,6 +71,25 @@ def read_source(source: str, draw: Draw | None = None) -> dict[str, "Dataset"]:
             "parquet file or a folder of them, or a .npz file. 'digits' needs no files."
         )
     return _from_hub(source, draw)
+
+
+def read_given(source: Any, draw: Draw | None = None) -> dict[str, "Dataset"]:
+    """The splits of what `datasets` has loaded already: a Dataset, or a DatasetDict of several.
+
+    Raises:
+        CircuitError: it is neither, or comes in a stream of which no count is asked for.
+    """
+    splits = source if isinstance(source, Mapping) else {"train": source}
+    strangers = [split for split in splits.values() if not hasattr(split, "select_columns")]
+    if strangers or not splits:
+        what = type(strangers[0] if strangers else source).__name__
+        raise CircuitError(
+            f"source is a {what}, expected a path, a hub id, 'digits', or a Dataset or DatasetDict "
+            "of `datasets`. For arrays there is ImageSet.from_arrays."
+        )
+    if draw is None and not all(hasattr(split, "__len__") for split in splits.values()):
+        raise CircuitError("the data set is a stream. Give streaming=True and a limit.")
+    return _drawn(splits, draw)
 
 
 def _from_folder(folder: Path, draw: Draw | None) -> dict[str, "Dataset"]:
