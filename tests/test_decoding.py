@@ -1,6 +1,7 @@
 """Pictures as models look at them: against timm's and torchvision's own transforms."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from circuitvit.images.asking import asked_for
 from circuitvit.images.decoding import decode
 from circuitvit.images.table import Table
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZES = [(61, 40), (40, 61), (37, 37), (32, 32), (128, 33), (20, 500), (7, 5)]
 
 
@@ -65,6 +67,21 @@ def test_images_are_those_of_timms_evaluation_transform(interpolation, resize, c
     assert torch.equal(seen([encoded(image) for image in pictures()], chosen, 32), expected)
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no parquet files in {DATA}")
+def test_real_images_are_those_of_timms_evaluation_transform(tmp_path, monkeypatch):
+    import datasets
+    from timm.data import create_transform
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    stored = datasets.Dataset.from_parquet(str(DATA / "tiny_imagenet_animals_valid.parquet"))
+    chosen = cv.Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop=0.9)
+    timms = create_transform((3, 96, 96), is_training=False, interpolation="bicubic", crop_pct=0.9)
+    split = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:60]"}
+    found = load_splits(stored, preprocessing=chosen, image_size=96, split=split).train.images
+    expected = [timms(row["image"].convert("RGB")) for row in stored.select(range(40))]
+    assert torch.equal(found, torch.stack(expected))
+
+
 def test_images_are_those_of_torchvisions_transforms_in_grey_too():
     from torchvision.transforms import InterpolationMode, v2
 
@@ -93,7 +110,7 @@ def test_floats_are_resized_as_bytes_are_but_for_rounding():
 
 
 def test_any_number_of_workers_gives_the_same_images_in_the_same_order():
-    raws = [encoded(pictures()[i % 7]) for i in range(600)]
+    raws = [encoded(pictures()[i % 7]) for i in range(300)]
     chosen = cv.Preprocessing(crop=0.9)
     alone = seen(raws, chosen, 16)
     for workers in (1, 2, 5):

@@ -73,7 +73,7 @@ def load_splits(
             `"animals"`, Tiny-ImageNet's 58 with names people know (see `images.ANIMALS`).
         split: an expression of `datasets`, `"train[:2%]"`, of which all parts are carved, or a
             mapping from `train` and, if wanted, `validation` and `test` to such. A slice is of the
-            stored order: the first images of a folder are of one class. Shares are by count.
+            stored order: the first images of a folder are of one class.
         validation: share of the training images that becomes the validation images, where there
             are no others.
         test: likewise for the test images.
