@@ -142,7 +142,9 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path):
     folder = write_folder(tmp_path / "pets")
     for file in (folder / "cat").iterdir():
         Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(file)
-    with pytest.raises(CircuitError, match=r"pixel mode I.*8 bits"):
+    with pytest.raises(
+        CircuitError, match=r"^train image \d+ \(.*cat/\d\.png\) has the pixel mode I.*8 bits"
+    ):
         load_splits(str(folder))
 
 
@@ -189,6 +191,15 @@ def test_a_folder_without_images_says_so(tmp_path):
     (tmp_path / "empty" / "notes.txt").write_text("nothing")
     with pytest.raises(CircuitError, match=r"holds no images.*one folder a class"):
         load_splits(str(tmp_path / "empty"))
+
+
+def test_class_folders_without_images_are_told(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    (folder / "eel").mkdir()
+    (folder / "fox").mkdir()
+    (folder / "fox" / "notes.txt").write_text("nothing")
+    with pytest.warns(UserWarning, match=r"no images, so they are no classes: pets/eel, pets/fox"):
+        assert load_splits(folder).train.class_names == ("cat", "dog")
 
 
 def test_images_without_class_folders_are_refused(tmp_path):
@@ -263,6 +274,40 @@ def test_missing_labels_are_refused(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", ["a", None] * 5)
     with pytest.raises(CircuitError, match="5 images have no label .*in train of.*with split"):
         load_splits(str(file))
+
+
+def test_hidden_labels_are_refused_until_other_images_are_taken(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", [3, 7, 9] * 10)
+    write_parquet(tmp_path / "set" / "test.parquet", [-1] * 6, seed=50)
+    with pytest.raises(CircuitError, match=r"6 images have no label .*in test of .*with split"):
+        load_splits(str(tmp_path / "set"))
+    splits = load_splits(str(tmp_path / "set"), split="train")
+    assert splits.train.class_names == ("3", "7", "9")
+    assert splits.test.labels.bincount().tolist() == [2, 2, 2]
+
+
+def test_what_datasets_has_loaded_is_taken_as_it_is(tmp_path):
+    import datasets
+
+    file = write_parquet(tmp_path / "x.parquet", ["a", "b"] * 10)
+    loaded = datasets.Dataset.from_parquet(str(file))
+    expected = load_splits(str(file))
+    assert load_splits(loaded).test.fingerprint() == expected.test.fingerprint()
+    both = datasets.DatasetDict(train=loaded.select(range(15)), test=loaded.select(range(15, 20)))
+    assert load_splits(both, split={"train": "train", "test": "test"}).test.labels.tolist() == [
+        1,
+        0,
+        1,
+        0,
+        1,
+    ]
+    stream = loaded.to_iterable_dataset()
+    assert len(load_splits(stream, streaming=True, limit=10).train) == 6
+    with pytest.raises(CircuitError, match=r"is a stream.*streaming=True"):
+        load_splits(stream)
+    for wrong in ([loaded], {"train": [1]}, None, {}):
+        with pytest.raises(CircuitError, match=r"source is a \w+, expected a path.*from_arrays"):
+            load_splits(wrong)
 
 
 def test_parquet_files_that_do_not_belong_together_are_refused(tmp_path, capfd):

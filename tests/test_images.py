@@ -120,7 +120,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         load_splits(str(tmp_path / "notes.txt"))
 
 
-def test_an_unreachable_hub_is_said_at_once_in_one_line(monkeypatch, capfd):
+@pytest.mark.parametrize("options", [{}, {"streaming": True, "limit": 5}])
+def test_an_unreachable_hub_is_said_at_once_in_one_line(monkeypatch, capfd, options):
     import huggingface_hub
     from datasets import config
 
@@ -129,7 +130,7 @@ def test_an_unreachable_hub_is_said_at_once_in_one_line(monkeypatch, capfd):
     monkeypatch.setattr(config, "HF_ENDPOINT", "http://127.0.0.1:9")
     begin = time.monotonic()
     with pytest.raises(CircuitError, match=r"hub can't be reached.*'digits'") as caught:
-        load_splits("someone/some-images")
+        load_splits("someone/some-images", **options)
     assert time.monotonic() - begin < 15
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,10 @@ def npz_table(path: Path) -> Table:
         CircuitError: the file can't be read, or its arrays are not such.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as numpy leaves open what it can't read; told to be one, as it takes others.
+        with path.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as cause:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
         raise CircuitError(
             f"{path} can't be read: {cause}. Write it with numpy.savez, without Python objects."
         ) from cause

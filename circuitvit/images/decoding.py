@@ -77,11 +77,14 @@ def decode(
             raws = table.read(chunk)
             for place, (raw, pixels) in enumerate(zip(raws, each(work, raws), strict=True), begin):
                 advance()
-                if isinstance(pixels, str):
-                    skipped.append(f"{table.where(int(places[place]), raw)}: {pixels}")
-                else:
+                if isinstance(pixels, np.ndarray):
                     sheet.add(pixels)
                     kept.append(place)
+                    continue
+                where = table.where(int(places[place]), raw)
+                if isinstance(pixels, CircuitError):
+                    raise CircuitError(f"{where} {pixels}")
+                skipped.append(f"{where}: {pixels}")
     return Decoded(sheet.whole(), np.array(kept, dtype=np.int64), tuple(skipped))
 
 
@@ -130,8 +133,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _pixels(raw: Raw, look: Look) -> np.ndarray | str:
-    """A picture as [height width channel], or else why it can't be read."""
+def _pixels(raw: Raw, look: Look) -> np.ndarray | str | CircuitError:
+    """A picture as [height width channel]; or why it can't be read, or must not be."""
     if isinstance(raw, np.ndarray) and raw.dtype != np.uint8:
         return _of_floats(raw, look)
     try:
@@ -143,9 +146,9 @@ def _pixels(raw: Raw, look: Look) -> np.ndarray | str:
     except Exception as cause:  # PIL's formats raise some dozen types at broken files
         return " ".join(str(cause).split()) or type(cause).__name__
     if deep:
-        raise CircuitError(
-            f"an image has the pixel mode {image.mode}, more than 8 bits a channel, whose range is "
-            "not known. Save the images with 8 bits a channel."
+        return CircuitError(
+            f"has the pixel mode {image.mode}, more than 8 bits a channel, whose range is not "
+            "known. Save the images with 8 bits a channel."
         )
     image = _fitted(image, look)
     return np.asarray(image).reshape(image.height, image.width, -1)

@@ -67,7 +67,7 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
     `"animals"` are the 58 of Tiny-ImageNet, by their wnids; they get human-readable names.
 
     Raises:
-        CircuitError: a class is unknown, named twice or has no images, or none is named.
+        CircuitError: a class is unknown, or named twice, or named and has no images.
     """
     labels, names = labelled
     if isinstance(classes, str):
@@ -76,14 +76,19 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
                 f"classes is {classes!r}, expected 'animals' or a list of class names or indices, "
                 f"such as [{classes!r}]."
             )
-        places = _places([animal.wnid for animal in ANIMALS], names)
+        wnids = [animal.wnid for animal in ANIMALS]
+        if not set(wnids) & set(names):
+            raise CircuitError(
+                "classes is 'animals', which are classes of Tiny-ImageNet under their wnids, such "
+                f"as {wnids[0]!r}, but the data have {_some(names)}. Name some of these."
+            )
+        places = _places(wnids, names)
         kept = tuple(animal.name for animal in ANIMALS)
     else:
         places = _places(classes, names)
         kept = tuple(names[place] for place in places)
-    empty = [name for name, place in zip(kept, places, strict=True) if place not in labels]
-    if empty:
-        raise CircuitError(f"there are no images of the classes {_some(empty)}. Leave them out.")
+        if empty := [names[place] for place in places if place not in labels]:
+            raise CircuitError(f"there are no images of {_some(empty)}. Leave these classes out.")
     codes = np.full(len(names), LEFT_OUT)
     codes[places] = np.arange(len(places))
     return np.where(labels < 0, labels, codes[labels.clip(0)]), kept
@@ -114,9 +119,9 @@ def _place(asked: Any, names: tuple[str, ...]) -> int | None:
     """The place of a class, by its name or index; a name wins, as a class may be called `3`."""
     if asked in names:
         return names.index(asked)
+    if isinstance(asked, str):  # the command line gives indices as text
+        asked = int(asked) if asked.isdecimal() else None
     whole = isinstance(asked, int | np.integer) and not isinstance(asked, bool)
-    if isinstance(asked, str) and asked.isdecimal():  # as the command line gives it
-        asked, whole = int(asked), True
     return int(asked) if whole and 0 <= asked < len(names) else None
 
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import no_type_check
+from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
 import torch
@@ -18,19 +18,22 @@ from circuitvit.images.image_set import ImageSet, Splits
 from circuitvit.images.labels import LEFT_OUT, UNLABELLED, Classes, matched, selected
 from circuitvit.images.sampling import balanced, stratified
 from circuitvit.images.slices import PARTS, Split, own_parts
-from circuitvit.images.sources import Draw, read_source
+from circuitvit.images.sources import Draw, read_given, read_source
 from circuitvit.images.table import Table, dataset_table
 from circuitvit.images.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
 from circuitvit.preprocessing import Preprocessing
 
-Source = str | os.PathLike[str]
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+Place = str | os.PathLike[str]
 Parts = dict[str, np.ndarray]
 """The positions of each part in a table."""
 
 
 @no_type_check  # it checks its own input, with words for people
 def load_splits(
-    source: Source,
+    source: "Place | Dataset | DatasetDict",
     *,
     model: Viewer | None = None,
     preprocessing: Preprocessing | None = None,
@@ -43,7 +46,7 @@ def load_splits(
     seed: int = 0,
     limit: int | None = None,
     strict: bool = False,
-    cache: Source | None = None,
+    cache: Place | None = None,
     workers: int = 0,
     streaming: bool = False,
 ) -> Splits:
@@ -57,8 +60,8 @@ def load_splits(
     Args:
         source: `"digits"` (scikit-learn's 8×8 handwritten digits, embedded); or a folder of images,
             one folder a class; the folder `tiny-imagenet-200`; a parquet file, a folder or pattern
-            of parquet files whose names say `train`, `test` or `valid`; a `.npz` file; or the id of
-            a data set on the Hugging Face hub. `./digits` is a path.
+            of parquet files whose names say `train`, `test` or `valid`; a `.npz` file; the id of a
+            data set on the Hugging Face hub; or what `datasets` has loaded. `./digits` is a path.
         model: a `ViT` or `CircuitViT`, whose size, channels, preprocessing and classes are used. If
             it knows its class names, the data's classes are matched to them by name, whatever their
             order; else they must be as many as the model's.
@@ -70,7 +73,7 @@ def load_splits(
             `"animals"`, Tiny-ImageNet's 58 with names people know (see `images.ANIMALS`).
         split: an expression of `datasets`, `"train[:2%]"`, of which all parts are carved, or a
             mapping from `train` and, if wanted, `validation` and `test` to such. A slice is of the
-            stored order: the first images of a folder are of one class. Shares are by count.
+            stored order: the first images of a folder are of one class.
         validation: share of the training images that becomes the validation images, where there
             are no others.
         test: likewise for the test images.
@@ -90,10 +93,10 @@ def load_splits(
         CircuitError: there is nothing at the source, it can't be read, its images have no labels
             or several sizes, its classes are not the model's, or it has too few images.
     """
-    name = os.fspath(source)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     asked = asked_for(model, preprocessing, image_size, channels)
     _check(asked, validation, test, seed, limit, workers, streaming, split)
-    table = _table(name, Draw(limit, seed) if streaming else None)
+    table = _table(source, Draw(limit, seed) if streaming else None)
     own = own_parts(table.sizes, split, name)
     table, own = _with_classes(table, own, classes, asked, name)
     parts = _parts(table, own, validation, test, seed, name)
@@ -138,7 +141,9 @@ def _check(
         raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
 
 
-def _table(source: str, draw: Draw | None) -> Table:
+def _table(source: Any, draw: Draw | None) -> Table:
+    if not isinstance(source, str | os.PathLike):
+        return dataset_table(read_given(source, draw))
     path = Path(source).expanduser()
     arrays = source == "digits" or path.suffix == ".npz"
     if draw is not None and (arrays or is_tiny_imagenet(path)):
@@ -152,7 +157,7 @@ def _table(source: str, draw: Draw | None) -> Table:
         return npz_table(path)
     if is_tiny_imagenet(path):
         return tiny_imagenet_table(path)
-    return dataset_table(read_source(source, draw))
+    return dataset_table(read_source(os.fspath(source), draw))
 
 
 def _with_classes(
@@ -213,7 +218,7 @@ def _within(table: Table, places: np.ndarray, limit: int | None, seed: int) -> n
 
 
 def _decoded(
-    table: Table, places: np.ndarray, look: Look, cache: Source | None, workers: int, what: str
+    table: Table, places: np.ndarray, look: Look, cache: Place | None, workers: int, what: str
 ) -> Decoded:
     def work() -> Decoded:
         return decode(table, places, look, workers=workers, what=what)

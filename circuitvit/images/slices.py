@@ -58,7 +58,8 @@ def own_parts(sizes: Mapping[str, int], split: Split | None, source: str) -> dic
         try:
             parts[part] = _positions(expression, sizes, starts)
         except (ValueError, AssertionError) as cause:
-            problems.append(f"{expression!r}: {str(cause).rstrip('.')}")
+            reason = str(cause).split(" Should be one of")[0].rstrip(".")  # told for all below
+            problems.append(f"{expression!r}: {reason}")
     problems += _overlaps(parts, asked)
     if problems:
         raise CircuitError(
@@ -89,8 +90,10 @@ def _own(sizes: Mapping[str, int], source: str) -> list[tuple[str, str]]:
 def _positions(expression: str, sizes: Mapping[str, int], starts: Mapping[str, int]) -> np.ndarray:
     from datasets import ReadInstruction
 
-    aliases = {split_of(name) or name: name for name in reversed(list(sizes))}
-    aliases |= {"train": next(iter(sizes))} if len(sizes) == 1 else {}
+    aliases = {"train": next(iter(sizes))} if len(sizes) == 1 else {}
+    for name in reversed(list(sizes)):  # validation images may be asked for as `val` or `valid`
+        words = _SPLIT_WORDS.get(split_of(name) or name, name)
+        aliases |= dict.fromkeys(words.split("|"), name)
     aliases |= {name: name for name in sizes}
     lengths = {alias: sizes[name] for alias, name in aliases.items()}
     pieces: list[np.ndarray] = []

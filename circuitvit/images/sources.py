@@ -4,14 +4,18 @@ Everything is read through `datasets`, which is imported here alone and only whe
 """
 
 import glob
+import heapq
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.slices import split_of
@@ -19,6 +23,7 @@ from circuitvit.images.slices import split_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_BUFFER = 8
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -28,7 +33,7 @@ class Draw:
 
     Attributes:
         count: images of each split.
-        seed: of the shuffling, over a buffer of eight times as many (and the order of the files).
+        seed: of the draw, from the first eight times as many rows.
     """
 
     count: int
@@ -66,6 +71,25 @@ def read_source(source: str, draw: Draw | None = None) -> dict[str, "Dataset"]:
             "parquet file or a folder of them, or a .npz file. 'digits' needs no files."
         )
     return _from_hub(source, draw)
+
+
+def read_given(source: Any, draw: Draw | None = None) -> dict[str, "Dataset"]:
+    """The splits of what `datasets` has loaded already: a Dataset, or a DatasetDict of several.
+
+    Raises:
+        CircuitError: it is neither, or comes in a stream of which no count is asked for.
+    """
+    splits = source if isinstance(source, Mapping) else {"train": source}
+    strangers = [split for split in splits.values() if not hasattr(split, "select_columns")]
+    if strangers or not splits:
+        what = type(strangers[0] if strangers else source).__name__
+        raise CircuitError(
+            f"source is a {what}, expected a path, a hub id, 'digits', or a Dataset or DatasetDict "
+            "of `datasets`. For arrays there is ImageSet.from_arrays."
+        )
+    if draw is None and not all(hasattr(split, "__len__") for split in splits.values()):
+        raise CircuitError("the data set is a stream. Give streaming=True and a limit.")
+    return _drawn(splits, draw)
 
 
 def _from_folder(folder: Path, draw: Draw | None) -> dict[str, "Dataset"]:
@@ -169,9 +193,12 @@ def _drawn(splits: Any, draw: Draw | None) -> dict[str, "Dataset"]:
         for column, feature in (split.features or {}).items():
             if isinstance(feature, datasets.Image):
                 split = split.cast_column(column, datasets.Image(decode=False))
-        mixed = split.shuffle(seed=draw.seed, buffer_size=8 * draw.count)
-        rows = list(mixed.take(draw.count))
-        found[str(name)] = datasets.Dataset.from_list(rows, features=split.features)
+        random = np.random.default_rng([draw.seed, 3])
+        keyed = ((random.random(), row) for row in split.take(_BUFFER * draw.count))
+        rows = heapq.nsmallest(draw.count, keyed, key=itemgetter(0))  # holds no more than these
+        found[str(name)] = datasets.Dataset.from_list(
+            [row for _, row in rows], features=split.features
+        )
     return found
 
 
