@@ -50,7 +50,9 @@ def test_a_clean_image_stays_with_its_own_corrupt_one_in_a_batch():
 
 
 @pytest.mark.usefixtures("as_users_call")
-@pytest.mark.parametrize("asked", [{"size": 0}, {"size": 2.5}, {"size": True}, {"size": 2, "seed": -1}])
+@pytest.mark.parametrize(
+    "asked", [{"size": 0}, {"size": 2.5}, {"size": True}, {"size": 2, "seed": -1}]
+)
 def test_batches_that_cannot_be_are_refused(asked):
     with pytest.raises(CircuitError, match=r"(size|seed) is .*expected a whole number ≥ "):
         made().batches(**asked)
@@ -113,7 +115,9 @@ def test_other_files_are_told(tmp_path):
     save_file({"clean": torch.ones(2)}, path)
     with pytest.raises(CircuitError, match="holds no pairs: it lacks the mark"):
         Pairs.load(path)
-    save_file({"clean": torch.ones(2)}, path, metadata={"circuitvit.pairs": json.dumps({"schema": 9})})
+    save_file(
+        {"clean": torch.ones(2)}, path, metadata={"circuitvit.pairs": json.dumps({"schema": 9})}
+    )
     with pytest.raises(CircuitError, match="pairs schema 9, this version reads 1"):
         Pairs.load(path)
     path.write_text("hello")

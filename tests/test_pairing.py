@@ -51,9 +51,7 @@ def slow_draw(labels, right, count, seed):
     }
     found = []
     while len(found) < count:
-        for label in turns:
-            if queues[label]:
-                found.append(queues[label].pop(0))
+        found.extend(queues[label].pop(0) for label in turns if queues[label])
     return found[:count]
 
 
