@@ -191,6 +191,9 @@ class Overlap:
     def figure(self) -> Figure:
         """Jaccard of every two circuits as a plotly heatmap; the counts are in the hover text."""
         found = {(pair.one, pair.other): pair for pair in self.pairs}
+        chance = [pair.jaccard_expected for pair in self.pairs]
+        mean = math.fsum(chance) / max(1, len(chance))
+        by_chance = f"; by chance Jaccard would be {mean:.2f}" if chance else ""
         return heatmap(
             self.names,
             self.matrix().tolist(),
@@ -200,7 +203,7 @@ class Overlap:
                 for i in range(len(self.names))
             ],
             title="Edges that circuits share",
-            subtitle=f"{self.told()}; on the diagonal each one's edges",
+            subtitle=f"{self.told()}{by_chance}; on the diagonal each one's edges",
             scale_title="Jaccard",
         )
 

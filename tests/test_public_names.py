@@ -48,6 +48,10 @@ PARAMETERS = {
     "across_ablations": ["metric", "ablations", "reference", "seed"],
     "completeness": ["of", "knockouts", "metric", "ablation", "reference", "seed"],
     "minimality": ["metric", "ablation", "reference", "seed"],
+    "class_circuits": [
+        "classes", "find", "tau", "edges", "count", "seed", "metric", "ablation", "level", "qkv",
+        "reference", "right_for", "resume",
+    ],
     "prune_heads": [],
     "prune_mlp": [],
     "retain_circuit": [],
@@ -88,7 +92,11 @@ METHODS = {
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
     "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
     "EdgeScores": ["top", "greedy", "above", "keys", "items"],
-}
+    "Pairs": [
+        "by_class", "by_category", "occluded", "noised", "against_mean", "remake", "batches",
+        "save", "load", "subset", "to", "recipe",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -102,6 +110,7 @@ def test_methods_are_those_of_the_contract(name):
         "HookedViT": cv.HookedViT(vit),
         "EdgeScores": scores,
         "Circuit": scores.top(3),
+        "Pairs": random_pairs(vit, 2),
     }
     assert isinstance(made[name], getattr(cv, name))
     for method in METHODS[name]:

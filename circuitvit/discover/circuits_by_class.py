@@ -190,7 +190,8 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{folder / INDEX} is not the list of circuits of this version. Name the folder that "
             "ClassCircuits.save wrote."
         )
-    settings, places = body.get("settings"), body.get("circuits")
+    settings: Any = body.get("settings")
+    places: Any = body.get("circuits")
     whole = isinstance(settings, dict) and isinstance(places, dict)
     if not whole or not all(isinstance(place, str) for place in places.values()):
         raise CircuitError(f"{folder / INDEX} was damaged or altered. Find the circuits again.")

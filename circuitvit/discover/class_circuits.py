@@ -150,7 +150,8 @@ class Search:
         """What is to be recorded, and has to agree for circuits to be kept."""
         told: dict[str, Any] = {"find": self.find, "model": self.vit.fingerprint()}
         if not isinstance(self.find, str):
-            return told | {"find": metric_name(self.find)}
+            name = getattr(self.find, "__name__", type(self.find).__name__)
+            return told | {"find": name}
         amount = {"tau": self.tau} if self.find == "acdc" else {"edges": self.edges}
         mean = self.ablation == "mean" and self.reference is not None
         return told | amount | {
@@ -205,7 +206,7 @@ class Search:
         )
 
 
-Task = tuple[int, int | None]
+Task = tuple[str | int, str | int | None]
 """The class of the clean images, and that of the corrupt ones, if it is one alone."""
 
 
@@ -239,8 +240,7 @@ def _tasks(
 
 def _each(images: ImageSet, classes: Any) -> Iterator[Any]:
     if classes is None:
-        names = images.class_names
-        yield from (name if names.count(name) == 1 else i for i, name in enumerate(names))
+        yield from (_key(images, index) for index in range(len(images.class_names)))
     elif isinstance(classes, str | int | tuple) or not isinstance(classes, Iterable):
         yield classes
     else:
@@ -255,7 +255,7 @@ def _task(images: ImageSet, asked: Any) -> tuple[str, Task]:
     """
     if not isinstance(asked, tuple):
         index = class_index(images, asked, "the class")
-        return _name(images, index), (index, None)
+        return _name(images, index), (_key(images, index), None)
     if len(asked) != 2:
         raise CircuitError(
             f"a tuple of {len(asked)} is no pair (clean, corrupt) of classes. Give a list for "
@@ -263,10 +263,17 @@ def _task(images: ImageSet, asked: Any) -> tuple[str, Task]:
         )
     clean = class_index(images, asked[0], "clean")
     corrupt = class_index(images, asked[1], "corrupt")
-    return f"{_name(images, clean)} → {_name(images, corrupt)}", (clean, corrupt)
+    name = f"{_name(images, clean)} → {_name(images, corrupt)}"
+    return name, (_key(images, clean), _key(images, corrupt))
+
+
+def _key(images: ImageSet, index: int) -> str | int:
+    """The class's name, or its number where two classes are called the same."""
+    name = images.class_names[index]
+    return name if images.class_names.count(name) == 1 else index
 
 
 def _name(images: ImageSet, index: int) -> str:
-    """The class's name, with its number where two classes are called the same."""
-    name = images.class_names[index]
-    return name if images.class_names.count(name) == 1 else f"{name} ({index})"
+    """What its circuit is called."""
+    key = _key(images, index)
+    return key if isinstance(key, str) else f"{images.class_names[index]} ({index})"

@@ -67,7 +67,7 @@ def _written(
     notes = []
     for i, row in enumerate(cells):
         for j, value in enumerate(row):
-            dark = value is not None and value > 0.55 * top
+            dark = value is not None and value > 0.7 * top
             color = GREY if value is None else ("#ffffff" if dark else INK)
             text = escape(own[i]) if value is None else f"{value:.2f}"
             font = {"size": 11, "color": color}

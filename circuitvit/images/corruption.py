@@ -6,7 +6,7 @@ the image set alone, so that some of the pairs are the same as all of them, cut.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Patch:
 
     @classmethod
     def checked(
-        cls, fill: str, size: float, place: object, align: object, *, height: int, width: int
+        cls, fill: str, size: int | float, place: Any, align: Any, *, height: int, width: int
     ) -> "Patch":
         """Turn what was asked for into pixels.
 
@@ -67,7 +67,7 @@ class Patch:
             )
         if problems:
             raise CircuitError("this patch can't be used: " + "; ".join(problems) + ".")
-        where = None if place is None else (int(place[0]), int(place[1]))  # pyright: ignore
+        where = None if place is None else (int(place[0]), int(place[1]))
         return cls(fill, int(pixels or 1), where, int(step))  # pyright: ignore[reportArgumentType]
 
     def corner(self, height: int, width: int, seed: int, index: int) -> tuple[int, int]:
@@ -120,8 +120,8 @@ def _modes(size: int, first: bool, last: bool, device: torch.device) -> tuple[Te
     second = 2 * torch.eye(size, dtype=torch.float64, device=device)
     second -= torch.diag(torch.ones(size - 1, dtype=torch.float64, device=device), 1)
     second -= torch.diag(torch.ones(size - 1, dtype=torch.float64, device=device), -1)
-    second[0, 0] -= not first
-    second[-1, -1] -= not last
+    second[0, 0] -= float(not first)
+    second[-1, -1] -= float(not last)
     values, vectors = torch.linalg.eigh(second)
     return values, vectors
 
@@ -158,20 +158,20 @@ def mean_image(
     return images.detach().mean(dim=0, dtype=torch.float64).to(images.dtype)
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _pixels(size: object, side: int, step: int) -> int | None:
-    """A size in pixels; a share of the side goes to the nearest multiple of `step`."""
+def _pixels(size: Any, side: int, step: int) -> int | None:
+    """A size in pixels; a share of the side goes to the nearest multiple of `step` that fits."""
     if _is_whole(size):
-        return int(size)  # pyright: ignore[reportArgumentType]
+        return int(size)
     if isinstance(size, float | np.floating) and 0 < size < 1:
-        return max(1, round(float(size) * side / step)) * step
+        return min(max(1, round(float(size) * side / step)), (side - 1) // step) * step
     return None
 
 
-def _fits(place: object, size: int, step: int, height: int, width: int) -> bool:
+def _fits(place: Any, size: int, step: int, height: int, width: int) -> bool:
     if not isinstance(place, tuple | list) or len(place) != 2 or not all(map(_is_whole, place)):
         return False
     inside = 0 <= place[0] <= height - size and 0 <= place[1] <= width - size

@@ -145,7 +145,7 @@ class PairedImages:
                 f"{path} has pairs schema {told.get('schema')!r}, this version reads {SCHEMA}. "
                 "Update circuitvit, or make the pairs again."
             )
-        known = {name: tensors.get(name) for name in TENSORS}
+        known: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
         if fingerprint(*known.values()) != told.get("fingerprint"):
             raise CircuitError(
                 f"{path} was altered after it was saved: its fingerprint does not match. Take the "
@@ -161,7 +161,8 @@ class PairedImages:
 
     def _each(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
         given = {name: getattr(self, name) for name in TENSORS}
-        return type(self)(**{n: None if t is None else change(t) for n, t in given.items()})
+        changed: dict[str, Any] = {n: None if t is None else change(t) for n, t in given.items()}
+        return type(self)(**changed)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

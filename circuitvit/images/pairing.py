@@ -145,7 +145,8 @@ def _in_turns(labels: np.ndarray, turns: Mapping[int, int]) -> np.ndarray:
     for label in np.unique(labels):
         mine = labels == label
         ranks[mine] = np.arange(mine.sum())
-    return np.lexsort(([turns[label] for label in labels.tolist()], ranks))
+    own = np.array([turns[label] for label in labels.tolist()], np.int64)
+    return np.lexsort((own, ranks))
 
 
 def _partners(
@@ -159,9 +160,12 @@ def _partners(
         for pair in wanting:
             label = pick(draw, int(labels[chosen[pair]]), members)
             found[pair] = draw.choice(members[label])
-        found[wanting[~judge.is_right(found[wanting])]] = -1
-        left = {label: places[~judge.wrong[places]] for label, places in members.items()}
+        wrong = ~judge.is_right(found[wanting])
+        # Only those drawn here: what else the judge happens to know must not change the draws.
+        tried = found[wanting[wrong]]
+        left = {label: np.setdiff1d(places, tried) for label, places in members.items()}
         members = {label: places for label, places in left.items() if places.size}
+        found[wanting[wrong]] = -1
     return found
 
 

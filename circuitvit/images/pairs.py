@@ -136,7 +136,7 @@ class Pairs(PairedImages):
         clean: str | int | None = None,
         count: int,
         fill: str = "inpaint",
-        size: float = 0.25,
+        size: int | float = 0.25,
         place: tuple[int, int] | None = None,
         align: int | None = None,
         seed: int = 0,
@@ -174,7 +174,7 @@ class Pairs(PairedImages):
         *,
         clean: str | int | None = None,
         count: int,
-        std: float = 1.0,
+        std: int | float = 1.0,
         seed: int = 0,
         right_for: Any = None,
     ) -> "Pairs":

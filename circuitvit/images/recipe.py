@@ -119,7 +119,7 @@ def _is_cast(recipe: Recipe) -> bool:
     )
 
 
-def tensors_of(recipe: Recipe, images: ImageSet) -> dict[str, Tensor | None]:
+def tensors_of(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
     """The fields of the pairs that a checked recipe makes.
 
     Raises:
