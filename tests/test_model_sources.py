@@ -51,6 +51,49 @@ def test_without_a_network_there_is_one_message(name, monkeypatch, tmp_path):
         cv.load_vit(name)
 
 
+def cached_on_the_hub(root, repository, write):
+    """A repository as huggingface_hub keeps it, so that it needs no network."""
+    folder = root / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    write(folder / "snapshots" / ("0" * 40))
+
+
+@torch.no_grad()
+def test_names_are_taken_from_the_hubs_cache(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    module = drawn(timm.create_model("test_vit")).float()
+    config = timm.models.get_pretrained_cfg("test_vit")
+    name = f"test_vit.{config.tag}"
+    ours, theirs = random_vit(shape("ragged")), a_transformers("ViT")
+
+    def save_as_before(folder):
+        theirs.config.architectures = [type(theirs).__name__]
+        theirs.config.save_pretrained(folder)
+        torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+
+    for repository, write in (
+        (f"timm/{name}", lambda to: timm.models.save_for_hf(module, to, safe_serialization=True)),
+        ("me/ours", ours.save_pretrained),
+        ("me/theirs", theirs.save_pretrained),
+        ("me/older", save_as_before),
+    ):
+        cached_on_the_hub(tmp_path, repository, write)
+    side = module.patch_embed.img_size[0]
+    x = images(side=side).float()
+    for source in ("timm:test_vit", f"timm:{name}", f"hf:timm/{name}"):
+        found = examine(source)
+        assert (found.vit(x) - module(x)).abs().max() < 1e-5 * module(x).abs().max()
+        assert found.source == source
+        assert found.vit.preprocessing.mean == tuple(config.mean)
+    assert cv.load_vit("hf:me/ours").fingerprint() == ours.fingerprint()
+    for name in ("hf:me/theirs", "hf:me/older"):
+        assert cv.load_vit(name).fingerprint() == cv.load_vit(theirs).fingerprint()
+
+
 @torch.no_grad()
 def test_a_folder_of_timm_gives_the_model_and_its_preprocessing(tmp_path):
     module = drawn(timm.create_model("test_vit", num_classes=CLASSES, img_size=64)).float()
@@ -175,8 +218,9 @@ def test_modules_tell_their_preprocessing_as_far_as_they_know_it():
     assert vit.preprocessing is not None
     assert vit.preprocessing.class_names is None
     assert vit.preprocessing.crop == timm.create_model("test_vit").pretrained_cfg["crop_pct"]
-    grey = cv.load_vit(timm.create_model("test_vit", in_chans=1, num_classes=3))
-    assert grey.preprocessing is None  # its three means are not this model's
+    grey = examine(timm.create_model("test_vit", in_chans=1, num_classes=3))
+    assert grey.vit.preprocessing is None
+    assert any("left out: mean and std have 3 and 3 values for 1" in n for n in grey.folded)
     module = a_transformers("ViT")
     assert cv.load_vit(module).preprocessing is None
     module.config.id2label = dict(enumerate(["cat", "dog", "crane", "crane", "x"]))

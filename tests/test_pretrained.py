@@ -160,6 +160,17 @@ def test_wrappers_are_looked_through():
         assert cv.load_vit(wrapped).fingerprint() == vit.fingerprint()
 
 
+@torch.no_grad()
+def test_transformers_wrapper_for_timm_is_looked_through():
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    config = TimmWrapperConfig(architecture="test_vit", num_labels=CLASSES)
+    module = TimmWrapperForImageClassification(config).eval()
+    vit = cv.load_vit(module)
+    x = images(side=vit.config.image_size).float()
+    assert (vit(x) - module(x).logits).abs().max() < 1e-6
+
+
 def test_a_model_that_adds_parameters_or_computes_otherwise_is_refused():
     for name in ("timm: plain", "transformers: ViT", "torchvision: plain"):
         module = foreign(name)

@@ -30,7 +30,9 @@ def test_every_public_name_is_there():
 
 
 PARAMETERS = {
-    "load_vit": [],
+    "load_vit": ["image_size", "checkpoint", "heads", "preprocessing"],
+    "to_timm": [],
+    "to_transformers": [],
     "HookedViT": ["split_qkv"],
     "edge_graph": ["qkv"],
     "Pairs": ["clean", "corrupt", "labels", "corrupt_labels"],

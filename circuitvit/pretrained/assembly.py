@@ -89,7 +89,7 @@ class _Assembly:
         self.new["positions"] = torch.cat([rows[:covered], zeros, rows[covered:]])
         if len(zeros):
             self.folded.append(
-                f"zero positions for {len(zeros)} prefix tokens (it gives positions to the others)"
+                f"zero positions for {_count(len(zeros), 'prefix token')}, which have none in it"
             )
 
     def block(self, at: str) -> None:
@@ -139,16 +139,21 @@ class _Assembly:
     def note_scales(self, depth: int) -> None:
         """Say that LayerScale was folded."""
         if self.scaled:
-            blocks = (
-                f"{self.scaled} blocks" if self.scaled == depth else f"{self.scaled} of {depth}"
-            )
+            of_all = "" if self.scaled == depth else f", of {depth}"
+            blocks = _count(self.scaled, "block") + of_all
             self.folded.append(f"LayerScale into W_O, b_O, W2, b2 ({blocks})")
 
     def note_missing(self) -> None:
         """Say which biases and LayerNorm weights the source lacks."""
         if self.missing:
             shown = ", ".join(self.missing[:4]) + (", …" if len(self.missing) > 4 else "")
-            self.folded.append(f"{len(self.missing)} parameters it has not, neutral here: {shown}")
+            self.folded.append(
+                f"neutral values for {_count(len(self.missing), 'parameter')} it has not: {shown}"
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.checkpoints import fit, read_checkpoint
+from circuitvit.pretrained.into_timm import mlp_ratio
 from circuitvit.pretrained.libraries import imported
 from circuitvit.pretrained.sources import Opened
 from circuitvit.saved_model import CONFIG_KEY
@@ -91,7 +92,7 @@ def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[s
         "img_size": image_size, "patch_size": side, "in_chans": channels,
         "num_classes": len(t["head.weight"]), "embed_dim": width,
         "depth": _depth(t, r"^blocks\.(\d+)"), "num_heads": count,
-        "mlp_ratio": (len(t["blocks.0.mlp.fc1.weight"]) + 0.5) / width,
+        "mlp_ratio": mlp_ratio(len(t["blocks.0.mlp.fc1.weight"]), width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in t, "qk_norm": "blocks.0.attn.q_norm.weight" in t,
         "proj_bias": "blocks.0.attn.proj.bias" in t, "class_token": has_class,
         "init_values": 1.0 if "blocks.0.ls1.gamma" in t else None, "pre_norm": pre_norm,

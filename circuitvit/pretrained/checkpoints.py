@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained import huggingface, timm, torchvision
+from circuitvit.pretrained.libraries import first_line
 from circuitvit.pretrained.reading import Renames, renamed
 from circuitvit.pretrained.sources import Opened
 from circuitvit.vit import ViT
@@ -46,9 +47,9 @@ def read_checkpoint(
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as cause:  # torch.load raises what it likes
         raise CircuitError(
-            f"{path} can't be read as weights ({str(cause).strip().splitlines()[0][:200]}). Only "
+            f"{path} can't be read as weights ({first_line(cause)}). Only "
             "files of tensors are read, never ones that could run code: write one with "
-            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+            "save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch."
         ) from cause
     tensors, notes = _unwrapped(path, content)
     stripped, more = _without_prefixes(tensors)
@@ -78,7 +79,7 @@ def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, 
     if not tensors:
         raise CircuitError(
             f"{path} holds no tensors by name, but a {type(content).__name__}. Write the "
-            "weights with safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+            "weights with save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch."
         )
     return tensors, notes
 

@@ -53,13 +53,16 @@ def examine(
         result = _of_ours(found.model, image_size)
     else:
         result = convert(found.model, _library_of(found.model), image_size=image_size)
-    seen = preprocessing or found.preprocessing or result.vit.preprocessing
-    _check_preprocessing(preprocessing, result.vit)
-    result.vit.preprocessing = seen
+    said = found.preprocessing or result.vit.preprocessing
+    problems = _misfits(preprocessing or said, result.vit)
+    if preprocessing is not None and problems:
+        raise CircuitError(f"this preprocessing is not the model's: {'; '.join(problems)}.")
+    left_out = tuple(f"its own preprocessing is left out: {problem}" for problem in problems)
+    result.vit.preprocessing = None if problems else preprocessing or said
     return replace(
         result,
         source=found.name or result.source,
-        folded=(*found.folded, *result.folded),
+        folded=(*found.folded, *result.folded, *left_out),
         unused=(*found.unused, *result.unused),
     )
 
@@ -120,9 +123,10 @@ def resampled(vit: ViT, image_size: int) -> ViT:
     return new.eval()
 
 
-def _check_preprocessing(seen: Preprocessing | None, vit: ViT) -> None:
+def _misfits(seen: Preprocessing | None, vit: ViT) -> list[str]:
+    """Why a preprocessing can't be this model's."""
     if seen is None:
-        return
+        return []
     channels, classes = vit.config.channels, vit.config.classes
     names = seen.class_names
     found = {
@@ -133,6 +137,4 @@ def _check_preprocessing(seen: Preprocessing | None, vit: ViT) -> None:
             names is not None and len(names) != classes
         ),
     }
-    problems = [text for text, is_so in found.items() if is_so]
-    if problems:
-        raise CircuitError("this preprocessing is not the model's: " + "; ".join(problems) + ".")
+    return [text for text, is_so in found.items() if is_so]

@@ -1,6 +1,7 @@
 """Local folders that circuitvit, transformers or timm wrote; told apart by config.json."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,9 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
-from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained import huggingface, timm, torchvision
 from circuitvit.pretrained.checkpoints import fit, fitted, read_checkpoint
-from circuitvit.pretrained.libraries import first_line, imported
-from circuitvit.pretrained.processor import processor_of
+from circuitvit.pretrained.libraries import first_line, imported, quiet_transformers
 from circuitvit.pretrained.sources import Opened, unwrapped
 from circuitvit.vit import ViT
 
@@ -53,15 +52,16 @@ def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: str | Pat
     if checkpoint is not None:
         return _transformers_with(folder, cls, settings, Path(checkpoint))
     try:
-        module, told = cls.from_pretrained(
-            str(folder), config=settings, output_loading_info=True, dtype="auto"
-        )
+        with quiet_transformers():
+            module, told = cls.from_pretrained(
+                str(folder), config=settings, output_loading_info=True, dtype="auto"
+            )
     except Exception as cause:
         raise CircuitError(
             f"transformers can't load {cls.__name__} from {folder}: {first_line(cause)}."
         ) from cause
     unused = _check_loading(folder, cls.__name__, told)
-    return Opened(unwrapped(module), str(folder), _seen(folder, settings), (), unused)
+    return Opened(unwrapped(module), str(folder), unused=unused)
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -97,8 +97,6 @@ def _check_loading(folder: Path, kind: str, told: Mapping[str, Any]) -> tuple[st
     Raises:
         CircuitError: parameters had no weights, or weights no parameter.
     """
-    import re
-
     surplus = sorted(str(name) for name in told.get("unexpected_keys") or ())
     unused = tuple(name for name in surplus if re.search(huggingface.UNUSED, name))
     missing = sorted(str(name) for name in told.get("missing_keys") or ())
@@ -112,14 +110,6 @@ def _check_loading(folder: Path, kind: str, told: Mapping[str, Any]) -> tuple[st
     return unused
 
 
-def _seen(folder: Path, settings: Any) -> Preprocessing | None:
-    """From preprocessor_config.json, with the config's class names."""
-    names, found = huggingface.class_names(settings), processor_of(str(folder))
-    if found is None:
-        return None if names is None else Preprocessing(class_names=names)
-    return Preprocessing.from_dict(found.as_dict() | {"class_names": names})
-
-
 def _transformers_with(folder: Path, cls: Any, settings: Any, path: Path) -> Opened:
     tensors, _, notes = read_checkpoint(path)
     heads = ("classifier.weight", "cls_classifier.weight")
@@ -128,7 +118,7 @@ def _transformers_with(folder: Path, cls: Any, settings: Any, path: Path) -> Ope
         settings.num_labels = len(head)
     module = cls(settings)
     unused = fit(module, tensors, source=str(path))
-    return Opened(module, f"{folder} with {path}", _seen(folder, settings), notes, unused)
+    return Opened(module, f"{folder} with {path}", None, notes, unused)
 
 
 def image_size_in(positions: Tensor | None, module: nn.Module) -> int | None:

@@ -184,7 +184,11 @@ def read(source: Any) -> Reading:
     if rows is not None:
         parts["positions"] = rows
     blocks = blocks_of(source)
-    is_deit = "distillation_token" in parts
+    folded = []
+    if "distillation_token" in parts:
+        folded.append("the distillation token is the first register")
+    if class_names(source.config) is not None and processor_of(_home(source)) is None:
+        folded.append("mean and std of images taken as 0.5: no image processor is beside it")
     return Reading(
         source=f"transformers {type(source).__name__}",
         image_size=image_size,
@@ -195,7 +199,7 @@ def read(source: Any) -> Reading:
         activation=_activation(blocks[0], config) if blocks else "gelu",
         parts=parts,
         logits=lambda images: _logits(source, images, resampled=rows is not None),
-        folded=("the distillation token is the first register",) if is_deit else (),
+        folded=tuple(folded),
         unused=unused,
     )
 
@@ -217,10 +221,15 @@ def preprocessing_of(source: Any) -> Preprocessing | None:
     model with class names but no processor gets mean and std 0.5, as its library does by default.
     """
     names = class_names(source.config)
-    found = processor_of(str(getattr(source.config, "_name_or_path", "") or ""))
+    found = processor_of(_home(source))
     if found is None:
         return None if names is None else Preprocessing(class_names=names)
     return Preprocessing.from_dict(found.as_dict() | {"class_names": names})
+
+
+def _home(source: Any) -> str:
+    """The folder or repository that a module came from, or nothing."""
+    return str(getattr(source.config, "_name_or_path", "") or "")
 
 
 def class_names(config: Any) -> tuple[str, ...] | None:

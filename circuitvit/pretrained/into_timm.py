@@ -82,7 +82,7 @@ def options_of(config: ViTConfig) -> dict[str, Any]:
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.heads[0],
-        "mlp_ratio": (config.mlp_width[0] + 0.5) / config.width,  # timm rounds down
+        "mlp_ratio": mlp_ratio(config.mlp_width[0], config.width),
         "qkv_bias": config.qkv_bias,
         "qk_norm": config.qk_norm,
         "class_token": config.class_token,
@@ -92,6 +92,12 @@ def options_of(config: ViTConfig) -> dict[str, Any]:
         "pool_include_prefix": config.pooling == "mean_all",
         "act_layer": _ACTIVATIONS[config.activation],
     }
+
+
+def mlp_ratio(neurons: int, width: int) -> float:
+    """What timm multiplies by the width, and rounds down to the neurons."""
+    ratio = neurons / width
+    return ratio if int(width * ratio) == neurons else (neurons + 0.5) / width
 
 
 def pretrained_cfg_of(vit: ViT) -> dict[str, Any]:

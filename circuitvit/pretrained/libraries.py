@@ -1,7 +1,8 @@
 """Imports timm, transformers and torchvision when they are needed, or says what to install."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,21 @@ def imported(name: str) -> Any:
     except ImportError as cause:
         raise CircuitError(f"{name} is needed for this and not there ({cause}): {_EXTRAS[name]}") \
             from cause  # fmt: skip
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and reports: what is wrong, our own messages say."""
+    logging = imported("transformers").utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def closest(name: str, known: Sequence[str]) -> str:

@@ -193,15 +193,12 @@ def preprocessing_of(source: Any) -> Preprocessing | None:
     known = getattr(source, "pretrained_cfg", None)
     if not isinstance(known, Mapping) or not known.get("mean") or not known.get("std"):
         return None
-    channels, classes = source.patch_embed.proj.in_channels, _classes(source)
-    mean, std = tuple(known["mean"]), tuple(known["std"])
-    if not {len(mean), len(std)} <= {1, channels}:
-        return None
+    classes = _classes(source)
     interpolation = str(known.get("interpolation"))
     names = known.get("label_names") or ()
     return Preprocessing(
-        mean=mean,
-        std=std,
+        mean=tuple(known["mean"]),
+        std=tuple(known["std"]),
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",  # pyright: ignore[reportArgumentType]
         resize="squash" if known.get("crop_mode") == "squash" else "shortest",
         crop=min(1.0, float(known.get("crop_pct") or 1.0)),

@@ -25,7 +25,7 @@ from circuitvit.pretrained.into_timm import (
     pretrained_cfg_of,
     to_timm,
 )
-from circuitvit.pretrained.libraries import first_line, imported
+from circuitvit.pretrained.libraries import first_line, imported, quiet_transformers
 from circuitvit.pretrained.processor import FILE as PROCESSOR
 from circuitvit.vit import ViT
 
@@ -105,7 +105,8 @@ def _write_timm(vit: ViT, module: nn.Module, folder: Path) -> None:
 
 def _write_transformers(vit: ViT, module: nn.Module, folder: Path) -> None:
     saved: Any = module
-    saved.save_pretrained(folder)
+    with quiet_transformers():
+        saved.save_pretrained(folder)
     processor = processor_dict(vit)
     if processor is not None:
         write_json(folder / PROCESSOR, processor)
@@ -120,7 +121,8 @@ def _compare(vit: ViT, folder: Path, to: str) -> None:
                 module = library.create_model(f"local-dir:{folder}", pretrained=True)
             else:
                 auto = library.AutoModelForImageClassification
-                module = auto.from_pretrained(str(folder), dtype="auto")
+                with quiet_transformers():
+                    module = auto.from_pretrained(str(folder), dtype="auto")
     except Exception as cause:
         raise CircuitError(
             f"{to} can't read what was written: {first_line(cause)}. It is not kept; please report "
