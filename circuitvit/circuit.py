@@ -276,12 +276,15 @@ class Circuit:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the circuit as JSON (networkx node-link layout, with a checksum)."""
         links = nx.node_link_data(self._plain_graph(), edges="edges")
+        origin = asdict(self.provenance)
+        if origin["pairs"] is None:  # as files were before there were recipes
+            del origin["pairs"]
         body = {
             "format": FORMAT,
             "schema": SCHEMA,
             "config": self.config.as_dict(),
             "qkv": self.qkv,
-            "provenance": asdict(self.provenance),
+            "provenance": origin,
             "graph": links,
         }
         body = json.loads(json.dumps(body))

@@ -193,7 +193,7 @@ class Overlap:
         found = {(pair.one, pair.other): pair for pair in self.pairs}
         chance = [pair.jaccard_expected for pair in self.pairs]
         mean = math.fsum(chance) / max(1, len(chance))
-        by_chance = f"; by chance Jaccard would be {mean:.2f}" if chance else ""
+        by_chance = f"; by chance Jaccard would be {mean:.3f}" if chance else ""
         return heatmap(
             self.names,
             self.matrix().tolist(),

@@ -136,7 +136,7 @@ def test_circuits_by_class_come_back_from_their_folder(tmp_path):
     assert dict(again.settings) == dict(circuits.settings)
     names = {str(p.relative_to(tmp_path / "found")) for p in tmp_path.rglob("*") if p.is_file()}
     assert names == {
-        "circuits.json", "overlap.json", "overlap.md", "overlap.html", "cat/circuit.json",
+        "classes.json", "overlap.json", "overlap.md", "overlap.html", "cat/circuit.json",
         "dog/circuit.json", "a-b/circuit.json", "Cat-2/circuit.json",
     }  # fmt: skip
 
@@ -223,17 +223,17 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, changes, message):
 def test_folders_that_hold_no_circuits_are_told(tmp_path):
     with pytest.raises(CircuitError, match="no list of circuits by class"):
         cv.ClassCircuits.load(tmp_path)
-    (tmp_path / "circuits.json").write_text("[]")
+    (tmp_path / "classes.json").write_text("[]")
     with pytest.raises(CircuitError, match="is not the list of circuits of this version"):
         cv.ClassCircuits.load(tmp_path)
     body = {"format": "circuitvit.class_circuits", "schema": 1, "settings": {}, "circuits": {}}
-    (tmp_path / "circuits.json").write_text(json.dumps(body))
+    (tmp_path / "classes.json").write_text(json.dumps(body))
     with pytest.raises(CircuitError, match="holds no circuits yet"):
         cv.ClassCircuits.load(tmp_path)
-    (tmp_path / "circuits.json").write_text(json.dumps({**body, "circuits": [3]}))
+    (tmp_path / "classes.json").write_text(json.dumps({**body, "circuits": [3]}))
     with pytest.raises(CircuitError, match="damaged or altered"):
         cv.ClassCircuits.load(tmp_path)
-    (tmp_path / "circuits.json").write_text(json.dumps({**body, "circuits": {"cat": "c.json"}}))
+    (tmp_path / "classes.json").write_text(json.dumps({**body, "circuits": {"cat": "c.json"}}))
     with pytest.raises(CircuitError, match="no circuit at"):
         cv.ClassCircuits.load(tmp_path)
 

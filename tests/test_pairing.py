@@ -179,6 +179,26 @@ def test_what_cannot_judge_is_refused(right_for, message):
         Pairs.by_class(drawn_images(), count=20, right_for=right_for)
 
 
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("make", [Pairs.by_class, Pairs.occluded, Pairs.noised])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"count": 2.5}, "count is 2.5, expected a whole number"),
+        ({"count": 2, "seed": 1.5}, "seed is 1.5, expected a whole number"),
+        ({"count": 2, "seed": -1}, "seed is -1, expected a whole number ≥ 0"),
+        ({"count": 0}, "0 pairs were asked for"),
+        ({"count": 2, "images": torch.zeros(4, 1, 2, 2)}, "images are a Tensor, expected an Imag"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(make, asked, message):
+    asked = {"images": drawn_images(), **asked}
+    if make is Pairs.occluded:
+        asked["size"] = 1
+    with pytest.raises(CircuitError, match=message):
+        make(**asked)
+
+
 # Categories
 
 

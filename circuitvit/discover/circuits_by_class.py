@@ -15,7 +15,7 @@ from circuitvit.overlap import Overlap, checked, shared_circuit
 
 FORMAT = "circuitvit.class_circuits"
 SCHEMA = 1
-INDEX = "circuits.json"
+INDEX = "classes.json"
 LONGEST = 60
 
 
@@ -87,7 +87,7 @@ class ClassCircuits(Mapping[str, Circuit]):
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write everything into a folder: a circuit.json each, and their overlap.
 
-        `circuits.json` lists the circuits; `overlap.json`, `overlap.md` and `overlap.html` say what
+        `classes.json` lists the circuits; `overlap.json`, `overlap.md` and `overlap.html` say what
         they have in common.
 
         Raises:

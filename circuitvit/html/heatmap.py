@@ -106,7 +106,7 @@ def _layout(names: Sequence[str], title: str, subtitle: str) -> dict[str, Any]:
         "plot_bgcolor": EMPTY,
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
         "margin": {"l": 16, "r": 24, "t": 84, "b": 16},
-        "width": max(640, side + 120),
+        "width": max(820, side + 120),
         "height": max(420, side),
         "xaxis": {**axis, "automargin": True, "constrain": "domain"},
         "yaxis": {

@@ -27,10 +27,15 @@ class Judge:
             that it is in, or a mask with one truth value an image. None counts all as right.
 
     Raises:
-        CircuitError: it is neither.
+        CircuitError: it is neither, or the images are no ImageSet.
     """
 
     def __init__(self, images: ImageSet, right_for: object = None) -> None:
+        if not isinstance(images, ImageSet):
+            raise CircuitError(
+                f"images are a {type(images).__name__}, expected an ImageSet(images, labels, "
+                "class_names), such as load_splits(...).train."
+            )
         self._images = images
         self._model: Model | None = None
         self._known = np.full(len(images), UNKNOWN, np.int8)

@@ -122,6 +122,9 @@ def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judg
     Raises:
         CircuitError: there are not so many.
     """
+    for name, value in (("count", count), ("seed", seed)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise CircuitError(f"{name} is {value!r}, expected a whole number.")
     if not 1 <= count <= len(pool):
         raise CircuitError(
             f"{count} pairs were asked for, but there are {len(pool)} clean images. Ask for "

@@ -162,10 +162,11 @@ class Pairs(PairedImages):
             CircuitError: the patch doesn't fit into the images, the class is unknown or has no
                 images, or there are fewer (right) images than pairs.
         """
+        judge = Judge.of(images, right_for)
         height, width = images.images.shape[2:]
         patch = Patch.checked(fill, size, place, align, height=height, width=width)
         arguments = {"fill": fill, "size": patch.size, "place": patch.place, "align": align}
-        return cls._of_one("occluded", images, clean, count, seed, right_for, arguments)
+        return cls._of_one("occluded", images, clean, count, seed, judge, arguments)
 
     @classmethod
     def noised(
