@@ -92,7 +92,7 @@ def test_weights_go_into_an_architecture_by_name_with_their_classes_and_size(tmp
     path = tmp_path / "mine.pth"
     state = module.eval().state_dict()
     torch.save({k: v for k, v in state.items() if "blocks" not in k or "blocks.0" in k}, path)
-    with pytest.raises(cv.CircuitError, match=r"blocks.1.attn.proj.bias is missing.*and \d+ more"):
+    with pytest.raises(cv.CircuitError, match="blocks.1.attn.proj.bias is missing.*blocks.11"):
         cv.load_vit("timm:vit_tiny_patch16_224", checkpoint=path)
     module = timm.create_model("test_vit", num_classes=7, img_size=64).eval()
     torch.save(module.state_dict(), path)

@@ -78,8 +78,8 @@ def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, 
         tensors = {str(n): t for n, t in content.items() if isinstance(t, Tensor)}
     if not tensors:
         raise CircuitError(
-            f"{path} holds no tensors by name, but a {type(content).__name__}. Write the "
-            "weights with save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch."
+            f"{path} holds no tensors by name, but a {type(content).__name__}. Write weights "
+            "with save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch."
         )
     return tensors, notes
 
@@ -134,19 +134,12 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tup
     if problems:
         raise CircuitError(
             f"the weights from {source} don't fit this {type(module).__name__}: "
-            + "; ".join(_shortened(problems))
+            + "; ".join(problems)
             + "."
         )
     state = {name: given[role][1] if role in given else own[name] for role, name in wanted.items()}
     module.load_state_dict(state, assign=True)
     return left
-
-
-def _shortened(problems: list[str], most: int = 60) -> list[str]:
-    """All of them, but a message has an end."""
-    if len(problems) <= most:
-        return problems
-    return [*problems[:most], f"and {len(problems) - most} more"]
 
 
 def _layout_of(module: nn.Module) -> tuple[Renames, str]:

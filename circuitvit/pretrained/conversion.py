@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.assembly import assembled
 from circuitvit.pretrained.reading import Library
+from circuitvit.pretrained.recognition import refuse
 from circuitvit.vit import ViT
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -52,11 +53,10 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
         CircuitError: the model has parts that a `ViT` has not (every one is named), a tensor was
             not used, or the logits differ.
     """
-    source, kind = copy.deepcopy(module).eval(), type(module).__name__
+    source = copy.deepcopy(module).eval()
     problems = library.problems(source)
     problems += _weight_problems(source)
-    if problems:
-        raise CircuitError(f"this {kind} can't be represented: " + "; ".join(problems) + ".")
+    refuse(source, problems)
     resampled = ()
     if image_size is not None:
         resampled = _resize(source, library, image_size)

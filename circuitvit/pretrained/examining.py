@@ -3,8 +3,6 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +10,10 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained import huggingface, timm, torchvision
 from circuitvit.pretrained.conversion import Examination, check_image_size, convert
+from circuitvit.pretrained.recognition import READABLE, library_of, name_of
 from circuitvit.pretrained.sources import opened
 from circuitvit.vit import ViT
-
-LIBRARIES = (timm, huggingface, torchvision)
-READABLE = (
-    "What can be read: timm's VisionTransformer and VisionTransformerDistilled; transformers' "
-    + ", ".join(huggingface.POOLINGS)
-    + "; torchvision's VisionTransformer; a circuitvit.ViT; 'timm:NAME', 'hf:REPOSITORY', "
-    "'torchvision:NAME'; a folder of any of them; a checkpoint file."
-)
 
 
 def examine(
@@ -47,12 +37,12 @@ def examine(
         CircuitError: the source can't be represented or read; every reason is named.
     """
     if not isinstance(source, nn.Module | str | Path):
-        raise CircuitError(f"can't make a ViT of {_name(source)}. {READABLE}")
+        raise CircuitError(f"can't make a ViT of {name_of(source)}. {READABLE}")
     found = opened(source, checkpoint=checkpoint, heads=heads)
     if isinstance(found.model, ViT):
         result = _of_ours(found.model, image_size)
     else:
-        result = convert(found.model, _library_of(found.model), image_size=image_size)
+        result = convert(found.model, library_of(found.model), image_size=image_size)
     said = found.preprocessing or result.vit.preprocessing
     problems = _misfits(preprocessing or said, result.vit)
     if preprocessing is not None and problems:
@@ -65,24 +55,6 @@ def examine(
         folded=(*found.folded, *result.folded, *left_out),
         unused=(*found.unused, *result.unused),
     )
-
-
-def _library_of(module: nn.Module) -> Any:
-    for library in cast("tuple[ModuleType, ...]", LIBRARIES):
-        if library.knows(module):
-            return library
-    home, reason = type(module).__module__.partition(".")[0], None
-    if home in ("timm", "torchvision"):
-        reason = {"timm": timm, "torchvision": torchvision}[home].REASONS.get(type(module).__name__)
-    if home == "transformers":
-        reason = huggingface.reason_against(module)
-    raise CircuitError(
-        f"can't make a ViT of {_name(module)}" + (f": {reason}." if reason else f". {READABLE}")
-    )
-
-
-def _name(source: object) -> str:
-    return f"{type(source).__module__}.{type(source).__name__}"
 
 
 def _of_ours(vit: ViT, image_size: int | None) -> Examination:

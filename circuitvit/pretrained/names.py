@@ -9,12 +9,12 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained import torchvision as torchvision_vit
 from circuitvit.pretrained.checkpoints import fit, read_checkpoint
 from circuitvit.pretrained.folders import from_folder, image_size_in
 from circuitvit.pretrained.libraries import closest, first_line, imported
-from circuitvit.pretrained.reading import distinct, path_to_linear
-from circuitvit.pretrained.sources import Opened, unwrapped
+from circuitvit.pretrained.reading import distinct
+from circuitvit.pretrained.recognition import check_readable
+from circuitvit.pretrained.sources import Opened
 
 LIBRARIES = ("timm", "hf", "torchvision")
 WEIGHTS = ("*.safetensors",)
@@ -89,6 +89,8 @@ def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
             )
             + " Or give checkpoint=."
         )
+    with torch.device("meta"):  # before its weights are fetched
+        check_readable(_created(timm, name))
     options: dict[str, Any] = {"pretrained": True}
     if config.hf_hub_id:
         options["pretrained_cfg_overlay"] = {"file": str(_timm_file(name, config))}
@@ -128,16 +130,17 @@ def _timm_with(timm: Any, text: str, name: str, path: Path) -> Opened:
         options["in_chans"] = patch.shape[1]
     with torch.device("meta"):
         module = _created(timm, name, **options)
+    check_readable(module)
     size = image_size_in(tensors.get("pos_embed"), module)
     if size is not None:
         with torch.device("meta"):
             module = _created(timm, name, img_size=size, **options)
     unused = fit(module, tensors, source=str(path))
-    forget_class_names(module)
+    _forget_class_names(module)
     return Opened(module, f"{text} with {path}", None, notes, unused)
 
 
-def forget_class_names(module: nn.Module) -> None:
+def _forget_class_names(module: nn.Module) -> None:
     """A checkpoint's classes are its own."""
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(module, name, None)
@@ -163,6 +166,8 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
             f"torchvision has no weights {tag!r} of {architecture}, but "
             f"{', '.join(every.__members__)}."
         )
+    with torch.device("meta"):  # before its weights are fetched
+        check_readable(models.get_model(architecture, weights=None))
     weights = every[tag] if tag else every.DEFAULT
     try:
         module = models.get_model(architecture, weights=weights)
@@ -192,11 +197,10 @@ def _torchvision_with(models: Any, text: str, name: str, path: Path) -> Opened:
     options: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
     with torch.device("meta"):
         module = models.get_model(name, weights=None, **options)
-    if torchvision_vit.knows(module):
-        size = image_size_in(tensors.get("encoder.pos_embedding"), module)
-        if size is not None:
-            with torch.device("meta"):
-                module = models.get_model(name, weights=None, image_size=size, **options)
-        assert path_to_linear(module.heads) is not None
-    unused = fit(unwrapped(module), tensors, source=str(path))
+    check_readable(module)
+    size = image_size_in(tensors.get("encoder.pos_embedding"), module)
+    if size is not None:
+        with torch.device("meta"):
+            module = models.get_model(name, weights=None, image_size=size, **options)
+    unused = fit(module, tensors, source=str(path))
     return Opened(module, f"{text} with {path}", None, notes, unused)

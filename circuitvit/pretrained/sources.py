@@ -42,30 +42,36 @@ def opened(
     from circuitvit.pretrained.folders import from_folder
     from circuitvit.pretrained.names import LIBRARIES, from_name
 
-    text = str(source) if isinstance(source, str | Path) else ""
-    if heads is not None and (isinstance(source, nn.Module) or not Path(text).is_file()):
+    text = "" if isinstance(source, nn.Module) else str(source)
+    path = Path(text).expanduser()
+    if heads is not None and (isinstance(source, nn.Module) or not path.is_file()):
         raise CircuitError(
             "heads= is for a bare checkpoint file, which doesn't tell them; this source does. "
             "Leave it out."
         )
     if isinstance(source, nn.Module):
-        module = unwrapped(source)
-        if checkpoint is None:
-            return Opened(module)
-        return fitted(Opened(copy.deepcopy(module)), checkpoint)
-    if text.partition(":")[0] in LIBRARIES and ":" in text:
-        return from_name(text, checkpoint)
-    if Path(text).is_dir():
-        return from_folder(Path(text), checkpoint)
-    if Path(text).is_file():
+        found = Opened(unwrapped(source))
         if checkpoint is not None:
-            raise CircuitError(
-                f"{text} is a file of weights, and so is checkpoint={str(checkpoint)!r}. Give one, "
-                "or an architecture such as 'timm:NAME' beside checkpoint=."
-            )
-        return from_checkpoint(Path(text), heads)
+            found = fitted(Opened(copy.deepcopy(found.model)), checkpoint)
+    elif ":" in text and text.partition(":")[0] in LIBRARIES:
+        found = from_name(text, checkpoint)
+    elif path.is_dir():
+        found = from_folder(path, checkpoint)
+    elif checkpoint is None and path.is_file():
+        found = from_checkpoint(path, heads)
+    else:
+        raise CircuitError(_nothing_there(text, path, checkpoint))
+    return found
+
+
+def _nothing_there(text: str, path: Path, checkpoint: str | Path | None) -> str:
+    if path.is_file():
+        return (
+            f"{text} is a file of weights, and so is checkpoint={str(checkpoint)!r}. Give one, "
+            "or an architecture such as 'timm:NAME' beside checkpoint=."
+        )
     hint = f" If you mean a repository on the hub, say 'hf:{text}'." if text.count("/") == 1 else ""
-    raise CircuitError(
+    return (
         f"no model at {text}: there is no such folder or file. Names start with the library: "
         f"'timm:NAME', 'hf:REPOSITORY' or 'torchvision:NAME'.{hint}"
     )

@@ -1,0 +1,62 @@
+"""Which library a module is of, and whether a ViT can be it: known before any weights are."""
+
+from types import ModuleType
+from typing import Any, cast
+
+from torch import nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.pretrained import huggingface, timm, torchvision
+
+LIBRARIES = (timm, huggingface, torchvision)
+READABLE = (
+    "What can be read: timm's VisionTransformer and VisionTransformerDistilled; transformers' "
+    + ", ".join(huggingface.POOLINGS)
+    + "; torchvision's VisionTransformer; a circuitvit.ViT; 'timm:NAME', 'hf:REPOSITORY', "
+    "'torchvision:NAME'; a folder of any of them; a checkpoint file."
+)
+
+
+def library_of(module: nn.Module) -> Any:
+    """The module here that reads models of its library.
+
+    Raises:
+        CircuitError: no one does.
+    """
+    for library in cast("tuple[ModuleType, ...]", LIBRARIES):
+        if library.knows(module):
+            return library
+    home, reason = type(module).__module__.partition(".")[0], None
+    if home in ("timm", "torchvision"):
+        reason = {"timm": timm, "torchvision": torchvision}[home].REASONS.get(type(module).__name__)
+    if home == "transformers":
+        reason = huggingface.reason_against(module)
+    raise CircuitError(
+        f"can't make a ViT of {name_of(module)}" + (f": {reason}." if reason else f". {READABLE}")
+    )
+
+
+def name_of(source: object) -> str:
+    """A thing's class, with its home."""
+    return f"{type(source).__module__}.{type(source).__name__}"
+
+
+def check_readable(module: nn.Module) -> None:
+    """Refuse an architecture that a `ViT` can't be; it may be on the meta device.
+
+    Raises:
+        CircuitError: it has parts that a `ViT` has not; every one is named.
+    """
+    refuse(module, library_of(module).problems(module))
+
+
+def refuse(module: nn.Module, problems: list[str]) -> None:
+    """Raise if there are reasons against a model.
+
+    Raises:
+        CircuitError: there are; every one is named.
+    """
+    if problems:
+        raise CircuitError(
+            f"this {type(module).__name__} can't be represented: " + "; ".join(problems) + "."
+        )
