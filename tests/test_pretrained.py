@@ -8,6 +8,7 @@ from foreign_models import (
     ALIKE,
     CLASSES,
     PATCH,
+    WIDTH,
     a_timm,
     a_torchvision,
     a_transformers,
@@ -185,6 +186,20 @@ def test_a_model_that_adds_parameters_or_computes_otherwise_is_refused():
 
     module.__class__ = Doubled
     with pytest.raises(cv.CircuitError, match="logits differ from the source's"):
+        cv.load_vit(module)
+
+
+@torch.no_grad()
+def test_layers_that_were_taken_out_or_have_no_parameters():
+    module = a_timm()
+    module.norm = nn.LayerNorm(WIDTH, eps=1e-6, elementwise_affine=False)
+    found = examine(module)
+    assert apart(found.vit, module, images()) < 1e-10
+    assert "neutral values for 2 parameters it has not: final_norm.weight, final_norm.bias" in (
+        found.folded
+    )
+    module.blocks[1].mlp.fc2 = nn.Identity()
+    with pytest.raises(cv.CircuitError, match="has no blocks.1.mlp.fc2.weight"):
         cv.load_vit(module)
 
 

@@ -6,6 +6,8 @@ Roles are our own names, with what a `ViT` has in another form beside them: `dis
 Image Transformers"), and DeiT's second head `head_distillation` (Touvron et al. 2021).
 """
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,13 @@ class _Assembly:
         self.scaled = 0
 
     def move(self, name: str) -> None:
-        """Weight and bias of a layer; what it lacks is what changes nothing."""
+        """Weight and bias of a layer; a bias, or a LayerNorm's weight, may be missing."""
         weight = self.old.pop(f"{name}.weight", None)
+        if weight is None and not re.search(r"norm$|ln[12]$", name):
+            raise CircuitError(
+                f"the model has no {name}.weight, only {sorted(self.old)[:8]}…: it is not the "
+                "plain model of its library."
+            )
         if weight is None:
             weight = self.like.new_ones(self.width)
             self.missing.append(f"{name}.weight")
