@@ -245,14 +245,14 @@ def test_folders_that_hold_no_circuits_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "messages"),
     [
-        ({"classes": ["cat", "dog", 0]}, ["* 0: 'cat' is asked for twice"]),
+        ({"classes": ["cat", "dog", 0]}, ["0: 'cat' is asked for twice"]),
         ({"classes": ["zebra", "cat"]}, ["'zebra'", "no class here", "cat, dog, a/b, Cat"]),
         ({"classes": ("cat", "cat")}, ["both the class 'cat'"]),
         ({"classes": ("cat", "dog", "a/b")}, ["a tuple of 3 is no pair", "Give a list"]),
         ({"classes": []}, ["no class is asked for"]),
         ({"classes": 2.5}, ["the class is 2.5, which is no class"]),
-        ({"classes": ["x", "y"]}, ["* 'x'", "* 'y'"]),
-        ({"count": 500}, ["* 'cat': 500 pairs were asked for", "* 'Cat': 500 pairs"]),
+        ({"classes": ["x", "y"]}, ["'x'", "'y'"]),
+        ({"count": 500}, ["'cat': 500 pairs were asked for", "'Cat': 500 pairs"]),
         ({"classes": "cat", "right_for": torch.zeros(160) > 1}, ["gets only 0 right (cat: 0)"]),
         ({"find": "moon"}, ["find is 'moon', expected 'acdc'"]),
         ({"edges": None}, ["edges is None", "how many of the edges that 'eap' scores best"]),
@@ -273,7 +273,7 @@ def test_a_class_without_images_is_named_and_can_be_left_out():
     images = IMAGES.subset(IMAGES.labels != 1)
     with pytest.raises(CircuitError) as caught:
         cv.class_circuits(VIT, images, **FAST)
-    assert "* 'dog': the class is 'dog', but these images hold none of that" in str(caught.value)
+    assert "'dog': the class is 'dog', but these images hold none of that" in str(caught.value)
     assert "'a/b'" not in str(caught.value)
     assert list(cv.class_circuits(VIT, images, classes=["cat", "a/b"], **FAST)) == ["cat", "a/b"]
 

@@ -150,7 +150,35 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["discover", "model", "x.json", "--pairs", "99999"], "99999"),
         (["discover", "model", "x.json", "--edges", "30"], "--edges goes with scores"),
         (["discover", "model", "x.json", "--method", "eap", "--tau", "1"], "--tau goes with acdc"),
-        (["discover", "model", "x.json", "--data", "two"], "10 classes, the data 'two' have 2"),
+        (
+            ["discover", "model", "x.json", "--data", "two"],
+            "'a', 'b' are not among the model's '0'",
+        ),
+        (
+            ["discover", "model", "x.json", "--classes", "3,x"],
+            "'x' are not there; the data have '0'",
+        ),
+        (
+            ["discover", "model", "x.json", "--split", "train[:200%]"],
+            "split of digits can't be made",
+        ),
+        (
+            ["discover", "model", "x.json", "--split", "train", "--split", "test=train"],
+            "each says its part",
+        ),
+        (["discover", "timm:vit_tiny_patch16", "x.json"], "timm"),
+        (["discover", "nobody:vit", "x.json"], "no model at nobody:vit"),
+        (["inspect", "model", "--mean", "0.5"], "--mean and --std go together"),
+        (
+            ["inspect", "model", "--mean", "a", "--std", "0.5"],
+            "expected numbers with commas between",
+        ),
+        (["inspect", "model", "--image-size", "9"], "multiple of the patch size 2"),
+        (
+            ["class-circuits", "model", "cc", "--only", "3,3"],
+            "clean and corrupt are both the class '3'",
+        ),
+        (["export", "edge", "out", "--to", "timm"], "edge"),
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),
         (
             ["compile", "model", "bare.json", "x", "--target-macs", "2"],

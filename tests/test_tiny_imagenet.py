@@ -24,7 +24,9 @@ def folder(tmp_path) -> Path:
         (root / "train" / wnid / "images").mkdir(parents=True)
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("n_0.JPEG\t0\t0\t63\t63\n")
         for i in range(10):  # png bytes, so that pixels come back to the byte
-            picture(100 * label + i).save(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", "png")
+            picture(100 * label + i).save(
+                root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", "png"
+            )
     for part in ("val", "test"):
         (root / part / "images").mkdir(parents=True)
         for i in range(6):
@@ -41,14 +43,18 @@ def test_validation_images_become_the_test_images_with_their_annotated_classes(f
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [24, 6, 6]
     assert splits.train.class_names == tuple(sorted(WNIDS))
     for i, (image, label) in enumerate(zip(splits.test.images, splits.test.labels, strict=True)):
-        expected = torch.from_numpy(np.asarray(picture(900 + i)).copy()).permute(2, 0, 1) / 255 * 2 - 1
+        expected = (
+            torch.from_numpy(np.asarray(picture(900 + i)).copy()).permute(2, 0, 1) / 255 * 2 - 1
+        )
         assert (image - expected).abs().max() < 1e-6
         assert splits.test.class_names[label] == WNIDS[i % 3]
 
 
 def test_slices_and_classes_work_on_it_too(folder):
     splits = load_splits(
-        str(folder), split={"train": "train", "test": "validation[:3]"}, classes=["n04146614", "n01443537"]
+        str(folder),
+        split={"train": "train", "test": "validation[:3]"},
+        classes=["n04146614", "n01443537"],
     )
     assert splits.test.labels.tolist() == [1, 0]
     assert splits.train.labels.bincount().tolist() == [8, 8]

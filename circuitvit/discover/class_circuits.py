@@ -225,13 +225,14 @@ def _tasks(
                 images, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
             )
         except CircuitError as cause:
-            problems.append(f"* {asked!r}: {cause}")
+            problems.append(f"{asked!r}: {str(cause).rstrip('.')}")
     if problems:
         rest = len(problems) - PROBLEMS_TOLD
-        more = [f"and {rest} more such problems."] if rest > 0 else []
+        more = [f"and {rest} more such problems"] if rest > 0 else []
         raise CircuitError(
-            "there can't be a circuit for each of these classes.\n"
-            + "\n".join([*problems[:PROBLEMS_TOLD], *more])
+            "there can't be a circuit for each of these classes: "
+            + "; ".join([*problems[:PROBLEMS_TOLD], *more])
+            + "."
         )
     if not tasks:
         raise CircuitError("no class is asked for. Name one or more, or leave classes out for all.")
