@@ -172,7 +172,9 @@ def test_deviations_for_other_channels_are_refused():
 
 def model(**changes) -> cv.ViT:
     shape = dict(image_size=8, patch_size=4, channels=1, classes=10, width=8, depth=1, heads=2)
-    return cv.ViT(cv.ViTConfig(**{**shape, "mlp_width": 8, **changes}), seed=0)
+    vit = cv.ViT(cv.ViTConfig(**{**shape, "mlp_width": 8, **changes}), seed=0)
+    vit.preprocessing = cv.Preprocessing()
+    return vit
 
 
 def test_a_models_size_channels_and_preprocessing_are_used():

@@ -74,6 +74,7 @@ def test_arrays_are_not_altered():
 def test_a_model_says_how_arrays_are_looked_at():
     vit = cv.ViT(cv.ViTConfig(image_size=8, patch_size=4, channels=3, classes=3, width=8, depth=1,
                               heads=2, mlp_width=8), seed=0)  # fmt: skip
+    vit.preprocessing = cv.Preprocessing()
     found = ImageSet.from_arrays(GREY, LABELS, model=vit)
     assert vit(found.images).shape == (10, 3)
     assert found.class_names == ("0", "1", "2")
@@ -83,7 +84,7 @@ def test_a_model_says_how_arrays_are_looked_at():
     assert by_name.labels.tolist() == [(2, 0, 1)[label] for label in LABELS]
     with pytest.raises(CircuitError, match=r"'w' are not among the model's"):
         ImageSet.from_arrays(RGB, LABELS, ("z", "x", "w"), model=vit)
-    vit.preprocessing = None
+    vit.preprocessing = cv.Preprocessing()
     with pytest.raises(CircuitError, match=r"3 classes, these images 2.*class_names"):
         ImageSet.from_arrays(RGB, LABELS // 2, model=vit)
     with pytest.raises(CircuitError, match=r"image_size is 5, but the model's is 8"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import random_vit, shape
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
@@ -167,6 +168,7 @@ def test_a_model_that_knows_its_classes_gets_them_in_its_order():
 def test_without_names_the_number_of_classes_must_agree():
     vit = cv.ViT(cv.ViTConfig(image_size=8, patch_size=4, channels=1, classes=2, width=8, depth=1,
                               heads=2, mlp_width=8), seed=0)  # fmt: skip
+    vit.preprocessing = cv.Preprocessing()
     with pytest.raises(CircuitError, match=r"2 classes, the data 'digits' have 10.*classes="):
         load_splits("digits", model=vit)
     assert load_splits("digits", model=vit, classes=[3, 8]).train.class_names == ("3", "8")
@@ -211,3 +213,22 @@ def test_the_animals_of_tiny_imagenet_are_found_among_its_classes(tmp_path, monk
         assert part.labels.bincount(minlength=58).tolist() == [2] * 58
     by_wnid = load_splits(source, classes=[a.wnid for a in ANIMALS], limit=116, image_size=16)
     assert by_wnid.test.fingerprint() == splits.test.fingerprint()
+
+
+def test_image_sets_say_how_they_were_made_and_trained_models_keep_it():
+    splits = cv.load_splits("digits", limit=64)
+    assert splits.train.preprocessing == cv.Preprocessing(class_names=tuple("0123456789"))
+    assert splits.train.subset(slice(20)).preprocessing == splits.train.preprocessing
+    config = cv.ViTConfig(
+        image_size=8, patch_size=4, channels=1, classes=10, width=8, depth=1, heads=1, mlp_width=8
+    )
+    recipe = cv.Recipe(epochs=1, batch=16)
+    trained = cv.train(cv.ViT(config, seed=0), splits.train, splits.validation, recipe).vit
+    assert trained.preprocessing == splits.train.preprocessing
+
+
+def test_a_model_whose_normalisation_is_not_known_is_warned_of():
+    vit = random_vit(shape("uniform", image_size=8, classes=10))
+    with pytest.warns(UserWarning, match="normalised is not known; mean and std 0.5 are taken"):
+        cv.load_splits("digits", model=vit, limit=20)
+    cv.load_splits("digits", model=vit, preprocessing=cv.Preprocessing(), limit=20)

@@ -82,9 +82,6 @@ def train(
     recipe = cv.Recipe(epochs=epochs, learning_rate=learning_rate, batch=batch, seed=seed)
     vit = cv.ViT(config, seed=seed)
     trained = cv.train(vit, splits.train, splits.validation, recipe, folder=out).vit
-    names = splits.train.class_names
-    channels = (0.5,) * config.channels
-    trained.preprocessing = cv.Preprocessing(channels, channels, class_names=names)
     trained.save_pretrained(out)
     found = accuracy(trained, splits.test.images, splits.test.labels)
     typer.echo(f"Wrote {out}. Test accuracy {found.top1:.2%} ({found.images} images).")
@@ -147,12 +144,19 @@ def _describe(found: "Examination") -> None:
         ["units", f"{len(units_of(config)):,}"],
         ["edges", f"{edges['split']:,}; {edges['joint']:,} with q, k, v joint"],
         ["preprocessing", "not known: give --mean and --std" if seen is None else _shown(seen)],
+        ["logits", _agreement(found.difference)],
         *[["folded", text] for text in found.folded],
         *[["not used", key] for key in found.unused],
     ]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         typer.echo(f"{name:{width}}  {text}")
+
+
+def _agreement(difference: float | None) -> str:
+    if difference is None:
+        return "of circuitvit's own model: nothing to compare with"
+    return f"as the source's, to {difference:.1g} of the largest on two random images"
 
 
 def _runs(each: tuple[int, ...]) -> str:

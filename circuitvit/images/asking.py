@@ -1,5 +1,6 @@
 """What is asked of images: by a model, or by its preprocessing and settings given by hand."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Protocol, no_type_check, runtime_checkable
 
@@ -99,8 +100,20 @@ def asked_for(
             f"preprocessing is a {type(preprocessing).__name__}, expected a cv.Preprocessing"
         )
         preprocessing = None
-    chosen = preprocessing or getattr(model, "preprocessing", None) or Preprocessing()
+    known = preprocessing or getattr(model, "preprocessing", None)
+    chosen = known or Preprocessing()
     size, depth = getattr(shape, "image_size", image_size), getattr(shape, "channels", channels)
     if shape is not None and depth not in (1, 3):
         problems.append(f"the model takes {depth} channels; only 1 (grey) and 3 (RGB) can be read")
-    return Asked(chosen, size, depth, getattr(shape, "classes", None), problems)
+    found = Asked(chosen, size, depth, getattr(shape, "classes", None), problems)
+    _warn_of_guess(model, known, found)
+    return found
+
+
+def _warn_of_guess(model: Viewer | None, known: Preprocessing | None, found: Asked) -> None:
+    if model is not None and known is None and not found.problems:
+        warnings.warn(
+            "how this model's images were normalised is not known; mean and std 0.5 are taken. "
+            "Give preprocessing=cv.Preprocessing(mean=..., std=...) here or to load_vit.",
+            stacklevel=4,
+        )

@@ -1,7 +1,7 @@
 """Labelled images in memory, and the three disjoint parts of a data set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, no_type_check
 
 import numpy as np
@@ -33,6 +33,7 @@ class ImageSet:
         images: scaled to [0, 1] and then normalised, (x − mean) / std.
         labels: the class of each image, int64.
         class_names: the name of each class, in the order of the model's logits.
+        preprocessing: how pictures became these images; None where that is not known.
 
     Raises:
         CircuitError: shapes disagree, a label has no class, a pixel is not finite, or there are no
@@ -42,6 +43,7 @@ class ImageSet:
     images: Float[Tensor, "image channel height width"]
     labels: Int[Tensor, " image"]
     class_names: tuple[str, ...]
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         problems = list(image_problems("images", self.images))
@@ -65,7 +67,7 @@ class ImageSet:
             CircuitError: an index doesn't exist, or none is given.
         """
         places = positions_of(indices, len(self)).to(self.images.device)
-        return ImageSet(self.images[places], self.labels[places], self.class_names)
+        return replace(self, images=self.images[places], labels=self.labels[places])
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the images and labels."""
@@ -115,7 +117,8 @@ class ImageSet:
                 "class_names, one for each class of the model."
             )
         found = decode(table, np.arange(len(codes)), asked.look(table))
-        return cls(asked.normalised(found.pixels), torch.from_numpy(codes), names)
+        pixels, labels = asked.normalised(found.pixels), torch.from_numpy(codes)
+        return cls(pixels, labels, names, replace(asked.preprocessing, class_names=names))
 
 
 @dataclass(frozen=True)

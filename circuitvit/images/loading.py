@@ -106,10 +106,10 @@ def load_splits(
     for part in PARTS:
         found[part] = _decoded(table, parts[part], look, cache, workers, f"{part} images")
     _tell(found, strict)
-    sets = {}
+    sets, seen = {}, replace(asked.preprocessing, class_names=table.class_names)
     for part, decoded in found.items():
         labels = torch.from_numpy(table.labels[parts[part][decoded.kept]])
-        sets[part] = ImageSet(asked.normalised(decoded.pixels), labels, table.class_names)
+        sets[part] = ImageSet(asked.normalised(decoded.pixels), labels, table.class_names, seen)
     return Splits(**sets, skipped=tuple(line for d in found.values() for line in d.skipped))
 
 

@@ -43,7 +43,7 @@ class Training(Generic[Model]):
 
     Attributes:
         vit: the model after the last epoch (not the best one), in eval mode, on the device of the
-            model that was given.
+            model that was given; it keeps the preprocessing of its training images.
         history: for each epoch its number from 1, `loss` (mean over its steps, smoothed as in the
             recipe), `validation_accuracy` (0–1), `learning_rate` (of its last step), `seconds`.
     """
@@ -121,6 +121,7 @@ class _Loop:
         self.training, self.validation, self.recipe = training, validation, recipe
         self.accelerator = accelerator
         self.model = copy.deepcopy(vit).to(accelerator.device)
+        self.model.preprocessing = training.preprocessing or vit.preprocessing
         self.optimizer = adamw(self.model, recipe)
         self.steps = len(training) // recipe.batch
         # `forward` gives the logits of `model`, in whatever wrapper the processes need.
