@@ -9,6 +9,10 @@ from circuitvit.cli.app import app, show
 from circuitvit.cli.options import Ablation, Images, Model, takes_images
 from circuitvit.errors import CircuitError
 
+OnlyRight = Annotated[
+    bool, typer.Option("--only-right", help="Draw only images that the model gets right.")
+]
+
 
 @app.command()
 @takes_images
@@ -41,6 +45,7 @@ def discover(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of clean and corrupt images.")] = 64,
     clean: Annotated[str | None, typer.Option(help="Class of the clean images.")] = None,
     corrupt: Annotated[str | None, typer.Option(help="Class of the corrupt images.")] = None,
+    only_right: OnlyRight = False,
     resume: Annotated[
         Path | None,
         typer.Option(help="A file to note the search in, and to go on from if it is there (acdc)."),
@@ -53,7 +58,10 @@ def discover(
     _check_method(method, tau, edges, resume)
     vit = cv.load_vit(model)
     train, seed = images.splits(vit).train, images.seed
-    chosen = cv.Pairs.by_class(train, clean=clean, corrupt=corrupt, count=pairs, seed=seed)
+    chosen = cv.Pairs.by_class(
+        train, clean=clean, corrupt=corrupt, count=pairs, seed=seed,
+        right_for=vit if only_right else None,
+    )  # fmt: skip
     common: Any = {"ablation": ablation.value, "level": level, "reference": train.images}
     if metric is not None:
         common["metric"] = metric
@@ -101,6 +109,7 @@ def class_circuits(
     tau: Annotated[float, typer.Option(help="What one edge may cost.")] = 0.01,
     ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of images for each circuit.")] = 64,
+    only_right: OnlyRight = False,
     images: Images,
 ) -> None:
     """Find a circuit for each class (or class pair), and show how far they overlap.
@@ -115,6 +124,7 @@ def class_circuits(
     found = cv.class_circuits(
         vit, train, classes=wanted, tau=tau, ablation=ablation.value, count=pairs,
         reference=train.images, seed=images.seed, resume=out,
+        right_for=vit if only_right else None,
     )  # fmt: skip
     found.save(out)
     show(found.overlap().table())
