@@ -173,6 +173,8 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
             ["inspect", "model", "--mean", "a", "--std", "0.5"],
             "expected numbers with commas between",
         ),
+        (["inspect", "model", "--mean", "0,1,2", "--std", "1"], "mean and std have 3 and 1 values"),
+        (["inspect", "model", "--out", "./model"], "is the model's own folder"),
         (["inspect", "model", "--image-size", "9"], "multiple of the patch size 2"),
         (
             ["class-circuits", "model", "cc", "--only", "3,3"],

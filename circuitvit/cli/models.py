@@ -110,9 +110,13 @@ def inspect(
     """Show a model's shape, size and edges, how it looks at images, and what loading folded."""
     from circuitvit.pretrained import examine
 
-    found = examine(model, heads=heads, checkpoint=checkpoint, image_size=image_size)
+    if out is not None and out.resolve() == Path(model).resolve():
+        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
+    loading: Any = {"heads": heads, "checkpoint": checkpoint, "image_size": image_size}
+    found = examine(model, **loading)
     if mean is not None or std is not None:
-        found.vit.preprocessing = _normalised(found.vit, mean, std)
+        loading["preprocessing"] = _normalised(found.vit.preprocessing, mean, std)
+        found = examine(model, **loading)
     _describe(found)
     if out is not None:
         found.vit.save_pretrained(out)
@@ -176,7 +180,9 @@ def _shown(seen: "Preprocessing") -> str:
     return f"{seen.interpolation}, {seen.resize}{kept}; mean {mean}; std {std}"
 
 
-def _normalised(vit: Any, mean: str | None, std: str | None) -> Any:
+def _normalised(
+    before: "Preprocessing | None", mean: str | None, std: str | None
+) -> "Preprocessing":
     import circuitvit as cv
 
     if mean is None or std is None:
@@ -188,8 +194,7 @@ def _normalised(vit: Any, mean: str | None, std: str | None) -> Any:
             f"--mean is {mean!r}, --std {std!r}, expected numbers with commas between, such as "
             "0.485,0.456,0.406."
         ) from None
-    before = vit.preprocessing or cv.Preprocessing()
-    return replace(before, mean=numbers[0], std=numbers[1])
+    return replace(before or cv.Preprocessing(), mean=numbers[0], std=numbers[1])
 
 
 @app.command()
