@@ -16,7 +16,7 @@ from circuitvit.images.image_set import ImageSet
 from circuitvit.images.judging import Judge
 from circuitvit.images.paired_images import PairedImages
 from circuitvit.images.pairing import places_alone, places_by_category, places_by_class
-from circuitvit.images.recipe import Recipe, check_recipe, tensors_of, written
+from circuitvit.images.recipe import PairRecipe, check_recipe, tensors_of, written
 
 
 class Pairs(PairedImages):
@@ -224,7 +224,7 @@ class Pairs(PairedImages):
         return cls._of_one("against_mean", images, clean, count, seed, right_for, {})
 
     @classmethod
-    def remake(cls, recipe: Recipe | None, images: ImageSet) -> "Pairs":
+    def remake(cls, recipe: PairRecipe | None, images: ImageSet) -> "Pairs":
         """Make the same pairs again, bit for bit.
 
         Args:
@@ -267,7 +267,7 @@ class Pairs(PairedImages):
         return pairs
 
     @classmethod
-    def _made(cls, images: ImageSet, recipe: Recipe) -> "Pairs":
+    def _made(cls, images: ImageSet, recipe: PairRecipe) -> "Pairs":
         pairs = cls(**tensors_of(recipe, images))
         for name in recipe["casts"]:
             pairs = pairs.to(dtype=getattr(torch, name))
