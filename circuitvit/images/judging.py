@@ -112,7 +112,7 @@ class Judge:
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as cause:
             if isinstance(cause, CircuitError):
                 raise
-            reason = " ".join(str(cause).split()) or type(cause).__name__
+            reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
             raise CircuitError(
                 f"right_for can't look at images of shape {tuple(batch.shape)}: {reason}. Give a "
                 "model that takes such images and returns logits, or load the images for it: "
