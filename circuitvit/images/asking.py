@@ -90,9 +90,10 @@ def asked_for(
         problems.append(f"model is a {type(model).__name__}, expected a ViT; cv.load_vit makes one")
         model = shape = None
     problems += _size_problems(image_size, channels)
+    image_size, channels = (int(n) if is_whole(n) else None for n in (image_size, channels))
     for name, asked in (("image_size", image_size), ("channels", channels)):
         own = getattr(shape, name, None)
-        if shape is not None and is_whole(asked) and asked != own:
+        if shape is not None and asked not in (None, own):
             problems.append(f"{name} is {asked}, but the model's is {own}; leave it out")
     if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
         problems.append(

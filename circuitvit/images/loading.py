@@ -99,6 +99,8 @@ def load_splits(
     asked = asked_for(model, preprocessing, image_size, channels)
     if problems := [*asked.problems, *_problems(given)]:
         raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
+    limit, seed, workers = None if limit is None else int(limit), int(seed), int(workers)
+    validation, test = float(validation), float(test)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     table = _table(source, Draw(limit, seed) if streaming else None)
     own = own_parts(table.sizes, split, name)
