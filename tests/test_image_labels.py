@@ -143,7 +143,9 @@ def test_a_name_that_may_be_several_classes_is_refused_with_all_of_them():
         )
     assert matched((np.array([0]), ("cardigan",)), dogs)[0].tolist() == [1]
     assert matched((np.array([0]), ("cardigan, cardigan welsh corgi",)), dogs)[0].tolist() == [0]
-    with pytest.raises(CircuitError, match=r"'crane' may be the model's 'crane' .*0.* or .*\(class 2"):
+    with pytest.raises(
+        CircuitError, match=r"'crane' may be the model's 'crane' .*0.* or .*\(class 2"
+    ):
         matched((np.array([0]), ("crane",)), ("crane", "tench", "crane"))
 
 

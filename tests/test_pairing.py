@@ -281,7 +281,7 @@ def test_categories_take_right_images_only():
         (CATEGORIES, {"clean": "dog", "corrupt": "dog"}, "both 'dog'"),
         (dict.fromkeys(NAMES, "animal"), {}, "all images are of one category"),
         (["dog"], {}, "categories are a list, expected a mapping"),
-        ({**CATEGORIES, "robin": ["bird"]}, {}, r"a category is \['bird'\], expected the name"),
+        ({**CATEGORIES, "robin": ["bird"]}, {}, r"a category is \['bird'\], expected a mapping"),
         (CATEGORIES, {"clean": ["dog"]}, r"clean is \['dog'\], expected a category"),
         (CATEGORIES, {"clean": "bird", "count": 999}, "999 pairs were asked for"),
     ],

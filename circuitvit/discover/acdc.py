@@ -20,8 +20,8 @@ from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.chunks import images_that_fit
-from circuitvit.discover.problem import Problem
 from circuitvit.discover.lasting_names import checked_name
+from circuitvit.discover.problem import Problem
 from circuitvit.discover.resume import ResumeFile
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
 from circuitvit.discover.search import NO_RECORD, TIE, Decisions, EdgeSearch, in_common

@@ -164,7 +164,8 @@ class Search:
         """What is to be recorded, and has to agree for circuits to be kept."""
         told: dict[str, Any] = {"find": self.find, "model": self.vit.fingerprint()}
         if not isinstance(self.find, str):
-            return told | {"find": lasting_name(self.find) or metric_name(self.find)}
+            name = getattr(self.find, "__name__", type(self.find).__name__)
+            return told | {"find": lasting_name(self.find) or name}
         amount = {"tau": self.tau} if self.find == "acdc" else {"edges": self.edges}
         mean = self.ablation == "mean" and self.reference is not None
         return told | amount | {

@@ -203,16 +203,7 @@ def class_index(images: ImageSet, asked: str | int, role: str) -> int:
 def _check_categories(
     images: ImageSet, categories: Mapping[str, str], clean: str | None, corrupt: str | None
 ) -> None:
-    if not isinstance(categories, Mapping):
-        raise CircuitError(
-            f"categories are a {type(categories).__name__}, expected a mapping from class name to "
-            "category, such as {'beagle': 'dog', 'robin': 'bird'}."
-        )
-    if strange := [kind for kind in categories.values() if not isinstance(kind, str | int)]:
-        raise CircuitError(
-            f"a category is {strange[0]!r}, expected the name of one category for each class, such "
-            "as {'beagle': 'dog', 'robin': 'bird'}."
-        )
+    _check_mapping(categories)
     there = [images.class_names[label] for label in images.labels.unique().tolist()]
     known = list(dict.fromkeys(categories[name] for name in there if name in categories))
     problems = []
@@ -229,6 +220,19 @@ def _check_categories(
         problems.append(f"all images are of one category ({_listed(known)}), at least 2 are needed")
     if problems:
         raise CircuitError("these categories can't be paired: " + "; ".join(problems) + ".")
+
+
+def _check_mapping(categories: object) -> None:
+    strange = f"categories are a {type(categories).__name__}"
+    if isinstance(categories, Mapping):
+        odd = [kind for kind in categories.values() if not isinstance(kind, str | int)]
+        if not odd:
+            return
+        strange = f"a category is {odd[0]!r}"
+    raise CircuitError(
+        f"{strange}, expected a mapping from each class's name to that of its one category, such "
+        "as {'beagle': 'dog', 'robin': 'bird'}."
+    )
 
 
 def _none_right(who: str) -> str:

@@ -187,8 +187,8 @@ class Pairs(PairedImages):
             images: where the images come from.
             clean: name or index of the only class to take; None is all.
             count: number of pairs.
-            std: of the noise, > 0 (also as a tensor of one number), in units of the normalised pixels: 1 is as much as the pixels
-                themselves vary, where they are normalised by their own standard deviation.
+            std: of the noise, a number > 0, in units of the normalised pixels: 1 is as much as the
+                pixels themselves vary, where they are normalised by their own standard deviation.
             seed: draws the images and the noise.
             right_for: a model or a mask; take only images that it gets right.
 
