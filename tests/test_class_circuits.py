@@ -1,6 +1,7 @@
 """Circuits of several classes in one call, against one call for each."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -153,6 +154,9 @@ class Counting:
     def __init__(self, fail_at: int | None = None) -> None:
         self.calls, self.fail_at = 0, fail_at
 
+    def __repr__(self) -> str:
+        return "Counting()"  # whenever it fails, what it finds is the same
+
     def __call__(self, vit, pairs):
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
@@ -171,6 +175,33 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert resumed.calls == 2
     assert dict(found) == dict(whole)
     assert [c.provenance for c in found.values()] == [c.provenance for c in whole.values()]
+
+
+def own_metric(logits, pairs):
+    return -logits[:, 0]
+
+
+def best(vit, pairs, count=3):
+    return cv.eap(vit, pairs).top(count)
+
+
+def test_callables_of_one_name_are_not_mistaken_for_one_another(tmp_path):
+    options = {"classes": "cat", "count": 4, "resume": tmp_path}
+    for find in (lambda vit, pairs: best(vit, pairs), lambda vit, pairs: best(vit, pairs, 5)):
+        with pytest.raises(CircuitError, match=r"find is .*<lambda>.*leave resume out"):
+            cv.class_circuits(VIT, IMAGES, find=find, **options)
+    with pytest.raises(CircuitError, match=r"metric is .*<lambda>, which resume can't tell"):
+        cv.class_circuits(VIT, IMAGES, metric=lambda logits, pairs: -logits[:, 1], **options)
+    assert not list(tmp_path.iterdir())
+    found = cv.class_circuits(VIT, IMAGES, find=best, **options)
+    assert found.settings["find"] == "test_class_circuits.best"
+    assert dict(cv.class_circuits(VIT, IMAGES, find=best, **options)) == dict(found)
+    with pytest.raises(CircuitError, match=r"best' there, 'partial\(.*best, count=5\)' here"):
+        cv.class_circuits(VIT, IMAGES, find=partial(best, count=5), **options)
+    options["resume"] = tmp_path / "metrics"
+    cv.class_circuits(VIT, IMAGES, metric=own_metric, find="eap", edges=3, **options)
+    with pytest.raises(CircuitError, match=r"metric 'test_class_circuits.own_metric' there"):
+        cv.class_circuits(VIT, IMAGES, metric="probability", find="eap", edges=3, **options)
 
 
 def test_more_classes_can_be_added_to_a_folder(tmp_path):

@@ -127,6 +127,39 @@ def test_a_model_is_exported(words, workplace, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [words[0]]
 
 
+def test_circuits_of_more_classes_join_those_in_the_folder(workplace):
+    names = ["3", "5", "3 → 8", "8 → 3"]
+    pairs = ["--clean", "3", "--corrupt", "8", "--clean", "8", "--corrupt", "3"]
+    for words in (["--only", "3"], ["--only", "5", *pairs]):
+        words = [*words, "--tau", 0.5, "--pairs", 4]
+        done = run("class-circuits", "model", "joined", *words, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+    assert "Wrote joined: 4 circuits" in done.stdout
+    assert list(cv.ClassCircuits.load(workplace / "joined")) == names
+    overlap = json.loads((workplace / "joined" / "overlap.json").read_text())
+    assert overlap["names"] == names
+    assert sorted(path.parent.name for path in workplace.glob("joined/*/circuit.json")) == [
+        "3", "3-to-8", "5", "8-to-3"
+    ]  # fmt: skip
+
+
+def test_class_names_with_commas_can_be_named(workplace):
+    names = ("tench, Tinca tinca", "crane", "0")
+    for place in range(30):
+        path = workplace / "fish" / names[place % 3] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 5 * place).save(path)
+    shape = {"image_size": 8, "patch_size": 4, "channels": 1, "width": 8, "mlp_width": 8}
+    vit = cv.ViT(cv.ViTConfig(**shape, classes=2, depth=1, heads=2), seed=0)
+    vit.preprocessing = cv.Preprocessing()
+    vit.save_pretrained(workplace / "fishes")
+    words = ["--data", "fish", "--classes", names[0], "--classes", names[1], "--pairs", 4]
+    words += ["--clean", names[0], "--corrupt", "1"]
+    done = run("class-circuits", "fishes", "f", *words, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert list(cv.ClassCircuits.load(workplace / "f")) == [f"{names[0]} → crane"]
+
+
 def test_scores_choose_as_many_edges_as_asked(workplace):
     done = run(
         "discover", "model", "e.json", "--method", "eap-ig-inputs", "--metric", "kl",
@@ -155,7 +188,7 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
             "'a', 'b' are not among the model's '0'",
         ),
         (
-            ["discover", "model", "x.json", "--classes", "3,x"],
+            ["discover", "model", "x.json", "--classes", "3", "--classes", "x"],
             "'x' are not there; the data have '0'",
         ),
         (
@@ -177,8 +210,12 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["inspect", "model", "--out", "./model"], "is the model's own folder"),
         (["inspect", "model", "--image-size", "9"], "multiple of the patch size 2"),
         (
-            ["class-circuits", "model", "cc", "--only", "3,3"],
+            ["class-circuits", "model", "cc", "--clean", "3", "--corrupt", "3"],
             "clean and corrupt are both the class '3'",
+        ),
+        (
+            ["class-circuits", "model", "cc", "--clean", "3", "--clean", "4", "--corrupt", "5"],
+            "--clean is given 2 times and --corrupt 1 times",
         ),
         (["export", "edge", "out", "--to", "timm"], "edge"),
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),

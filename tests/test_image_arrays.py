@@ -112,6 +112,24 @@ def test_arrays_that_are_no_images_are_told(images, labels, message):
         ImageSet.from_arrays(images, labels)
 
 
+def test_lists_that_are_no_arrays_are_told():
+    with pytest.raises(CircuitError) as caught:
+        ImageSet.from_arrays([[[1, 2], [3]], [[1, 2], [3, 4]]], [[0, 1], [2]])
+    for what in ("train images", "train labels"):
+        assert f"the {what} can't be put into one array of one shape" in str(caught.value)
+    with pytest.raises(CircuitError, match=r"train images can't be put.*\[8, 8\].*\[7, 8\]"):
+        ImageSet.from_arrays([torch.ones(8, 8), torch.ones(7, 8)], [0, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_floats_and_lists_of_them_are_images(dtype):
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = ImageSet.from_arrays(images.float(), [0, 1, 0, 1])
+    for given in (images, list(images), images.clone().requires_grad_()):
+        made = ImageSet.from_arrays(given, torch.tensor([0, 1, 0, 1]))
+        assert made.fingerprint() == expected.fingerprint()
+
+
 # Files
 
 

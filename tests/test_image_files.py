@@ -198,7 +198,7 @@ def test_class_folders_without_images_are_told(tmp_path):
     (folder / "eel").mkdir()
     (folder / "fox").mkdir()
     (folder / "fox" / "notes.txt").write_text("nothing")
-    with pytest.warns(UserWarning, match=r"no images, so they are no classes: pets/eel, pets/fox"):
+    with pytest.warns(UserWarning, match=r"no images, so they are left out: pets/eel, pets/fox"):
         assert load_splits(folder).train.class_names == ("cat", "dog")
 
 

@@ -130,8 +130,33 @@ def test_names_agree_but_for_case_underscores_and_synonyms():
     assert matched(labelled, wanted)[0].tolist() == [0, 1, 4]
     # `crane` alone would be two of them, were it not there to the letter.
     assert matched((np.array([0]), ("crane",)), wanted)[0].tolist() == [2]
-    with pytest.raises(CircuitError, match=r"'crane, bird' are not among"):
-        matched((np.array([0]), ("crane, bird",)), wanted)
+
+
+def test_a_name_that_may_be_several_classes_is_refused_with_all_of_them():
+    dogs = ("Cardigan, Cardigan Welsh corgi", "cardigan", "tench")
+    for name in ("CARDIGAN", "Cardigan", "cardigan, a dog"):
+        with pytest.raises(CircuitError) as caught:
+            matched((np.array([0, 1]), (name, "Tench")), dogs)
+        assert (
+            f"the data's {name!r} may be the model's 'Cardigan, Cardigan Welsh corgi' (class 0) or "
+            "'cardigan' (class 1)." in str(caught.value)
+        )
+    assert matched((np.array([0]), ("cardigan",)), dogs)[0].tolist() == [1]
+    assert matched((np.array([0]), ("cardigan, cardigan welsh corgi",)), dogs)[0].tolist() == [0]
+    with pytest.raises(
+        CircuitError, match=r"'crane' may be the model's 'crane' .*0.* or .*\(class 2"
+    ):
+        matched((np.array([0]), ("crane",)), ("crane", "tench", "crane"))
+
+
+def test_a_models_own_names_fit_though_two_are_the_same():
+    names = ("crane", "tench", "crane")
+    assert matched((np.array([0, 2, 1, -1]), names), names)[0].tolist() == [0, 2, 1, -1]
+    with pytest.raises(CircuitError, match="several classes are called 'crane'"):
+        coded(["tench", "crane"], names)
+    with pytest.raises(CircuitError, match="2 classes are called 'crane', those at 0, 2"):
+        selected((np.array([0, 1, 2]), names), ["crane", "tench"])
+    assert selected((np.array([0, 1, 2]), names), ["tench", 2])[0].tolist() == [-2, 0, 1]
 
 
 def test_classes_without_images_need_no_counterpart():

@@ -152,6 +152,50 @@ def test_impossible_settings_are_refused(wrong, message):
         load_splits("digits", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("limit", ["10", 10.5, True], "a whole number of images, at least 1"),
+        ("seed", [None, "0", 1.5, -1], "a whole number ≥ 0"),
+        ("workers", [None, 1.5, "2", -1], "a whole number of threads ≥ 0"),
+        ("validation", ["0.2", None, True, float("nan")], "shares > 0 with a sum < 1"),
+        ("test", ["0.2", [0.1]], "shares > 0 with a sum < 1"),
+        ("split", [["train"], 0.1, {"train": 3}], "an expression such as 'train[:2%]'"),
+        ("classes", [3, {"1", "2"}, 0.5], "'animals' or a list of names or indices"),
+        ("image_size", ["16", 8.5, True], "at least 1 pixel, a whole number"),
+        ("channels", ["3", 3.0, True], "1 (grey) or 3 (RGB)"),
+        ("cache", [3], "the path of a folder"),
+    ],
+)
+def test_settings_of_other_types_are_refused(name, values, expected):
+    for value in values:
+        with pytest.raises(CircuitError) as caught:
+            load_splits("digits", **{name: value})
+        assert f"{name} is {value!r}" in str(caught.value).replace(" and test", "; test is")
+        assert f", expected {expected}" in str(caught.value)
+
+
+def test_all_wrong_settings_are_told_together():
+    wrong = {"limit": "1", "seed": "0", "workers": None, "split": 3, "classes": 3, "test": "x"}
+    with pytest.raises(CircuitError) as caught:
+        load_splits("", image_size="1", channels="3", cache=1, streaming=True, **wrong)
+    for name in (*wrong, "source", "image_size", "channels", "cache"):
+        assert f"{name} is " in str(caught.value).replace("and test", "; test is")
+
+
+def test_numbers_of_numpy_are_numbers():
+    own = load_splits("digits", limit=10, seed=1, validation=0.25, image_size=8, channels=1)
+    settings = {"limit": np.int64(10), "seed": np.uint8(1), "validation": np.float32(0.25)}
+    theirs = load_splits("digits", image_size=np.int32(8), channels=np.int64(1), **settings)
+    assert theirs.train.fingerprint() == own.train.fingerprint()
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_source_is_not_this_folder(source):
+    with pytest.raises(CircuitError, match=r"source is empty; give a path \('\.' is this folder\)"):
+        load_splits(source)
+
+
 def test_images_loads_no_datasets_before_it_reads():
     import subprocess
 

@@ -8,6 +8,7 @@ from models import random_images, random_vit, shape
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs
 from circuitvit.images.judging import Judge
+from circuitvit.images.pairing import class_index
 
 NAMES = ("beagle", "robin", "trout", "poodle")
 CATEGORIES = {"beagle": "dog", "poodle": "dog", "robin": "bird", "trout": "fish"}
@@ -170,6 +171,9 @@ def test_a_class_that_is_never_right_is_no_partner():
         (torch.ones(200), r"mask of torch.float32 and shape \(200,\)"),
         (lambda x: x, r"right_for gave \(\d+, 1, 2, 2\) for \d+ images, expected logits"),
         (lambda x: [0], "right_for gave list for"),
+        (torch.nn.Linear(3, 4), r"can't look at images of shape \(\d+, 1, 2, 2\): mat1 and mat2"),
+        (lambda: None, r"right_for can't look at images.*positional argument"),
+        (random_vit(shape()), r"image"),
         (lambda x: torch.zeros(len(x), 3), "logits of 3 classes, but the images' labels need 4"),
         (lambda x: torch.full((len(x), 4), torch.nan), "logits that are NaN"),
     ],
@@ -197,6 +201,28 @@ def test_what_cannot_be_drawn_is_refused(make, asked, message):
         asked["size"] = 1
     with pytest.raises(CircuitError, match=message):
         make(**asked)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("clean", ["1", 1, np.int64(1), np.uint8(1), "robin"])
+def test_a_class_is_named_or_numbered_also_as_text_and_by_numpy(clean):
+    images = drawn_images()
+    pairs = Pairs.by_class(images, clean=clean, corrupt="0", count=5)
+    expected = Pairs.by_class(images, clean="robin", corrupt="beagle", count=5)
+    assert pairs.fingerprint() == expected.fingerprint()
+    assert Pairs.remake(pairs.recipe, images).fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_name_wins_over_a_number_and_must_be_of_one_class():
+    images = image_set([0, 1, 2, 3] * 5)
+    odd = ImageSet(images.images, images.labels, ("3", "crane", "crane", "0"))
+    assert set(Pairs.by_class(odd, clean="0", count=5).labels.tolist()) == {3}
+    with pytest.raises(CircuitError, match="clean is 'crane', as 2 classes are called.* 1 or 2"):
+        Pairs.by_class(odd, clean="crane", count=5)
+    for wrong in ("4", -1, True, 1.0, None, ["0"]):
+        with pytest.raises(CircuitError, match="which is no class here"):
+            class_index(odd, wrong, "clean")
 
 
 # Categories
@@ -255,6 +281,8 @@ def test_categories_take_right_images_only():
         (CATEGORIES, {"clean": "dog", "corrupt": "dog"}, "both 'dog'"),
         (dict.fromkeys(NAMES, "animal"), {}, "all images are of one category"),
         (["dog"], {}, "categories are a list, expected a mapping"),
+        ({**CATEGORIES, "robin": ["bird"]}, {}, r"a category is \['bird'\], expected a mapping"),
+        (CATEGORIES, {"clean": ["dog"]}, r"clean is \['dog'\], expected a category"),
         (CATEGORIES, {"clean": "bird", "count": 999}, "999 pairs were asked for"),
     ],
 )

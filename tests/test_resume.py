@@ -46,6 +46,7 @@ def counted(most=10**9):
             raise KeyboardInterrupt
         return -logits.softmax(-1).gather(1, pairs.labels[:, None])[:, 0]
 
+    minus_probability.__qualname__ = "minus_probability"  # resume takes no function of a function
     return minus_probability, calls
 
 
@@ -152,7 +153,11 @@ def other_questions():
         "data ": (vit, random_pairs(vit, 3, seed=1), options),
         "images 3 there, 2 here": (vit, pairs.subset([0, 1]), options),
         "model ": (random_vit(shape(), seed=78), pairs, options),
-        "metric 'minus_probability' there, 'kl' here": (vit, pairs, {**options, "metric": "kl"}),
+        "metric 'test_resume.minus_probability' there, 'kl' here": (
+            vit,
+            pairs,
+            {**options, "metric": "kl"},
+        ),
         "ablation 'patch' there, 'zero' here": (vit, pairs, {**options, "ablation": "zero"}),
         "reference None there": (vit, pairs, {**options, "ablation": "mean"}),
         "qkv 'split' there, 'joint' here": (vit, pairs, {**options, **joint}),

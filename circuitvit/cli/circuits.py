@@ -104,7 +104,14 @@ def class_circuits(
     out: Annotated[Path, typer.Argument(help="The folder for the circuits and their overlap.")],
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A class, or two as 'cat,dog' (clean, corrupt); all classes by default."),
+        typer.Option(help="This class against all others; once for each. All by default."),
+    ] = None,
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(help="Clean images of this class only, against those of the next --corrupt."),
+    ] = None,
+    corrupt: Annotated[
+        list[str] | None, typer.Option(help="Corrupt images of this class; one for each --clean.")
     ] = None,
     tau: Annotated[float, typer.Option(help="What one edge may cost.")] = 0.01,
     ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
@@ -114,26 +121,33 @@ def class_circuits(
 ) -> None:
     """Find a circuit for each class (or class pair), and show how far they overlap.
 
-    An interrupted run goes on where it stopped.
+    An interrupted run goes on where it stopped, and more classes join those in the folder.
     """
     import circuitvit as cv
 
+    wanted = _wanted(only or [], clean or [], corrupt or [])
     vit = cv.load_vit(model)
     train = images.splits(vit).train
-    wanted = None if not only else [_class_or_pair(text) for text in only]
-    found = cv.class_circuits(
+    cv.class_circuits(
         vit, train, classes=wanted, tau=tau, ablation=ablation.value, count=pairs,
         reference=train.images, seed=images.seed, resume=out,
         right_for=vit if only_right else None,
     )  # fmt: skip
-    found.save(out)
+    found = cv.ClassCircuits.load(out)  # with what earlier runs have found
+    found.overlap().save(out)
     show(found.overlap().table())
     typer.echo(f"Wrote {out}: {len(found)} circuits, overlap.json, overlap.md and overlap.html.")
 
 
-def _class_or_pair(text: str) -> Any:
-    names = tuple(name.strip() for name in text.split(","))
-    return names[0] if len(names) == 1 else names
+def _wanted(only: list[str], clean: list[str], corrupt: list[str]) -> list[Any] | None:
+    """Classes and pairs of classes; None for all classes."""
+    if len(clean) != len(corrupt):
+        raise CircuitError(
+            f"--clean is given {len(clean)} times and --corrupt {len(corrupt)} times: a pair of "
+            "classes is one of each, such as --clean cat --corrupt dog. One class against all "
+            "others is --only cat."
+        )
+    return [*only, *zip(clean, corrupt, strict=True)] or None
 
 
 @app.command()

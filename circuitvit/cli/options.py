@@ -81,7 +81,8 @@ class Images:
         ),
     ] = None
     classes: Annotated[
-        str | None, typer.Option(help="Only these, with commas between; or 'animals'.")
+        list[str] | None,
+        typer.Option(help="Only this class, by name or index; once for each. Or 'animals'."),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a split.")] = None
     cache: Annotated[
@@ -99,12 +100,11 @@ class Images:
         """The images, as a model wants to see them if one is given."""
         import circuitvit as cv
 
-        kept: Any = None if self.classes is None else [n.strip() for n in self.classes.split(",")]
         return cv.load_splits(
             self.data,
             model=model,
             image_size=image_size,
-            classes="animals" if kept == ["animals"] else kept,
+            classes="animals" if self.classes == ["animals"] else self.classes or None,
             split=_by_part(self.split),
             limit=self.limit,
             cache=self.cache,

@@ -20,6 +20,7 @@ from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.chunks import images_that_fit
+from circuitvit.discover.lasting_names import checked_name
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.resume import ResumeFile
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
@@ -96,7 +97,11 @@ class Question:
         return f"within {origin.selection or origin.method} of {origin.method}"
 
     def record(self, tau: float) -> dict[str, Any]:
-        """What has to agree for a search to be taken up again."""
+        """What has to agree for a search to be taken up again.
+
+        Raises:
+            CircuitError: the metric is a callable that can't be told from others.
+        """
         origin = self.problem.provenance(
             method="acdc", level=self.level, tau=tau, order=self.order_name
         )
@@ -106,6 +111,7 @@ class Question:
         scores = (
             None if self.order is None else _digest(f"{k} {v!r}" for k, v in self.order.items())
         )
+        own["metric"] = checked_name(self.problem.metric, "metric")
         return {**own, "qkv": self.qkv, "within": edges, "writers": scores}
 
 
@@ -156,7 +162,8 @@ def acdc(
 
     Raises:
         CircuitError: the input doesn't fit together, the metric becomes NaN, memory does not
-            suffice for one pair, or `resume` is the file of another search or can't be written.
+            suffice for one pair, or `resume` is the file of another search, can't be written, or is
+            given with a metric that can't be told from others, such as a lambda.
     """
     tau = _checked_tau(tau)
     question = Question.checked(

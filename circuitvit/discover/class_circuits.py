@@ -13,6 +13,7 @@ from circuitvit.circuit import Ablation, Circuit, Level
 from circuitvit.discover.acdc import acdc
 from circuitvit.discover.circuits_by_class import ClassCircuits, Store
 from circuitvit.discover.eap import METHODS, eap
+from circuitvit.discover.lasting_names import checked_name, lasting_name
 from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs, fingerprint
@@ -73,7 +74,8 @@ def class_circuits(
             right.
         resume: a folder in which each circuit is written as soon as it is found; circuits that are
             there already, found with the same settings on the same pairs, are kept. A killed ACDC
-            goes on where it was.
+            goes on where it was. Callables are known by their names, so they need one: a lambda or
+            a function within a function is refused.
 
     Returns:
         The circuits by name, in the order asked for: `cat`, or `cat → dog` for a pair of classes.
@@ -92,6 +94,8 @@ def class_circuits(
     check_ablation(ablation, corrupt=images.images, reference=reference)
     search = Search(vit, find, tau, edges, seed, metric, ablation, level, qkv, reference)
     search.check()
+    if resume is not None:
+        search.check_resumable()
     judge = Judge.of(images, right_for)
     tasks = _tasks(images, classes, count=count, seed=seed, judge=judge)
     settings = {**search.settings(), "count": count, "seed": seed}
@@ -146,16 +150,26 @@ class Search:
                 "edges there are; a callable decides for itself."
             )
 
+    def check_resumable(self) -> None:
+        """Refuse a method or a metric of one's own that another run can't know again.
+
+        Raises:
+            CircuitError: as it says.
+        """
+        checked_name(self.find, "find")
+        if isinstance(self.find, str):
+            checked_name(self._metric, "metric")
+
     def settings(self) -> dict[str, Any]:
         """What is to be recorded, and has to agree for circuits to be kept."""
         told: dict[str, Any] = {"find": self.find, "model": self.vit.fingerprint()}
         if not isinstance(self.find, str):
             name = getattr(self.find, "__name__", type(self.find).__name__)
-            return told | {"find": name}
+            return told | {"find": lasting_name(self.find) or name}
         amount = {"tau": self.tau} if self.find == "acdc" else {"edges": self.edges}
         mean = self.ablation == "mean" and self.reference is not None
         return told | amount | {
-            "metric": metric_name(self._metric),
+            "metric": lasting_name(self._metric) or metric_name(self._metric),
             "ablation": self.ablation,
             "level": self.level,
             "qkv": self.qkv,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
@@ -47,13 +48,16 @@ def arrays_table(
     problems: list[str] = []
     images, values = {}, []
     for split, (pictures, labels) in splits.items():
-        array, wrong = _images(_array(pictures), f"{split} images")
-        problems += wrong
-        images[split] = array
-        flat = _array(labels)
-        flat = flat[:, 0] if flat.ndim == 2 and flat.shape[1] == 1 else flat
-        problems += _label_problems(flat, len(_array(pictures)), f"{split} labels")
-        values += flat.tolist() if flat.ndim == 1 else []
+        raw = _array(pictures, f"{split} images", problems)
+        flat = _array(labels, f"{split} labels", problems)
+        if raw is not None:
+            images[split], wrong = _images(raw, f"{split} images")
+            problems += wrong
+        if flat is not None:
+            flat = flat[:, 0] if flat.ndim == 2 and flat.shape[1] == 1 else flat
+            values += flat.tolist() if flat.ndim == 1 else []
+        if raw is not None and flat is not None:
+            problems += _label_problems(flat, len(raw) if raw.ndim else 0, f"{split} labels")
     if problems:
         raise CircuitError("these arrays can't be used: " + "; ".join(problems) + ".")
     labels, names = coded(values, class_names)
@@ -107,8 +111,20 @@ def _role(name: str) -> str | None:
     )
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _array(values: Any, what: str, problems: list[str]) -> np.ndarray | None:
+    """An array of numbers or text; None and one more problem where it can't be one."""
+    try:
+        if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor):
+            values = torch.stack(tuple(values))
+        if not isinstance(values, Tensor):
+            return np.asarray(values)
+        # numpy knows fewer kinds of floats.
+        values = values.float() if values.is_floating_point() else values
+        return values.detach().cpu().numpy()
+    except (ValueError, TypeError, RuntimeError) as cause:
+        reason = " ".join(str(cause).split()).rstrip(".")
+        problems.append(f"the {what} can't be put into one array of one shape ({reason})")
+        return None
 
 
 def _images(array: np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:

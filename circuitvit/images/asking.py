@@ -1,6 +1,7 @@
 """What is asked of images: by a model, or by its preprocessing and settings given by hand."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, no_type_check, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitError
 from circuitvit.images.decoding import Look
 from circuitvit.images.table import Table
+from circuitvit.images.tensors import is_whole
 from circuitvit.preprocessing import Preprocessing
 
 
@@ -87,10 +89,8 @@ def asked_for(
     if model is not None and not all(hasattr(shape, n) for n in ("image_size", "classes")):
         problems.append(f"model is a {type(model).__name__}, expected a ViT; cv.load_vit makes one")
         model = shape = None
-    if image_size is not None and image_size < 1:
-        problems.append(f"image_size is {image_size}, expected at least 1 pixel")
-    if channels not in (None, 1, 3):
-        problems.append(f"channels is {channels}, expected 1 (grey) or 3 (RGB)")
+    problems += _size_problems(image_size, channels)
+    image_size, channels = (int(n) if is_whole(n) else None for n in (image_size, channels))
     for name, asked in (("image_size", image_size), ("channels", channels)):
         own = getattr(shape, name, None)
         if shape is not None and asked not in (None, own):
@@ -108,6 +108,13 @@ def asked_for(
     found = Asked(chosen, size, depth, getattr(shape, "classes", None), problems)
     _warn_of_guess(model, known, found)
     return found
+
+
+def _size_problems(image_size: Any, channels: Any) -> Iterator[str]:
+    if image_size is not None and not (is_whole(image_size) and image_size >= 1):
+        yield f"image_size is {image_size!r}, expected at least 1 pixel, a whole number"
+    if channels is not None and not (is_whole(channels) and channels in (1, 3)):
+        yield f"channels is {channels!r}, expected 1 (grey) or 3 (RGB)"
 
 
 def _warn_of_guess(model: Viewer | None, known: Preprocessing | None, found: Asked) -> None:

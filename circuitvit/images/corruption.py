@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.tensors import is_whole
 from circuitvit.torchvision_ops import register_missing_ops
 
 Fill = Literal["inpaint", "blur"]
@@ -48,7 +49,7 @@ class Patch:
         if fill not in get_args(Fill):
             problems.append(f"fill is {fill!r}, expected one of {get_args(Fill)}")
         step = 1 if align is None else align
-        if not _is_whole(step) or not 1 <= step < side:
+        if not is_whole(step) or not 1 <= step < side:
             problems.append(f"align is {align!r}, expected the patch size of a model below {side}")
             step = 1
         pixels = _pixels(size, side, int(step))
@@ -158,13 +159,9 @@ def mean_image(
     return images.detach().mean(dim=0, dtype=torch.float64).to(images.dtype)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _pixels(size: Any, side: int, step: int) -> int | None:
     """A size in pixels; a share of the side goes to the nearest multiple of `step` that fits."""
-    if _is_whole(size):
+    if is_whole(size):
         return int(size)
     if isinstance(size, float | np.floating) and 0 < size < 1:
         return min(max(1, round(float(size) * side / step)), (side - 1) // step) * step
@@ -172,7 +169,7 @@ def _pixels(size: Any, side: int, step: int) -> int | None:
 
 
 def _fits(place: Any, size: int, step: int, height: int, width: int) -> bool:
-    if not isinstance(place, tuple | list) or len(place) != 2 or not all(map(_is_whole, place)):
+    if not isinstance(place, tuple | list) or len(place) != 2 or not all(map(is_whole, place)):
         return False
     inside = 0 <= place[0] <= height - size and 0 <= place[1] <= width - size
     return inside and place[0] % step == place[1] % step == 0

@@ -106,8 +106,18 @@ class Judge:
         if isinstance(self._model, nn.Module):
             weights = next(self._model.parameters(), batch)
             batch = batch.to(weights.device, weights.dtype)
-        with torch.no_grad():
-            logits = self._model(batch)
+        try:
+            with torch.no_grad():
+                logits = self._model(batch)
+        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as cause:
+            if isinstance(cause, CircuitError):
+                raise
+            reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+            raise CircuitError(
+                f"right_for can't look at images of shape {tuple(batch.shape)}: {reason}. Give a "
+                "model that takes such images and returns logits, or load the images for it: "
+                "load_splits(..., model=...)."
+            ) from cause
         self._check(logits, len(places))
         return logits.cpu()
 

@@ -2,13 +2,14 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.animals import ANIMALS
+from circuitvit.images.tensors import is_whole
 
 UNLABELLED, LEFT_OUT = -1, -2
 """Codes of images without a label, and of images whose class was not asked for."""
@@ -52,6 +53,12 @@ def coded(values: Sequence[Any], names: Sequence[str] | None = None) -> Labelled
 
 def _coded_text(values: Sequence[Any], names: tuple[str, ...]) -> Labelled:
     codes = {name: code for code, name in enumerate(names)}
+    counts = Counter(names)
+    if shared := sorted({v for v in values if counts[v] > 1}):
+        raise CircuitError(
+            f"several classes are called {_some(shared)}, so these labels don't say which. Give "
+            "labels as indices."
+        )
     unknown = sorted({str(v) for v in values if v is not None and v not in codes})
     if unknown:
         raise CircuitError(
@@ -95,8 +102,12 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
 
 
 def _places(classes: Sequence[str | int], names: tuple[str, ...]) -> list[int]:
-    found = [_place(asked, names) for asked in classes]
-    problems = []
+    found = [place_of(asked, names) for asked in classes]
+    problems = [
+        f"{len(same)} classes are called {asked!r}, those at {_some(same)}"
+        for asked in classes
+        if len(same := places_called(asked, names)) > 1
+    ]
     if unknown := [asked for asked, place in zip(classes, found, strict=True) if place is None]:
         problems.append(
             f"{_some(unknown)} are not there; the data have {_some(names)}"
@@ -115,48 +126,64 @@ def _places(classes: Sequence[str | int], names: tuple[str, ...]) -> list[int]:
     return places
 
 
-def _place(asked: Any, names: tuple[str, ...]) -> int | None:
+def place_of(asked: Any, names: Sequence[str]) -> int | None:
     """The place of a class, by its name or index; a name wins, as a class may be called `3`."""
-    if asked in names:
-        return names.index(asked)
+    if same := places_called(asked, names):
+        return same[0]
     if isinstance(asked, str):  # the command line gives indices as text
         asked = int(asked) if asked.isdecimal() else None
-    whole = isinstance(asked, int | np.integer) and not isinstance(asked, bool)
-    return int(asked) if whole and 0 <= asked < len(names) else None
+    return int(asked) if is_whole(asked) and 0 <= asked < len(names) else None
+
+
+def places_called(asked: Any, names: Sequence[str]) -> list[int]:
+    """The places of all classes of this name; ImageNet has two cranes."""
+    return [place for place, name in enumerate(names) if isinstance(asked, str) and asked == name]
 
 
 def matched(labelled: Labelled, wanted: tuple[str, ...]) -> Labelled:
     """Give each class the index that its name has among a model's classes.
 
-    Names agree if they are the same but for case, `_` and `-`, or else in what stands before the
-    first comma (ImageNet's synonyms). Classes without images need no counterpart.
+    Names agree to the letter, or else if they are the same but for case, `_` and `-` in what
+    stands before the first comma (ImageNet's synonyms). Classes without images need no counterpart.
 
     Raises:
-        CircuitError: a class of the data is not among the model's, or two are the same one.
+        CircuitError: a class of the data is not among the model's or may be several of them, or two
+            are the same one.
     """
     labels, names = labelled
+    if names == wanted:
+        return labelled  # though several classes may be called the same
     used = sorted({int(label) for label in labels[labels >= 0]})
     codes = np.full(max(len(names), 1), LEFT_OUT)
-    exact = {name: place for place, name in enumerate(wanted)}
-    loose, first = _by_form(wanted, _plain), _by_form(wanted, _first_synonym)
+    exact, loose, first = (_by_form(wanted, form) for form in (str, _plain, _first_synonym))
+    known = dict[int, list[int]]()
     for place in used:
         name = names[place]
-        found = exact.get(name, loose.get(_plain(name), first.get(_first_synonym(name))))
-        codes[place] = LEFT_OUT if found is None else found
-    unknown = [names[place] for place in used if codes[place] == LEFT_OUT]
-    _check_match(unknown, [(names[p], wanted[codes[p]]) for p in used if codes[p] >= 0], wanted)
+        # All synonyms together say more than the first, but that alone may be another's too.
+        same = exact.get(name) or ("," in name and loose.get(_plain(name)))
+        known[place] = same or first.get(_first_synonym(name), [])
+    _check_match([(names[place], found) for place, found in known.items()], wanted)
+    for place, found in known.items():
+        codes[place] = found[0]
     return np.where(labels < 0, labels, codes[labels.clip(0)]), wanted
 
 
-def _check_match(unknown: list[str], pairs: list[tuple[str, str]], wanted: tuple[str, ...]) -> None:
+def _check_match(found: Sequence[tuple[str, list[int]]], wanted: tuple[str, ...]) -> None:
     problems = []
-    if unknown:
+    if unknown := [name for name, places in found if not places]:
         problems.append(
             f"the data's {_some(unknown)} are not among the model's {_some(wanted)}"
             f"{_nearest(unknown, wanted)}"
         )
-    targets = [target for _, target in pairs]
-    twice = [f"{name!r} as {target!r}" for name, target in pairs if targets.count(target) > 1]
+    unclear = [(name, places) for name, places in found if len(places) > 1]
+    for name, places in unclear[:6]:
+        meant = " or ".join(f"{wanted[place]!r} (class {place})" for place in places)
+        problems.append(f"the data's {name!r} may be the model's {meant}")
+    if len(unclear) > 6:
+        problems.append(f"and {len(unclear) - 6} more such names")
+    clear = [(name, places[0]) for name, places in found if len(places) == 1]
+    counts = Counter(place for _, place in clear)
+    twice = [f"{name!r} as {wanted[place]!r}" for name, place in clear if counts[place] > 1]
     if twice:
         problems.append(f"several classes of the data are one of the model's: {', '.join(twice)}")
     if problems:
@@ -167,11 +194,12 @@ def _check_match(unknown: list[str], pairs: list[tuple[str, str]], wanted: tuple
         )
 
 
-def _by_form(names: tuple[str, ...], form: Any) -> dict[str, int]:
-    """Places by another form of the names, without the forms that several names share."""
-    forms = [form(name) for name in names]
-    counts = Counter(forms)
-    return {text: place for place, text in enumerate(forms) if counts[text] == 1}
+def _by_form(names: Sequence[str], form: Callable[[str], str]) -> dict[str, list[int]]:
+    """The places of all names of one form."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(form(name), []).append(place)
+    return found
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, no_type_check
@@ -20,6 +21,7 @@ from circuitvit.images.sampling import balanced, stratified
 from circuitvit.images.slices import PARTS, Split, own_parts
 from circuitvit.images.sources import Draw, read_given, read_source
 from circuitvit.images.table import Table, dataset_table
+from circuitvit.images.tensors import is_number, is_whole
 from circuitvit.images.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
 from circuitvit.preprocessing import Preprocessing
 
@@ -93,9 +95,13 @@ def load_splits(
         CircuitError: there is nothing at the source, it can't be read, its images have no labels
             or several sizes, its classes are not the model's, or it has too few images.
     """
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+    given = locals()
     asked = asked_for(model, preprocessing, image_size, channels)
-    _check(asked, validation, test, seed, limit, workers, streaming, split)
+    if problems := [*asked.problems, *_problems(given)]:
+        raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
+    limit, seed, workers = None if limit is None else int(limit), int(seed), int(workers)
+    validation, test = float(validation), float(test)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     table = _table(source, Draw(limit, seed) if streaming else None)
     own = own_parts(table.sizes, split, name)
     table, own = _with_classes(table, own, classes, asked, name)
@@ -113,32 +119,40 @@ def load_splits(
     return Splits(**sets, skipped=tuple(line for d in found.values() for line in d.skipped))
 
 
-def _check(
-    asked: Asked,
-    validation: float,
-    test: float,
-    seed: int,
-    limit: int | None,
-    workers: int,
-    streaming: bool,
-    split: Split | None,
-) -> None:
-    sliced = [split] if isinstance(split, str) else list((split or {}).values())
-    wrong = {
-        f"validation is {validation} and test {test}, expected shares > 0 with a sum < 1": not (
-            validation > 0 and test > 0 and validation + test < 1
-        ),
-        f"limit is {limit}, expected at least 1 image": limit is not None and limit < 1,
-        f"seed is {seed}, expected a whole number ≥ 0": seed < 0,
-        f"workers is {workers}, expected a number of threads ≥ 0": workers < 0,
-        "streaming without a limit would read everything; give a limit": streaming
-        and limit is None,
-        "streaming reads whole splits, so split can have no [slices]": streaming
-        and any("[" in expression for expression in sliced),
-    }
-    problems = asked.problems + [text for text, is_so in wrong.items() if is_so]
-    if problems:
-        raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
+def _problems(given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the settings of `load_splits`, one sentence each."""
+    source, classes, cache = (given[name] for name in ("source", "classes", "cache"))
+    if isinstance(source, str) and not source.strip():
+        yield "source is empty; give a path ('.' is this folder), a hub id or 'digits'"
+    if not isinstance(classes, str | Sequence | np.ndarray | None):
+        yield f"classes is {classes!r}, expected 'animals' or a list of names or indices"
+    if not isinstance(cache, str | os.PathLike | None):
+        yield f"cache is {cache!r}, expected the path of a folder"
+    validation, test = shares = given["validation"], given["test"]
+    if not all(is_number(share) and share > 0 for share in shares) or not validation + test < 1:
+        yield f"validation is {validation!r} and test {test!r}, expected shares > 0 with a sum < 1"
+    for name, least, what in (
+        ("limit", 1, "a whole number of images, at least 1"),
+        ("seed", 0, "a whole number ≥ 0"),
+        ("workers", 0, "a whole number of threads ≥ 0"),
+    ):
+        value = given[name]
+        if not (is_whole(value) and value >= least) and not (name == "limit" and value is None):
+            yield f"{name} is {value!r}, expected {what}"
+    yield from _split_problems(given["split"], given["streaming"])
+    if given["streaming"] and given["limit"] is None:
+        yield "streaming without a limit would read everything; give a limit"
+
+
+def _split_problems(split: Any, streaming: bool) -> Iterator[str]:
+    whole = {"train": split} if isinstance(split, str) else {} if split is None else split
+    if not isinstance(whole, Mapping) or not all(isinstance(e, str) for e in whole.values()):
+        yield (
+            f"split is {split!r}, expected an expression such as 'train[:2%]', or a mapping from "
+            "'train' and other parts to such"
+        )
+    elif streaming and any("[" in expression for expression in whole.values()):
+        yield "streaming reads whole splits, so split can have no [slices]"
 
 
 def _table(source: Any, draw: Draw | None) -> Table:

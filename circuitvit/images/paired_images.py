@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.images.batches import Batches
-from circuitvit.images.recipe import Recipe, cast, cut
+from circuitvit.images.recipe import PairRecipe, cast, cut
 from circuitvit.images.tensors import (
     Indices,
     fingerprint,
@@ -47,7 +47,7 @@ class PairedImages:
     labels: Int[Tensor, " image"] | None = None
     corrupt_labels: Int[Tensor, " image"] | None = None
     # No argument, so that pairs with other images can't be given a recipe that doesn't make them.
-    recipe: Recipe | None = field(default=None, init=False)
+    recipe: PairRecipe | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         problems = list(image_problems("clean", self.clean))
@@ -154,7 +154,7 @@ class PairedImages:
         pairs, recipe = cls(**known), told.get("recipe")
         return pairs if recipe is None else pairs._by(recipe)
 
-    def _by(self: Own, recipe: Recipe) -> Own:
+    def _by(self: Own, recipe: PairRecipe) -> Own:
         """These very pairs, now with the recipe that made them."""
         object.__setattr__(self, "recipe", recipe)
         return self

@@ -7,7 +7,9 @@ import numpy as np
 from circuitvit.errors import CircuitError
 from circuitvit.images.image_set import ImageSet
 from circuitvit.images.judging import Judge
+from circuitvit.images.labels import place_of, places_called
 from circuitvit.images.sampling import balanced
+from circuitvit.images.tensors import is_whole
 
 Members = dict[int, np.ndarray]
 """The places of the images that may still be drawn, by class."""
@@ -123,7 +125,7 @@ def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judg
         CircuitError: there are not so many.
     """
     for name, value in (("count", count), ("seed", seed)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        if not is_whole(value):
             raise CircuitError(f"{name} is {value!r}, expected a whole number.")
     if not 1 <= count <= len(pool):
         raise CircuitError(
@@ -179,14 +181,16 @@ def class_index(images: ImageSet, asked: str | int, role: str) -> int:
         CircuitError: there is no such class, or no image of it.
     """
     names = images.class_names
-    if asked in names:
-        index = names.index(str(asked))
-    elif isinstance(asked, int) and not isinstance(asked, bool) and 0 <= asked < len(names):
-        index = asked
-    else:
+    index = place_of(asked, names)
+    if index is None:
         raise CircuitError(
             f"{role} is {asked!r}, which is no class here. Give an index below {len(names)} or one "
             f"of these names: {', '.join(names)}."
+        )
+    if len(same := places_called(asked, names)) > 1:
+        raise CircuitError(
+            f"{role} is {asked!r}, as {len(same)} classes are called. Give an index: "
+            f"{' or '.join(map(str, same))}."
         )
     if not (images.labels == index).any():
         raise CircuitError(
@@ -199,11 +203,7 @@ def class_index(images: ImageSet, asked: str | int, role: str) -> int:
 def _check_categories(
     images: ImageSet, categories: Mapping[str, str], clean: str | None, corrupt: str | None
 ) -> None:
-    if not isinstance(categories, Mapping):
-        raise CircuitError(
-            f"categories are a {type(categories).__name__}, expected a mapping from class name to "
-            "category, such as {'beagle': 'dog', 'robin': 'bird'}."
-        )
+    _check_mapping(categories)
     there = [images.class_names[label] for label in images.labels.unique().tolist()]
     known = list(dict.fromkeys(categories[name] for name in there if name in categories))
     problems = []
@@ -220,6 +220,19 @@ def _check_categories(
         problems.append(f"all images are of one category ({_listed(known)}), at least 2 are needed")
     if problems:
         raise CircuitError("these categories can't be paired: " + "; ".join(problems) + ".")
+
+
+def _check_mapping(categories: object) -> None:
+    strange = f"categories are a {type(categories).__name__}"
+    if isinstance(categories, Mapping):
+        odd = [kind for kind in categories.values() if not isinstance(kind, str | int)]
+        if not odd:
+            return
+        strange = f"a category is {odd[0]!r}"
+    raise CircuitError(
+        f"{strange}, expected a mapping from each class's name to that of its one category, such "
+        "as {'beagle': 'dog', 'robin': 'bird'}."
+    )
 
 
 def _none_right(who: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.corruption import Patch
@@ -16,7 +17,8 @@ from circuitvit.images.image_set import ImageSet
 from circuitvit.images.judging import Judge
 from circuitvit.images.paired_images import PairedImages
 from circuitvit.images.pairing import places_alone, places_by_category, places_by_class
-from circuitvit.images.recipe import Recipe, check_recipe, tensors_of, written
+from circuitvit.images.recipe import PairRecipe, check_recipe, tensors_of, written
+from circuitvit.images.tensors import is_number
 
 
 class Pairs(PairedImages):
@@ -175,7 +177,7 @@ class Pairs(PairedImages):
         *,
         clean: str | int | None = None,
         count: int,
-        std: int | float = 1.0,
+        std: int | float | Tensor = 1.0,
         seed: int = 0,
         right_for: Any = None,
     ) -> "Pairs":
@@ -185,8 +187,8 @@ class Pairs(PairedImages):
             images: where the images come from.
             clean: name or index of the only class to take; None is all.
             count: number of pairs.
-            std: of the noise, > 0, in units of the normalised pixels: 1 is as much as the pixels
-                themselves vary, where they are normalised by their own standard deviation.
+            std: of the noise, a number > 0, in units of the normalised pixels: 1 is as much as the
+                pixels themselves vary, where they are normalised by their own standard deviation.
             seed: draws the images and the noise.
             right_for: a model or a mask; take only images that it gets right.
 
@@ -194,9 +196,10 @@ class Pairs(PairedImages):
             CircuitError: `std` is not above 0, the class is unknown or has no images, or there are
                 fewer (right) images than pairs.
         """
-        if isinstance(std, str) or not 0 < std < float("inf"):
+        amount = std.item() if isinstance(std, Tensor) and std.ndim == 0 else std
+        if not is_number(amount) or not 0 < amount < float("inf"):
             raise CircuitError(f"std is {std!r}, expected a number > 0, in units of the pixels.")
-        return cls._of_one("noised", images, clean, count, seed, right_for, {"std": float(std)})
+        return cls._of_one("noised", images, clean, count, seed, right_for, {"std": float(amount)})
 
     @classmethod
     def against_mean(
@@ -224,7 +227,7 @@ class Pairs(PairedImages):
         return cls._of_one("against_mean", images, clean, count, seed, right_for, {})
 
     @classmethod
-    def remake(cls, recipe: Recipe | None, images: ImageSet) -> "Pairs":
+    def remake(cls, recipe: PairRecipe | None, images: ImageSet) -> "Pairs":
         """Make the same pairs again, bit for bit.
 
         Args:
@@ -267,7 +270,7 @@ class Pairs(PairedImages):
         return pairs
 
     @classmethod
-    def _made(cls, images: ImageSet, recipe: Recipe) -> "Pairs":
+    def _made(cls, images: ImageSet, recipe: PairRecipe) -> "Pairs":
         pairs = cls(**tensors_of(recipe, images))
         for name in recipe["casts"]:
             pairs = pairs.to(dtype=getattr(torch, name))

@@ -23,7 +23,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.images.corruption import Patch, mean_image, noisy
 from circuitvit.images.image_set import ImageSet
 
-Recipe = Mapping[str, Any]
+PairRecipe = Mapping[str, Any]
 OF_TWO = ("by_class", "by_category")
 OF_ONE = ("occluded", "noised", "against_mean")
 KEYS = (
@@ -42,7 +42,7 @@ def written(
     seed: int,
     right_for: str | None,
     corrupt_labels: np.ndarray | None = None,
-) -> Recipe:
+) -> PairRecipe:
     """A recipe in plain JSON values."""
     recipe = {
         "made": made,
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value.item()
 
 
-def cut(recipe: Recipe, places: list[int]) -> Recipe:
+def cut(recipe: PairRecipe, places: list[int]) -> PairRecipe:
     """The recipe of some of the pairs."""
     lists = {
         name: [recipe[name][place] for place in places]
@@ -73,7 +73,7 @@ def cut(recipe: Recipe, places: list[int]) -> Recipe:
     return {**recipe, **lists}
 
 
-def cast(recipe: Recipe, dtype: torch.dtype) -> Recipe:
+def cast(recipe: PairRecipe, dtype: torch.dtype) -> PairRecipe:
     """The recipe of the pairs in another dtype."""
     return {**recipe, "casts": [*recipe["casts"], str(dtype).removeprefix("torch.")]}
 
@@ -112,14 +112,14 @@ def check_recipe(recipe: object, images: object) -> None:
         )
 
 
-def _is_cast(recipe: Recipe) -> bool:
+def _is_cast(recipe: PairRecipe) -> bool:
     names = recipe["casts"]
     return isinstance(names, list) and all(
         isinstance(getattr(torch, str(name), None), torch.dtype) for name in names
     )
 
 
-def tensors_of(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
+def tensors_of(recipe: PairRecipe, images: ImageSet) -> dict[str, Any]:
     """The fields of the pairs that a checked recipe makes.
 
     Raises:
@@ -148,7 +148,7 @@ def tensors_of(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
         raise CircuitError(f"this recipe of pairs was altered or damaged: {cause!s}.") from cause
 
 
-def _corrupted(recipe: Recipe, images: ImageSet) -> Tensor:
+def _corrupted(recipe: PairRecipe, images: ImageSet) -> Tensor:
     """Corrupt images that are made from the clean ones."""
     given, seed, places = recipe["arguments"], recipe["seed"], recipe["clean"]
     if recipe["made"] == "against_mean":

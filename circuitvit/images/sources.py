@@ -7,8 +7,7 @@ import glob
 import heapq
 import re
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.folders import files_below, images_by_split, is_metadata
 from circuitvit.images.slices import split_of
 
 if TYPE_CHECKING:
@@ -93,64 +93,20 @@ def read_given(source: Any, draw: Draw | None = None) -> dict[str, "Dataset"]:
 
 
 def _from_folder(folder: Path, draw: Draw | None) -> dict[str, "Dataset"]:
-    parquet = [file for file in sorted(folder.rglob("*.parquet")) if not _is_metadata(file)]
+    parquet = [
+        path
+        for path in files_below(folder)
+        if path.suffix == ".parquet" and path.is_file() and not is_metadata(path)
+    ]
     if parquet:
         return _load("parquet", str(folder), _by_split(parquet, folder), draw)
-    images = _images_below(folder)
-    if not images:
-        raise CircuitError(
-            f"the folder {folder} holds no images and no parquet files. Put the images into it, "
-            "one folder a class."
-        )
+    images = images_by_split(folder)
     if draw is not None:
         raise CircuitError(
             f"{folder} is a folder of images, which can't be streamed. Leave streaming out: only "
             "the images within the limit are decoded anyway."
         )
-    parts = {place: split_of(place.name) for place in sorted(folder.iterdir()) if place.is_dir()}
-    # A class may be called `train` too: folders mean splits only where all of them name one.
-    if not parts or not all(parts.values()) or any(image.parent == folder for image in images):
-        _warn_of_empty([folder])
-        return _load("imagefolder", str(folder), {"train": images})
-    files: dict[str, list[Path]] = {}
-    for place, split in parts.items():
-        found = _images_below(place)
-        if any(image.parent == place for image in found) and not any(map(_is_metadata, found)):
-            raise CircuitError(
-                f"{place} holds images beside one another, so their classes are not known. Make "
-                "one folder a class in it."
-            )
-        files.setdefault(split or "train", []).extend(found)
-    _warn_of_empty(parts)
-    return _load("imagefolder", str(folder), files)
-
-
-def _warn_of_empty(roots: Iterable[Path]) -> None:
-    """A class without images is no class to `datasets`, which says nothing."""
-    empty = [
-        str(place.relative_to(root.parent))
-        for root in roots
-        for place in sorted(root.iterdir())
-        if place.is_dir() and not place.name.startswith(".") and not _images_below(place)
-    ]
-    if empty:
-        warnings.warn(
-            f"these folders hold no images, so they are no classes: {', '.join(empty)}.",
-            stacklevel=2,
-        )
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """The images of a folder at any depth, and the metadata files that describe them."""
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    kinds = {*ImageFolder.EXTENSIONS}
-    files = sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
-    return [p for p in files if p.suffix.lower() in kinds or _is_metadata(p)]
-
-
-def _is_metadata(path: Path) -> bool:
-    return path.stem == "metadata"
+    return _load("imagefolder", str(folder), images)
 
 
 def _by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
@@ -167,8 +123,9 @@ def _load(
 ) -> dict[str, "Dataset"]:
     import datasets
 
+    # Links stay such: the class of an image is the folder that the link lies in.
     names = {
-        split: [glob.escape(str(f.resolve())) for f in found] for split, found in files.items()
+        split: [glob.escape(str(f.absolute())) for f in found] for split, found in files.items()
     }
     with _reading(source):
         splits = datasets.load_dataset(kind, data_files=names, streaming=draw is not None)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,16 @@ from circuitvit.errors import CircuitError
 
 Indices = slice | Sequence[int] | Int[Tensor, " chosen"] | Bool[Tensor, " image"] | np.ndarray
 """Which images: a slice, whole numbers (negative ones count from the end), or a mask."""
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, Python's or numpy's; truth values are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, Python's or numpy's; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def fingerprint(*tensors: Tensor | None) -> str:

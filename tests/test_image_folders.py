@@ -1,0 +1,153 @@
+"""Folders of images: links are followed, and the class folders must be clear."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from circuitvit.errors import CircuitError
+from circuitvit.images import load_splits
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep what `datasets` prepares out of the home folder."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(folder: Path, count=10) -> Path:
+    """Pictures that all differ, whatever folder they are in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(sum(map(ord, str(folder))))
+    for place in range(count):
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+    return folder
+
+
+def counts(source: Path) -> dict[str, int]:
+    """How many images each class has in all parts together."""
+    splits = load_splits(source)
+    labels = [n for part in (splits.train, splits.validation, splits.test) for n in part.labels]
+    return {name: labels.count(place) for place, name in enumerate(splits.train.class_names)}
+
+
+def test_class_folders_and_images_that_are_links_count_under_their_own_names(tmp_path):
+    pets, store = tmp_path / "pets", tmp_path / "store"
+    write(pets / "cat", 6)
+    (pets / "dog").symlink_to(write(store / "set17", 7))
+    (pets / "eel").mkdir()
+    for file in write(store / "pool", 8).iterdir():
+        (pets / "eel" / file.name).symlink_to(file)
+    assert counts(pets) == {"cat": 6, "dog": 7, "eel": 8}
+    (tmp_path / "linked").symlink_to(pets)
+    assert counts(tmp_path / "linked") == {"cat": 6, "dog": 7, "eel": 8}
+
+
+def test_splits_and_parquet_files_may_be_links_too(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    parts.mkdir()
+    for split, count in (("train", 10), ("test", 3)):
+        for name in ("cat", "dog"):
+            write(whole / f"{split}_images" / name, count)
+        (parts / split).symlink_to(whole / f"{split}_images")
+    assert len(load_splits(parts).test) == 6
+    import datasets
+
+    store, linked = tmp_path / "store", tmp_path / "linked"
+    rows = datasets.load_dataset("imagefolder", data_dir=str(whole / "train_images"))["train"]
+    store.mkdir()
+    rows.to_parquet(str(store / "blob"))
+    (linked / "data").mkdir(parents=True)
+    (linked / "data" / "train.parquet").symlink_to(store / "blob")
+    assert counts(linked) == {"cat": 10, "dog": 10}
+
+
+def test_links_that_go_round_in_circles_end(tmp_path):
+    pets = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        write(pets / name)
+        (pets / name / "up").symlink_to(pets)
+    (pets / "self").symlink_to("self")
+    assert counts(pets) == {"cat": 10, "dog": 10}
+
+
+def test_links_that_lead_nowhere_are_told(tmp_path):
+    pets = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        write(pets / name)
+    (pets / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match=r"^1 images are links that lead nowhere.*cat/gone\.png"):
+        assert counts(pets) == {"cat": 10, "dog": 10}
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    pets = tmp_path / "pets"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            write(pets / split / name)
+            (pets / split / name / "._0.png").write_bytes(b"what a Mac leaves")
+    write(pets / "train" / "cat" / ".ipynb_checkpoints")
+    (pets / "__MACOSX" / "cat").mkdir(parents=True)
+    write(pets / ".thumbnails")
+    splits = load_splits(pets)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 20]
+
+
+@pytest.mark.parametrize("above", ["cats_dogs", "a/b", "train", "data/train"])
+def test_a_folder_around_the_classes_changes_nothing(tmp_path, above):
+    for name in ("cat", "dog"):
+        write(tmp_path / "data" / above / name)
+    assert counts(tmp_path / "data") == {"cat": 10, "dog": 10}
+
+
+@pytest.mark.parametrize("above", [".", "unpacked", "unpacked/pets"])
+@pytest.mark.parametrize("below", [".", "images"])
+def test_splits_are_seen_in_a_folder_around_them(tmp_path, above, below):
+    for split, count in (("train", 10), ("val", 4), ("test", 3)):
+        for name in ("cat", "dog"):
+            write(tmp_path / "data" / above / split / below / name, count)
+    splits = load_splits(tmp_path / "data")
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [20, 8, 6]
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        ["cat/indoor", "cat/outdoor", "dog/indoor", "dog/outdoor"],
+        ["cat/monday", "cat/tuesday", "dog/friday"],
+        ["train/cat/indoor", "train/dog/indoor", "test/cat/indoor", "test/dog/indoor"],
+        ["train/cat", "train/dog", "extra/cat", "extra/dog"],
+        ["cat", "dog/puppy"],
+        ["cat", "cat/old", "dog"],
+    ],
+)
+def test_classes_in_folders_of_several_folders_are_refused(tmp_path, leaves):
+    for leaf in leaves:
+        write(tmp_path / "nest" / leaf, 3)
+    with pytest.raises(CircuitError) as caught:
+        load_splits(tmp_path / "nest")
+    said = str(caught.value)
+    assert "lie in folders within folders" in said
+    assert "Make one folder a class directly in it" in said
+    assert leaves[0].removeprefix("train/") in said
+
+
+def test_images_beside_class_folders_are_named(tmp_path):
+    for name in ("cat", "dog"):
+        write(tmp_path / "pets" / name)
+    write(tmp_path / "pets", 2)
+    with pytest.raises(CircuitError, match=r"2 images beside its folders \(0\.png, 1\.png\)"):
+        load_splits(tmp_path / "pets")
+
+
+def test_a_split_without_images_is_told_and_carved(tmp_path):
+    for name in ("cat", "dog"):
+        write(tmp_path / "pets" / "train" / name)
+    (tmp_path / "pets" / "test").mkdir()
+    with pytest.warns(UserWarning, match=r"no images, so they are left out: pets/test"):
+        splits = load_splits(tmp_path / "pets")
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [12, 4, 4]
