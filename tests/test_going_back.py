@@ -68,7 +68,7 @@ def test_there_and_back_logits_stay(to, name):
         assert (logits_of(module, x) - expected).abs().max() <= share * expected.abs().max()
         assert not module.training
         assert next(module.parameters()).dtype == dtype
-        back = cv.load_vit(module)
+        back = examine(module).vit
         assert (back(x) - expected).abs().max() <= share * expected.abs().max()
         assert back.config.pooling == vit.config.pooling
         for parameter in module.parameters():

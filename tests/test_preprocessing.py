@@ -43,7 +43,7 @@ def test_wrong_values_are_named_together(as_users_call):
 
 
 def test_it_travels_with_the_model(tmp_path):
-    vit = random_vit(shape())
+    vit = random_vit(shape(channels=3))
     vit.preprocessing = SEEN
     vit.save_pretrained(tmp_path / "vit")
     assert cv.ViT.from_pretrained(tmp_path / "vit").preprocessing == SEEN
