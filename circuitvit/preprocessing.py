@@ -52,6 +52,8 @@ class Preprocessing:
                 )
         problems += [] if problems else _number_problems(self.mean, self.std)
         problems += _choice_problems(self.interpolation, self.resize, self.crop)
+        if _is_number(self.crop):
+            object.__setattr__(self, "crop", float(self.crop))
         if self.class_names is not None:
             listed = isinstance(self.class_names, Iterable) and not isinstance(
                 self.class_names, str | bytes | Mapping

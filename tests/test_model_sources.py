@@ -62,6 +62,17 @@ def cached_on_the_hub(root, repository, write):
     write(folder / "snapshots" / ("0" * 40))
 
 
+def names_of_imagenet():
+    """As torchvision calls them, but for the two pairs that WordNet calls alike."""
+    from torchvision.models import ViT_B_16_Weights
+
+    names = list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+    for word in ("crane", "maillot"):
+        for index in [i for i, name in enumerate(names) if name.startswith(word)]:
+            names[index] = f"{word} ({index})"
+    return tuple(names)
+
+
 @torch.no_grad()
 def test_names_are_taken_from_the_hubs_cache(tmp_path, monkeypatch):
     import huggingface_hub.constants
@@ -92,6 +103,11 @@ def test_names_are_taken_from_the_hubs_cache(tmp_path, monkeypatch):
         assert (found.vit(x) - module(x)).abs().max() < 1e-5 * module(x).abs().max()
         assert found.source == source
         assert found.vit.preprocessing.mean == tuple(config.mean)
+        assert found.vit.preprocessing.class_names == names_of_imagenet()
+    torch.save(module.state_dict(), tmp_path / "mine.pt")
+    for source in ("timm:test_vit", f"hf:timm/{name}"):
+        mine = cv.load_vit(source, checkpoint=tmp_path / "mine.pt")
+        assert mine.preprocessing.class_names is None
     assert cv.load_vit("hf:me/ours").fingerprint() == ours.fingerprint()
     for name in ("hf:me/theirs", "hf:me/older"):
         assert cv.load_vit(name).fingerprint() == cv.load_vit(theirs).fingerprint()
@@ -118,7 +134,10 @@ def test_a_folder_of_timm_gives_the_model_and_its_preprocessing(tmp_path):
         cv.load_vit(tmp_path, checkpoint=tmp_path / "other.pt")
     torch.save(other.state_dict(), tmp_path / "another.pt")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(cv.CircuitError, match="timm can't load the model in .*no model.safetensors, but another.pt, other.pt"):
+    with pytest.raises(
+        cv.CircuitError,
+        match="timm can't load the model in .*no model.safetensors, but another.pt, other.pt",
+    ):
         cv.load_vit(tmp_path)
 
 

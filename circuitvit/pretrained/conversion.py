@@ -75,9 +75,7 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
     again = library.read(source)
     compare(_made(again)[0], again.logits, source=f"{reading.source}, its parameters redrawn,")
     folded = (*resampled, *reading.folded, *folded)
-    return Examination(
-        reading.source, vit, folded, reading.guessed, reading.unused, difference
-    )
+    return Examination(reading.source, vit, folded, reading.guessed, reading.unused, difference)
 
 
 def _made(reading: Reading) -> tuple[ViT, tuple[str, ...]]:

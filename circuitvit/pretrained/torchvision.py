@@ -70,7 +70,9 @@ def _block_problems(block: Any) -> Iterator[str]:
     attention = getattr(block, "self_attention", None)
     own = is_from("torchvision", block, "EncoderBlock")
     mlp = getattr(block, "mlp", None)
-    plain = is_from("torch", attention, "MultiheadAttention") and is_from("torchvision", mlp, *_MLPS)
+    plain = is_from("torch", attention, "MultiheadAttention") and is_from(
+        "torchvision", mlp, *_MLPS
+    )
     if not own or not plain:
         yield f"{kind_of(block)} with {kind_of(attention)} and {kind_of(mlp)} is another block"
         return
