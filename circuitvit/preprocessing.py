@@ -1,8 +1,9 @@
 """How pictures become what a model looks at; travels with the model. Knows no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal, get_args, no_type_check
 
 from circuitvit.errors import CircuitError
@@ -17,7 +18,8 @@ class Preprocessing:
     """What is done to a picture before a model sees it; the side in pixels is the model's own.
 
     The picture is resized to the side ÷ `crop`, its middle is cut out, pixels are scaled to [0, 1]
-    and normalised, (x − mean) / std.
+    and normalised, (x − mean) / std. The middle is rounded as timm and torchvision round it; where
+    an odd number of pixels is cut off, transformers' processors lie one pixel beside it.
 
     Attributes:
         mean: one value a channel, or one for all.
@@ -39,31 +41,28 @@ class Preprocessing:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        problems = []
         for name in ("mean", "std"):
-            value = getattr(self, name)
-            each = value if hasattr(value, "__len__") else (value,)
-            object.__setattr__(self, name, tuple(float(number) for number in each))
+            numbers = _numbers(getattr(self, name))
+            if numbers:
+                object.__setattr__(self, name, numbers)
+            else:
+                problems.append(
+                    f"{name} is {getattr(self, name)!r}, expected a number or one for each channel"
+                )
+        problems += [] if problems else _number_problems(self.mean, self.std)
+        problems += _choice_problems(self.interpolation, self.resize, self.crop)
+        if _is_number(self.crop):
+            object.__setattr__(self, "crop", float(self.crop))
         if self.class_names is not None:
-            object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
-        found = {
-            f"mean is {self.mean}, expected finite numbers": not all(map(math.isfinite, self.mean)),
-            f"std is {self.std}, expected finite numbers > 0": not all(
-                0 < number < math.inf for number in self.std
-            ),
-            f"mean has {len(self.mean)} values, std {len(self.std)}": 1
-            not in (len(self.mean), len(self.std))
-            and len(self.mean) != len(self.std),
-            f"interpolation is {self.interpolation!r}, expected one of {get_args(Interpolation)}": (
-                self.interpolation not in get_args(Interpolation)
-            ),
-            f"resize is {self.resize!r}, expected one of {get_args(Resize)}": (
-                self.resize not in get_args(Resize)
-            ),
-            f"crop is {self.crop!r}, expected a share in (0, 1]": not 0 < self.crop <= 1,
-            "two classes have the same name": len(set(self.class_names or ()))
-            < len(self.class_names or ()),
-        }
-        problems = [text for text, is_so in found.items() if is_so]
+            listed = isinstance(self.class_names, Iterable) and not isinstance(
+                self.class_names, str | bytes | Mapping
+            )
+            if listed:
+                object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+                problems += _name_problems(self.class_names)
+            else:
+                problems.append(f"class_names is {self.class_names!r}, expected a list of names")
         if problems:
             raise CircuitError("a Preprocessing cannot be made: " + "; ".join(problems) + ".")
 
@@ -91,3 +90,44 @@ class Preprocessing:
             return cls(**values)
         except TypeError as cause:
             raise CircuitError(f"this is not a preprocessing of circuitvit: {cause}.") from cause
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    """The numbers of a list, an array, or one number; None for anything else, nothing for none."""
+    plain = value.tolist() if hasattr(value, "tolist") else value  # of numpy or torch
+    if _is_number(plain):
+        return (float(plain),)
+    if not isinstance(plain, list | tuple):
+        return None
+    each = [number.item() if hasattr(number, "item") else number for number in plain]
+    return tuple(map(float, each)) if all(map(_is_number, each)) else None
+
+
+def _number_problems(mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+    several = 1 not in (len(mean), len(std))
+    found = {
+        f"mean is {mean}, expected finite numbers": not all(map(math.isfinite, mean)),
+        f"std is {std}, expected finite numbers > 0": not all(0 < x < math.inf for x in std),
+        f"mean has {len(mean)} values, std {len(std)}": several and len(mean) != len(std),
+    }
+    return [text for text, is_so in found.items() if is_so]
+
+
+def _choice_problems(interpolation: Any, resize: Any, crop: Any) -> list[str]:
+    found = {
+        f"interpolation is {interpolation!r}, expected one of {get_args(Interpolation)}": (
+            interpolation not in get_args(Interpolation)
+        ),
+        f"resize is {resize!r}, expected one of {get_args(Resize)}": resize not in get_args(Resize),
+        f"crop is {crop!r}, expected a share in (0, 1]": not _is_number(crop) or not 0 < crop <= 1,
+    }
+    return [text for text, is_so in found.items() if is_so]
+
+
+def _name_problems(names: tuple[str, ...]) -> list[str]:
+    same = sorted({name for name in names if names.count(name) > 1})
+    return [f"two classes have the same name ({', '.join(same[:5])})"] if same else []

@@ -86,20 +86,34 @@ class SavedModel(
             push_to_hub: also upload it, with `repo_id=` and the other arguments of
                 `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
             **hub: those arguments.
+
+        Raises:
+            CircuitError: `preprocessing` is something else, or the folder can't be written.
         """
         passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
         if set(hub) - passed_on and not push_to_hub:
             raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
         folder, config = Path(save_directory), self.shape_as_dict()
+        seen = self._preprocessing_as_dict()
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
-        seen = None if self.preprocessing is None else self.preprocessing.as_dict()
-        write_json(folder / "config.json", config | ({} if seen is None else {PREPROCESSING: seen}))
+        write_json(folder / "config.json", config | seen)
         given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
         card = settle_card(folder, given, self.fingerprint)
         return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
+
+    def _preprocessing_as_dict(self) -> dict[str, Any]:
+        seen: Any = self.preprocessing  # an attribute, to which people assign what they like
+        if seen is None:
+            return {}
+        if not isinstance(seen, Preprocessing):
+            raise CircuitError(
+                f"the model's preprocessing is {seen!r}, expected a cv.Preprocessing or None; "
+                "nothing was written."
+            )
+        return {PREPROCESSING: seen.as_dict()}
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]

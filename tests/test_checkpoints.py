@@ -38,7 +38,6 @@ BARE = [
     "timm: reg4_dinov2: registers, no positions for them",
     "timm: q/k norm, no qkv bias",
     "timm: no projection bias",
-    "timm: pre-norm, registers",
     "timm: wide MLP, one channel",
     "timm: mean, fc_norm",
     "timm: mean, norm before, no class token, registers (so150m)",
@@ -52,10 +51,6 @@ BARE = [
 @torch.no_grad()
 def test_a_bare_state_dict_gives_the_model_back(name, tmp_path):
     module = foreign(name)
-    if "pre-norm" in name:  # whose ε is that of CLIP when nothing says it
-        for norm in module.modules():
-            if isinstance(norm, nn.LayerNorm):
-                norm.eps = 1e-5
     path = tmp_path / "weights.safetensors"
     save_file(module.state_dict(), path)
     found = examine(path, heads=HEADS)
@@ -81,7 +76,7 @@ def test_what_training_scripts_wrap_around_weights_is_taken_off(wrap, tmp_path):
     module = a_timm()
     path = tmp_path / "last.pth"
     torch.save(wrap(module.state_dict()), path)
-    assert same(cv.load_vit(path, heads=HEADS), module)
+    assert same(examine(path, heads=HEADS).vit, module)
 
 
 @torch.no_grad()
@@ -149,7 +144,7 @@ def test_old_key_layouts_of_both_libraries_fit(tmp_path):
              for k, v in module.state_dict().items()}  # fmt: skip
     assert any("linear_2" in name for name in state)
     torch.save(state, path)
-    assert same(cv.load_vit(path, heads=HEADS), module)
+    assert same(examine(path, heads=HEADS).vit, module)
 
 
 def test_our_own_file_needs_no_folder(tmp_path):
@@ -176,7 +171,7 @@ def test_the_number_of_heads_is_asked_for_and_checked(tmp_path):
         with pytest.raises(cv.CircuitError, match="which doesn't fit the width 24"):
             cv.load_vit(path, heads=wrong)
     torch.save(a_timm(qk_norm=True).state_dict(), path)
-    assert cv.load_vit(path).config.heads == (3, 3)
+    assert examine(path).vit.config.heads == (3, 3)
     with pytest.raises(cv.CircuitError, match="q/k norms say 3"):
         cv.load_vit(path, heads=2)
 
@@ -240,3 +235,62 @@ def test_a_new_head_behind_a_dropout_fits_a_module_that_has_it(tmp_path):
     torch.save(module.state_dict(), tmp_path / "new.pt")
     with torch.no_grad():
         assert same(cv.load_vit(module, checkpoint=tmp_path / "new.pt"), module)
+
+
+def test_a_norm_before_the_mean_does_not_pass_for_one_after_it(tmp_path):
+    path = tmp_path / "mean.pt"
+    after = a_timm(global_pool="avg").state_dict()
+    torch.save(after, path)
+    reasons = "norm.bias is missing; norm.weight is missing; fc_norm.bias is surplus"
+    for module in (a_timm(), a_timm(global_pool="avg", fc_norm=False)):
+        with pytest.raises(cv.CircuitError, match=reasons):
+            cv.load_vit(module, checkpoint=path)
+    torch.save(a_timm().state_dict(), path)
+    with pytest.raises(cv.CircuitError, match="fc_norm.weight is missing; norm.bias is surplus"):
+        cv.load_vit(a_timm(global_pool="avg"), checkpoint=path)
+    torch.save(a_timm().state_dict() | {k: v for k, v in after.items() if "fc_norm" in k}, path)
+    with pytest.raises(cv.CircuitError, match="fc_norm.bias is surplus; fc_norm.weight is surplus"):
+        cv.load_vit(a_timm(), checkpoint=path)
+    with pytest.raises(cv.CircuitError, match="norm.bias is surplus; norm.weight is surplus"):
+        cv.load_vit(path, heads=HEADS)
+
+
+def test_two_layouts_in_one_file_are_refused(tmp_path):
+    state = a_torchvision().state_dict()
+    twin = "encoder.layers.encoder_layer_0.mlp.linear_1.bias"
+    state[twin] = state["encoder.layers.encoder_layer_0.mlp.0.bias"] + 1
+    torch.save(state, tmp_path / "two.pt")
+    with pytest.raises(
+        cv.CircuitError, match="mlp.0.bias and .*linear_1.bias are two names of one"
+    ):
+        cv.load_vit(a_torchvision(), checkpoint=tmp_path / "two.pt")
+
+
+def test_what_a_bare_checkpoint_does_not_tell_is_warned_of(tmp_path):
+    path = tmp_path / "bare.pt"
+    for module, library, guess in (
+        (a_timm(), "timm", "erf GELU, ε 1e-06, global_pool='token'"),
+        (a_timm(global_pool="avg"), "timm", "erf GELU, ε 1e-06, global_pool='avg'"),
+        (a_torchvision(), "torchvision", "erf GELU, ε 1e-06"),
+    ):
+        torch.save(module.state_dict(), path)
+        with pytest.warns(UserWarning, match=f"doesn't tell .*{guess}, which are assumed") as told:
+            cv.load_vit(path, heads=HEADS)
+        assert f"load_vit('{library}:NAME', checkpoint='{path}')" in str(told[0].message)
+        assert len(told) == 1
+        cv.load_vit(module, checkpoint=path)  # with the architecture nothing is guessed
+    torch.save(a_timm(pre_norm=True).state_dict(), path)
+    with pytest.raises(cv.CircuitError, match="has a norm_pre, as CLIP's.*Give the architecture"):
+        cv.load_vit(path, heads=HEADS)
+
+
+@torch.no_grad()
+def test_models_that_tensors_do_not_tell_apart_are_the_reason_for_the_warning(tmp_path):
+    """The same keys and shapes, another model: with its architecture it is itself."""
+    for module in (
+        a_timm(global_pool="avg", fc_norm=False), a_timm(act_layer="quick_gelu"), a_timm(eps=1e-2),
+    ):  # fmt: skip
+        torch.save(module.state_dict(), tmp_path / "bare.pt")
+        with pytest.warns(UserWarning, match="To be sure, give the architecture"):
+            assert not same(cv.load_vit(tmp_path / "bare.pt", heads=HEADS), module)
+        assert same(cv.load_vit(module, checkpoint=tmp_path / "bare.pt"), module)

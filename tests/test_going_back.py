@@ -1,6 +1,8 @@
 """A ViT as a model of timm or transformers: in memory, and as a folder that they read."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_there_and_back_logits_stay(to, name):
         assert (logits_of(module, x) - expected).abs().max() <= share * expected.abs().max()
         assert not module.training
         assert next(module.parameters()).dtype == dtype
-        back = cv.load_vit(module)
+        back = examine(module).vit
         assert (back(x) - expected).abs().max() <= share * expected.abs().max()
         assert back.config.pooling == vit.config.pooling
         for parameter in module.parameters():
@@ -236,3 +238,62 @@ def test_weights_can_be_written_in_half(tmp_path):
     assert vit.positions.dtype == torch.float32
     config = json.loads((tmp_path / "half" / "config.json").read_text())
     assert config["architectures"] == ["ViTForImageClassification"]
+
+
+@pytest.mark.parametrize("to", ["timm", "transformers"])
+def test_nothing_of_an_earlier_export_stays_beside_a_later_one(to, tmp_path):
+    vit, folder = a_vit({}), tmp_path / "out"
+    cv.export(vit, folder, to=to)
+    (folder / "model-00001-of-00002.safetensors").write_text("a shard of a larger one before it")
+    (folder / "README.md").write_text("mine")
+    vit.preprocessing = None
+    cv.export(vit, folder, to=to)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert examine(folder).vit.preprocessing is None
+
+
+@pytest.mark.parametrize("to", ["timm", "transformers"])
+@torch.no_grad()
+def test_a_kill_while_files_take_their_place_leaves_nothing_that_loads(to, tmp_path, monkeypatch):
+    old, new = a_vit({}), random_vit(shape(), seed=5, dtype=torch.float32)
+    x, killed = random_images(old, 3), 0
+    for kill_at in range(20):
+        folder = tmp_path / f"killed {kill_at}"
+        cv.export(old, folder, to=to)
+        with monkeypatch.context() as patch:
+            kill_in(patch, folder, kill_at)
+            try:
+                cv.export(new, folder, to=to)
+            except KeyboardInterrupt:
+                killed += 1
+        if (folder / "config.json").exists():
+            vit = cv.load_vit(folder)
+            expected = new if killed <= kill_at else old
+            assert (vit(x) - expected(x)).abs().max() < 1e-5
+            assert vit.preprocessing == expected.preprocessing
+        cv.export(new, folder, to=to)
+        assert (cv.load_vit(folder)(x) - new(x)).abs().max() < 1e-5
+        if killed <= kill_at:
+            break
+    assert killed >= 3
+
+
+def kill_in(patch, folder, kill_at):
+    """Interrupts before a file is moved into a folder or deleted from it: the how-manieth."""
+    count = itertools.count()
+
+    def interrupted(act):
+        def acted(path, *target, **options):
+            if folder in (path.parent, *(Path(each).parent for each in target)):
+                if next(count) == kill_at:
+                    raise KeyboardInterrupt
+            return act(path, *target, **options)
+
+        return acted
+
+    for name in ("replace", "unlink"):
+        patch.setattr(Path, name, interrupted(getattr(Path, name)))

@@ -62,6 +62,17 @@ def cached_on_the_hub(root, repository, write):
     write(folder / "snapshots" / ("0" * 40))
 
 
+def names_of_imagenet():
+    """As torchvision calls them, but for the two pairs that WordNet calls alike."""
+    from torchvision.models import ViT_B_16_Weights
+
+    names = list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+    for word in ("crane", "maillot"):
+        for index in [i for i, name in enumerate(names) if name.startswith(word)]:
+            names[index] = f"{word} ({index})"
+    return tuple(names)
+
+
 @torch.no_grad()
 def test_names_are_taken_from_the_hubs_cache(tmp_path, monkeypatch):
     import huggingface_hub.constants
@@ -92,6 +103,11 @@ def test_names_are_taken_from_the_hubs_cache(tmp_path, monkeypatch):
         assert (found.vit(x) - module(x)).abs().max() < 1e-5 * module(x).abs().max()
         assert found.source == source
         assert found.vit.preprocessing.mean == tuple(config.mean)
+        assert found.vit.preprocessing.class_names == names_of_imagenet()
+    torch.save(module.state_dict(), tmp_path / "mine.pt")
+    for source in ("timm:test_vit", f"hf:timm/{name}"):
+        mine = cv.load_vit(source, checkpoint=tmp_path / "mine.pt")
+        assert mine.preprocessing.class_names is None
     assert cv.load_vit("hf:me/ours").fingerprint() == ours.fingerprint()
     for name in ("hf:me/theirs", "hf:me/older"):
         assert cv.load_vit(name).fingerprint() == cv.load_vit(theirs).fingerprint()
@@ -116,8 +132,12 @@ def test_a_folder_of_timm_gives_the_model_and_its_preprocessing(tmp_path):
     torch.save(other.state_dict(), tmp_path / "other.pt")
     with pytest.raises(cv.CircuitError, match="other.pt don't fit this VisionTransformer"):
         cv.load_vit(tmp_path, checkpoint=tmp_path / "other.pt")
+    torch.save(other.state_dict(), tmp_path / "another.pt")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(cv.CircuitError, match="timm can't load 'test_vit'"):
+    with pytest.raises(
+        cv.CircuitError,
+        match="timm can't load the model in .*no model.safetensors, but another.pt, other.pt",
+    ):
         cv.load_vit(tmp_path)
 
 
@@ -168,7 +188,10 @@ def test_a_folder_whose_weights_do_not_fit_is_refused_with_every_key(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"architectures": ["ViTModel"]}, "holds a ViTModel, which has no classifier"),
-        ({"model_type": "no_such", "architectures": None}, "no image classifier of type 'no_such'"),
+        ({"model_type": "no_such", "architectures": None}, "can't read .* of type 'no_such'"),
+        ({"model_type": "t5", "architectures": None}, "no image classifier of type 't5'"),
+        ({"hidden_size": "big"}, "can't read .*'hidden_size' expected int, got str"),
+        ({"hidden_act": "nope"}, "can't load ViTForImageClassification .*KeyError: 'nope'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(cv.CircuitError, match=message):
@@ -176,7 +199,7 @@ def test_a_folder_whose_weights_do_not_fit_is_refused_with_every_key(tmp_path):
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path):
-    with pytest.raises(cv.CircuitError, match="no model config at .*config.json"):
+    with pytest.raises(cv.CircuitError, match="there is no config.json. A model's folder holds"):
         cv.load_vit(tmp_path)
     (tmp_path / "config.json").write_text('{"hello": 1}')
     with pytest.raises(cv.CircuitError, match="not the config of a ViT of circuitvit"):
@@ -228,7 +251,10 @@ def test_modules_tell_their_preprocessing_as_far_as_they_know_it():
     assert cv.load_vit(module).preprocessing is None
     module.config.id2label = dict(enumerate(["cat", "dog", "crane", "crane", "x"]))
     names = ("cat", "dog", "crane (2)", "crane (3)", "x")
-    assert cv.load_vit(module).preprocessing == cv.Preprocessing(class_names=names)
+    with pytest.warns(UserWarning, match="no image processor is beside it; mean and std 0.5"):
+        assert cv.load_vit(module).preprocessing == cv.Preprocessing(class_names=names)
+    given = cv.Preprocessing(0.4, 0.2, class_names=names)
+    assert cv.load_vit(module, preprocessing=given).preprocessing == given
 
 
 def test_torchvisions_weights_tell_their_transforms_and_categories():

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from models import random_images, random_vit, shape
@@ -43,7 +44,7 @@ def test_wrong_values_are_named_together(as_users_call):
 
 
 def test_it_travels_with_the_model(tmp_path):
-    vit = random_vit(shape())
+    vit = random_vit(shape(channels=3))
     vit.preprocessing = SEEN
     vit.save_pretrained(tmp_path / "vit")
     assert cv.ViT.from_pretrained(tmp_path / "vit").preprocessing == SEEN
@@ -72,3 +73,43 @@ def test_a_model_without_one_has_none_and_the_same_fingerprint(tmp_path):
     vit.preprocessing = None
     vit.save_pretrained(tmp_path)
     assert cv.ViT.from_pretrained(tmp_path).preprocessing is None
+
+
+def test_values_of_another_kind_are_named_together(as_users_call):
+    with pytest.raises(cv.CircuitError) as refusal:
+        cv.Preprocessing(mean=None, std="0.5", crop="0.9", class_names=3)
+    for part in (
+        "mean is None, expected a number", "std is '0.5', expected a number or one for each",
+        "crop is '0.9', expected a share", "class_names is 3, expected a list of names",
+    ):  # fmt: skip
+        assert part in str(refusal.value)
+    for wrong in (
+        dict(mean=()), dict(std=[]), dict(mean=[0.5, "x"]), dict(mean={"r": 1}), dict(mean=True),
+        dict(crop=None), dict(crop=True), dict(crop=float("nan")), dict(class_names="abc"),
+        dict(class_names={"a": 0}), dict(interpolation=[]), dict(resize=None), dict(mean=[[0.5]]),
+        dict(class_names=["a", "b", "a"]),
+    ):  # fmt: skip
+        with pytest.raises(cv.CircuitError, match="a Preprocessing cannot be made"):
+            cv.Preprocessing(**wrong)
+        with pytest.raises(cv.CircuitError, match="a Preprocessing cannot be made"):
+            cv.Preprocessing.from_dict(wrong)
+
+
+def test_arrays_and_tensors_of_numbers_are_taken():
+    seen = cv.Preprocessing(torch.tensor([0.25, 0.5]), np.array([0.5, 1.0]), crop=np.float32(0.5))
+    assert (seen.mean, seen.std) == ((0.25, 0.5), (0.5, 1.0))
+    assert cv.Preprocessing(np.float32(0.25), [np.float32(0.5)]).std == (0.5,)
+    assert json.loads(json.dumps(seen.as_dict()))["crop"] == 0.5
+
+
+def test_what_is_no_preprocessing_is_refused_before_anything_is_written(tmp_path):
+    vit = random_vit(shape())
+    vit.save_pretrained(tmp_path / "old")
+    before = (tmp_path / "old" / "model.safetensors").read_bytes()
+    other = random_vit(shape(), seed=1)
+    other.preprocessing = "x"
+    for folder in ("old", "new"):
+        with pytest.raises(cv.CircuitError, match="preprocessing is 'x', expected a cv.Prep"):
+            other.save_pretrained(tmp_path / folder)
+    assert (tmp_path / "old" / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "new").exists()

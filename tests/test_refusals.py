@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from foreign_models import CLASSES, a_sequential_head
+from foreign_models import CLASSES, a_sequential_head, a_transformers
 from torch import nn
 
 import circuitvit as cv
@@ -151,3 +151,39 @@ def test_models_of_torchvision_that_a_vit_is_not():
     ):
         with pytest.raises(cv.CircuitError, match=reason):
             cv.load_vit(module)
+
+
+def an_impostor(cls):
+    """A class of the same name whose forward pass is another."""
+
+    class Other(cls):
+        def forward(self, x, *args, **options):
+            found = super().forward(x, *args, **options)
+            return (2 * found[0], *found[1:]) if isinstance(found, tuple) else 2 * found
+
+    Other.__name__ = cls.__name__
+    return Other
+
+
+@torch.no_grad()
+def test_a_part_that_computes_otherwise_is_found_where_logits_hardly_show_it():
+    from torchvision.models import VisionTransformer
+
+    timms = timm.models.VisionTransformer(**TIMM, init_values=1e-7)
+    theirs = a_transformers("ViT").float()
+    theirs.classifier.weight.zero_()
+    vision = VisionTransformer(16, 4, 2, 3, 24, 30, num_classes=CLASSES)  # its head is zeros
+    for module, block, parts in (
+        (timms, timms.blocks[1], ("attn", "mlp", "norm1")),
+        (theirs, theirs.vit.layers[1], ("attention", "mlp", "layernorm_after")),
+        (vision, vision.encoder.layers[1], ("self_attention", "mlp", "ln_1")),
+    ):
+        cv.load_vit(module)
+        for name in parts:
+            part = getattr(block, name)
+            own = part.__class__
+            part.__class__ = an_impostor(own)
+            with pytest.raises(cv.CircuitError, match=r"parameters redrawn|test_refusals\."):
+                cv.load_vit(module)
+            part.__class__ = own
+        cv.load_vit(module)

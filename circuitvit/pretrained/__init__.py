@@ -1,5 +1,6 @@
 """Makes a `ViT` of models from elsewhere, exactly, or says why not."""
 
+import warnings
 from pathlib import Path
 
 from torch import nn
@@ -27,7 +28,8 @@ def load_vit(
     """A plain ViT in eval mode with its own copy of the weights, in the source's dtype.
 
     Its logits were compared with the source's on two random images. `preprocessing` of the result
-    is what the source says of its images, as far as that is known.
+    is what the source says of its images, as far as that is known. What had to be guessed (a bare
+    checkpoint's activation, ε and pooling; mean and std beside class names) is warned of.
 
     Args:
         source: a model of timm (`VisionTransformer`, `VisionTransformerDistilled`), transformers
@@ -36,20 +38,24 @@ def load_vit(
             `torchvision:NAME`, whose weights are fetched; a folder that circuitvit, transformers
             or timm wrote; or a checkpoint file (.safetensors, .pth, .pt, .bin).
         image_size: side in pixels; positions are resampled to it as the source's library does.
-        checkpoint: a file whose weights go into the architecture that `source` names or is.
+        checkpoint: a file whose weights go into the architecture that `source` names or is; the
+            source's class names are forgotten then, since the file's classes are its own.
         heads: attention heads, which a bare checkpoint file doesn't tell.
         preprocessing: what to take in place of what the source says.
 
     Raises:
         CircuitError: the source can't be represented or read; every reason is named.
     """
-    return examine(
+    found = examine(
         source,
         image_size=image_size,
         checkpoint=checkpoint,
         heads=heads,
         preprocessing=preprocessing,
-    ).vit
+    )
+    if found.guessed:
+        warnings.warn(" ".join(found.guessed), UserWarning, stacklevel=2)
+    return found.vit
 
 
 def load_saved(folder: str | Path) -> ViT | CircuitViT:

@@ -1,7 +1,8 @@
 """A bare checkpoint file: its library and shape are read from its keys and tensors.
 
-What tensors don't tell is the number of heads, which must be given, and the activation and ε, for
-which each library's usual ones are taken, and said.
+What tensors don't tell is the number of heads, which must be given, and the activation, ε and
+pooling, for which each library's usual ones are taken, and said. Where no choice is usual (CLIP's
+layout), the architecture is asked for.
 """
 
 import json
@@ -29,20 +30,25 @@ def from_checkpoint(path: Path, heads: int | None) -> Opened:
     """The model that a file holds.
 
     Raises:
-        CircuitError: the file can't be read, its layout is unknown, the number of heads is missing
-            or wrong, or keys are missing or surplus.
+        CircuitError: the file can't be read, its layout is unknown or tells too little, the number
+            of heads is missing or wrong, or keys are missing or surplus.
     """
     tensors, metadata, notes = read_checkpoint(path)
     if CONFIG_KEY in metadata:
         return _ours(path, tensors, metadata, heads)
     if "patch_embed.proj.weight" in tensors:
-        module, assumed = _timm(path, tensors, heads)
+        library, (module, assumed) = "timm", _timm(path, tensors, heads)
     elif "conv_proj.weight" in tensors:
-        module, assumed = _torchvision(path, tensors, heads)
+        library, (module, assumed) = "torchvision", _torchvision(path, tensors, heads)
     else:
         raise CircuitError(_unknown_layout(path, tensors))
     unused = fit(module, tensors, source=str(path))
-    return Opened(module, str(path), None, (*notes, *assumed), unused)
+    guess = (
+        f"{path} doesn't tell its {assumed}, which are assumed. To be sure, give the architecture: "
+        f"load_vit('{library}:NAME', checkpoint={str(path)!r})."
+    )
+    folded = (*notes, f"assumed, as tensors don't tell: {assumed}")
+    return Opened(module, str(path), None, folded, (guess,), unused)
 
 
 def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str], heads: int | None) -> Opened:
@@ -75,19 +81,22 @@ def _unknown_layout(path: Path, tensors: Tensors) -> str:
     )
 
 
-def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, str]:
     patch = t["patch_embed.proj.weight"]
     width, channels, _, side = patch.shape
     _require(path, t, "head.weight", "blocks.0.mlp.fc1.weight")
+    if "norm_pre.weight" in t:
+        raise CircuitError(
+            f"{path} has a norm_pre, as CLIP's models have, of which some take QuickGELU and some "
+            "GELU, with ε 1e-5 or 1e-6: tensors don't tell. Give the architecture, such as "
+            "'timm:vit_base_patch32_clip_224', beside checkpoint=."
+        )
     count = _heads(path, heads, width, t.get("blocks.0.attn.q_norm.weight"))
     prefix = _rows(t, "cls_token") + _rows(t, "reg_token")
     image_size, free = _image_size(path, t.get("pos_embed"), prefix + _rows(t, "dist_token"), side)
-    after, pre_norm = "fc_norm.weight" in t, "norm_pre.weight" in t
-    has_class = "cls_token" in t
+    after, has_class = "fc_norm.weight" in t, "cls_token" in t
     pool = "avg" if after or not has_class else "token"
-    eps = 1e-5 if pre_norm else 1e-6
-    timm = imported("timm")
-    layers, models = timm.layers, timm.models
+    models = imported("timm").models
     options: dict[str, Any] = {
         "img_size": image_size, "patch_size": side, "in_chans": channels,
         "num_classes": len(t["head.weight"]), "embed_dim": width,
@@ -95,20 +104,18 @@ def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[s
         "mlp_ratio": mlp_ratio(len(t["blocks.0.mlp.fc1.weight"]), width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in t, "qk_norm": "blocks.0.attn.q_norm.weight" in t,
         "proj_bias": "blocks.0.attn.proj.bias" in t, "class_token": has_class,
-        "init_values": 1.0 if "blocks.0.ls1.gamma" in t else None, "pre_norm": pre_norm,
+        "init_values": 1.0 if "blocks.0.ls1.gamma" in t else None,
         "reg_tokens": _rows(t, "reg_token"), "no_embed_class": free, "global_pool": pool,
         "fc_norm": after, "pos_embed": "learn" if "pos_embed" in t else "none",
-        "norm_layer": _with_eps(layers.LayerNorm, eps),
     }  # fmt: skip
     distilled = "dist_token" in t
     kind = models.deit.VisionTransformerDistilled if distilled else models.VisionTransformer
     with torch.device("meta"):
         module = kind(**options)
-    said = f"assumed, as tensors don't tell: erf GELU, ε {eps:g}, global_pool={pool!r}"
-    return module, (said, f"{count} heads of {width // count}")
+    return module, f"activation, ε and pooling: erf GELU, ε 1e-06, global_pool={pool!r}"
 
 
-def _torchvision(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+def _torchvision(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, str]:
     width, _, _, side = t["conv_proj.weight"].shape
     first = "encoder.layers.encoder_layer_0.mlp."
     fc1 = next((t[n] for n in (f"{first}0.weight", f"{first}linear_1.weight") if n in t), None)
@@ -130,8 +137,7 @@ def _torchvision(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, 
             mlp_dim=len(fc1),
             num_classes=len(head),
         )
-    said = "assumed, as tensors don't tell: erf GELU, ε 1e-06"
-    return module, (said, f"{count} heads of {width // count}")
+    return module, "activation and ε: erf GELU, ε 1e-06"
 
 
 def _require(path: Path, tensors: Tensors, *names: str) -> None:
@@ -190,9 +196,3 @@ def _image_size(path: Path, positions: Tensor | None, prefix: int, patch: int) -
         f"{path} has {rows} positions and {prefix} tokens before the patches: no square of "
         "patches. Only square images can be represented."
     )
-
-
-def _with_eps(norm: Any, eps: float) -> Any:
-    from functools import partial
-
-    return partial(norm, eps=eps)

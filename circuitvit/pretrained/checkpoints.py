@@ -11,11 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.pretrained import huggingface, timm, torchvision
+from circuitvit.pretrained import huggingface, torchvision
 from circuitvit.pretrained.libraries import first_line
 from circuitvit.pretrained.reading import Renames, renamed
 from circuitvit.pretrained.sources import Opened
-from circuitvit.vit import ViT
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema", "net",
@@ -122,10 +121,14 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tup
     left = tuple(sorted(name for name in tensors if name not in own and re.search(unused, name)))
     roles = renamed((name for name in tensors if name not in left), renames)
     given = {role: (name, tensors[name]) for name, role in roles.items()}
+    twice = [n for n, role in roles.items() if given[role][0] != n]
     wanted = {role: name for name, role in renamed(own, renames).items()}
     idle = {role for role, name in wanted.items() if re.search(unused, name)}
     problems = [f"{wanted[role]} is missing" for role in sorted(set(wanted) - set(given) - idle)]
     problems += [f"{given[role][0]} is surplus" for role in sorted(set(given) - set(wanted))]
+    problems += [
+        f"{name} and {given[roles[name]][0]} are two names of one parameter" for name in twice
+    ]
     problems += [
         f"{given[r][0]} has shape {tuple(given[r][1].shape)}, expected {tuple(own[name].shape)}"
         for r, name in sorted(wanted.items())
@@ -143,11 +146,10 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tup
 
 
 def _layout_of(module: nn.Module) -> tuple[Renames, str]:
-    """The renames of the module's library, and the keys that classification can do without."""
-    if isinstance(module, ViT):
-        return (), "(?!)"
-    if timm.knows(module):
-        return timm.RENAMES, "(?!)"
+    """What the layouts of a library's files have in common, and the keys that aren't needed.
+
+    timm has one layout: where its names differ (`norm`, `fc_norm`), models compute otherwise.
+    """
     if torchvision.knows(module):
         return torchvision.RENAMES, "(?!)"
     if huggingface.knows(module):

@@ -1,7 +1,8 @@
 """A model of another library as a `ViT`: the same steps whatever the library.
 
 Its tensors by role (`reading`) become a state dict of ours (`assembly`); every tensor must have
-been used, and the logits must be those of the source.
+been used, and the logits must be those of the source: with its own parameters, and with others drawn at
+random, since with some (LayerScale of 1e-5, a head of zeros) logits hardly depend on the blocks.
 """
 
 import copy
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.assembly import assembled
-from circuitvit.pretrained.reading import Library
+from circuitvit.pretrained.reading import Library, Reading
 from circuitvit.pretrained.recognition import refuse
 from circuitvit.vit import ViT
 
@@ -34,6 +35,7 @@ class Examination:
         vit: the model, in eval mode.
         folded: what was done beyond renaming, such as `LayerScale into W_O, b_O, W2, b2 (12
             blocks)`, and what had to be assumed.
+        guessed: sentences about what was assumed without knowing; `load_vit` warns of them.
         unused: keys of the source that take no part in classification.
         difference: largest difference to the source's logits on 2 seeded normal images, ≥ 0, in
             units of its largest logit; None where there is no other library to compare with.
@@ -42,10 +44,12 @@ class Examination:
     source: str
     vit: ViT
     folded: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     difference: float | None = field(default=None, compare=False)
 
 
+@torch.no_grad()
 def convert(module: nn.Module, library: Library, *, image_size: int | None = None) -> Examination:
     """A `ViT` of a library's module, whose logits were compared with the module's.
 
@@ -61,18 +65,50 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
     if image_size is not None:
         resampled = _resize(source, library, image_size)
     reading = library.read(source)
+    vit, folded = _made(reading)
+    vit.check_weights()
+    difference = compare(vit, reading.logits, source=reading.source)
+    vit.preprocessing = library.preprocessing_of(source)
+    _redraw(source)
+    if image_size is not None:
+        library.resize(source, image_size)  # whose positions are others now
+    again = library.read(source)
+    compare(_made(again)[0], again.logits, source=f"{reading.source}, its parameters redrawn,")
+    folded = (*resampled, *reading.folded, *folded)
+    return Examination(reading.source, vit, folded, reading.guessed, reading.unused, difference)
+
+
+def _made(reading: Reading) -> tuple[ViT, tuple[str, ...]]:
+    """The model of a reading, and what was folded.
+
+    Raises:
+        CircuitError: a tensor was not used.
+    """
     config, weights, folded, left = assembled(reading)
     if left:
         raise CircuitError(
             f"this {reading.source} has parameters that no one reads here: {left}. "
             "It is not the plain model of its library; take out what was added."
         )
-    vit = ViT.from_weights(config, weights, source=reading.source).eval()
-    vit.check_weights()
-    difference = compare(vit, reading.logits, source=reading.source)
-    vit.preprocessing = library.preprocessing_of(source)
-    folded = (*resampled, *reading.folded, *folded)
-    return Examination(reading.source, vit, folded, reading.unused, difference)
+    return ViT.from_weights(config, weights, source=reading.source).eval(), folded
+
+
+@torch.no_grad()
+def _redraw(source: nn.Module) -> None:
+    """Give a module parameters, in place, with which its logits depend on every part.
+
+    In single precision at least, which tells more apart than half.
+    """
+    dtype = next(source.parameters()).dtype
+    source.to(dtype if dtype in SHARE else torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in source.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1 and "bias" not in name:  # a norm's weight, LayerScale
+            values = 1 + 0.3 * values
+        elif "weight" in name and parameter.ndim > 1:
+            values = values / parameter[0].numel() ** 0.5
+        parameter.copy_(values)
 
 
 def _weight_problems(source: nn.Module) -> list[str]:
@@ -93,8 +129,7 @@ def _resize(source: nn.Module, library: Library, image_size: int) -> tuple[str, 
     check_image_size(image_size, patch)
     if image_size == before.image_size:
         return ()
-    with torch.no_grad():
-        library.resize(source, image_size)
+    library.resize(source, image_size)
     return (f"positions resampled from {before.image_size} to {image_size} pixels",)
 
 

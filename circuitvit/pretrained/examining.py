@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -36,25 +37,51 @@ def examine(
     Raises:
         CircuitError: the source can't be represented or read; every reason is named.
     """
-    if not isinstance(source, nn.Module | str | Path):
-        raise CircuitError(f"can't make a ViT of {name_of(source)}. {READABLE}")
+    _check_kinds(source, checkpoint, preprocessing)
     found = opened(source, checkpoint=checkpoint, heads=heads)
     if isinstance(found.model, ViT):
         result = _of_ours(found.model, image_size)
     else:
         result = convert(found.model, library_of(found.model), image_size=image_size)
-    said = found.preprocessing or result.vit.preprocessing
+    said, notes = found.preprocessing or result.vit.preprocessing, ()
+    if checkpoint is not None:
+        said, notes = _without_names(said)
     problems = _misfits(preprocessing or said, result.vit)
     if preprocessing is not None and problems:
         raise CircuitError(f"this preprocessing is not the model's: {'; '.join(problems)}.")
-    left_out = tuple(f"its own preprocessing is left out: {problem}" for problem in problems)
+    if preprocessing is None:
+        notes += tuple(f"its own preprocessing is left out: {problem}" for problem in problems)
     result.vit.preprocessing = None if problems else preprocessing or said
     return replace(
         result,
         source=found.name or result.source,
-        folded=(*found.folded, *result.folded, *left_out),
+        folded=(*found.folded, *result.folded, *notes),
+        guessed=(*found.guessed, *(result.guessed if said and preprocessing is None else ())),
         unused=(*found.unused, *result.unused),
     )
+
+
+@no_type_check  # it checks its own input, with words for people
+def _check_kinds(source, checkpoint, preprocessing) -> None:
+    if not isinstance(source, nn.Module | str | Path):
+        raise CircuitError(f"can't make a ViT of {name_of(source)}. {READABLE}")
+    problems = []
+    if checkpoint is not None and (not isinstance(checkpoint, str | Path) or checkpoint == ""):
+        problems.append(f"checkpoint is {checkpoint!r}, expected the path of a file of weights")
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        problems.append(
+            f"preprocessing is a {type(preprocessing).__name__}, expected a cv.Preprocessing"
+        )
+    if problems:
+        raise CircuitError("; ".join(problems) + ".")
+
+
+def _without_names(seen: Preprocessing | None) -> tuple[Preprocessing | None, tuple[str, ...]]:
+    """A checkpoint's classes are its own."""
+    if seen is None or seen.class_names is None:
+        return seen, ()
+    note = "the architecture's class names are forgotten: give preprocessing= with the checkpoint's"
+    return replace(seen, class_names=None), (note,)
 
 
 def _of_ours(vit: ViT, image_size: int | None) -> Examination:

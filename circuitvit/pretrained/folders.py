@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
 from circuitvit.pretrained import huggingface, timm, torchvision
-from circuitvit.pretrained.checkpoints import fit, fitted, read_checkpoint
-from circuitvit.pretrained.libraries import first_line, imported, quiet_transformers
+from circuitvit.pretrained.checkpoints import ENDINGS, fit, fitted, read_checkpoint
+from circuitvit.pretrained.libraries import imported, in_one_line, quiet_transformers
+from circuitvit.pretrained.recognition import check_readable
 from circuitvit.pretrained.sources import Opened, unwrapped
 from circuitvit.vit import ViT
 
@@ -24,6 +25,8 @@ def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
     Raises:
         CircuitError: the folder is none of a model, or its weights don't fit.
     """
+    if not (folder / "config.json").is_file():
+        raise CircuitError(_no_model(folder))
     config = read_json(folder / "config.json", what="model config")
     with torch.random.fork_rng(devices=[]):  # making a model draws weights first
         if isinstance(config, Mapping) and "architecture" in config:
@@ -34,17 +37,69 @@ def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
     return found if checkpoint is None else fitted(found, checkpoint)
 
 
+def _no_model(folder: Path) -> str:
+    weights = sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)
+    return (
+        f"no model in the folder {str(folder)!r}: there is no config.json. A model's folder holds "
+        "config.json and model.safetensors, as save_pretrained of circuitvit and transformers and "
+        "timm's save_for_hf write them."
+        + (f" It holds {', '.join(weights[:4])}: give the file itself." if weights else "")
+    )
+
+
 def _timm(folder: Path, config: Mapping[str, Any], checkpoint: str | Path | None) -> Opened:
+    """timm's model, with weights that we read: its own way leaves out a head that doesn't fit."""
+    path = _timm_weights(folder) if checkpoint is None else Path(checkpoint)
+    tensors, _, notes = read_checkpoint(path)
+    options = {} if checkpoint is None else timm_options(tensors)
+    module = _timm_made(folder, config, **options)
+    check_readable(module)
+    size = image_size_in(tensors.get("pos_embed"), module)
+    if size is not None:
+        told = timm.read(module).image_size
+        notes = (*notes, f"images are {size} pixels, as the weights' positions are, not {told}")
+        module = _timm_made(folder, config, img_size=size, **options)
+    unused = fit(module, tensors, source=str(path))
+    name = str(folder) if checkpoint is None else f"{folder} with {path}"
+    return Opened(module, name, None, notes, unused=unused)
+
+
+def _timm_made(folder: Path, config: Mapping[str, Any], **options: Any) -> nn.Module:
     library = imported("timm")
     try:
-        module = library.create_model(f"local-dir:{folder}", pretrained=checkpoint is None)
+        with torch.device("meta"):  # draws nothing, and needs no memory
+            return library.create_model(f"local-dir:{folder}", pretrained=False, **options)
     except Exception as cause:
         raise CircuitError(
-            f"timm can't load {config['architecture']!r} from {folder}: {first_line(cause)}. "
-            "A folder of timm holds config.json and model.safetensors, as save_for_hf writes them."
+            f"timm can't make {config['architecture']!r} as {folder / 'config.json'} says: "
+            f"{in_one_line(cause)}."
         ) from cause
-    found = Opened(module, str(folder))
-    return found if checkpoint is None else fitted(found, checkpoint)
+
+
+def _timm_weights(folder: Path) -> Path:
+    """The file that timm would take.
+
+    Raises:
+        CircuitError: there is none, or it can't be told which.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"):
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+    if len(others) != 1:
+        raise CircuitError(
+            f"timm can't load the model in {folder}: it holds no model.safetensors"
+            + (f", but {', '.join(path.name for path in others)}" if others else "")
+            + ". Name the file of weights with checkpoint=."
+        )
+    return others[0]
+
+
+def timm_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The classes and channels that weights of timm are for, as arguments of `create_model`."""
+    head, patch = tensors.get("head.weight"), tensors.get("patch_embed.proj.weight")
+    options: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
+    return options | ({"in_chans": patch.shape[1]} if patch is not None and patch.ndim == 4 else {})
 
 
 def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: str | Path | None) -> Opened:
@@ -54,11 +109,15 @@ def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: str | Pat
     try:
         with quiet_transformers():
             module, told = cls.from_pretrained(
-                str(folder), config=settings, output_loading_info=True, dtype="auto"
+                str(folder),
+                config=settings,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to name them all
+                dtype="auto",
             )
     except Exception as cause:
         raise CircuitError(
-            f"transformers can't load {cls.__name__} from {folder}: {first_line(cause)}."
+            f"transformers can't load {cls.__name__} from {folder}: {in_one_line(cause)}."
         ) from cause
     unused = _check_loading(folder, cls.__name__, told)
     return Opened(unwrapped(module), str(folder), unused=unused)
@@ -80,13 +139,18 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
         )
     try:
         settings = library.AutoConfig.from_pretrained(str(folder))
-        auto = library.AutoModelForImageClassification
-        mapped = auto._model_mapping[type(settings)]
     except Exception as cause:
         raise CircuitError(
-            f"transformers {library.__version__} has no image classifier of type "
-            f"{config['model_type']!r}, as {folder} has it ({first_line(cause)})."
+            f"transformers {library.__version__} can't read {folder / 'config.json'}, of a model "
+            f"of type {config['model_type']!r}: {in_one_line(cause)}."
         ) from cause
+    mapping = library.AutoModelForImageClassification._model_mapping
+    mapped = mapping[type(settings)] if type(settings) in mapping else ()
+    if not mapped:
+        raise CircuitError(
+            f"transformers {library.__version__} has no image classifier of type "
+            f"{config['model_type']!r}, as {folder} has it."
+        )
     choices = mapped if isinstance(mapped, tuple) else (mapped,)
     return next((c for c in choices if c.__name__ in named), choices[0]), settings
 
@@ -102,7 +166,7 @@ def _check_loading(folder: Path, kind: str, told: Mapping[str, Any]) -> tuple[st
     missing = sorted(str(name) for name in told.get("missing_keys") or ())
     problems = [f"{n} is missing" for n in missing if not re.search(huggingface.UNUSED, n)]
     problems += [f"{name} is surplus" for name in surplus if name not in unused]
-    for entry in told.get("mismatched_keys") or ():
+    for entry in sorted(told.get("mismatched_keys") or ()):
         name, got, expected = (*entry, None, None)[:3]
         problems.append(f"{name} has shape {tuple(got or ())}, expected {tuple(expected or ())}")
     if problems:
@@ -116,9 +180,15 @@ def _transformers_with(folder: Path, cls: Any, settings: Any, path: Path) -> Ope
     head = next((tensors[name] for name in heads if name in tensors), None)
     if head is not None:
         settings.num_labels = len(head)
-    module = cls(settings)
+    try:
+        module = cls(settings)
+    except Exception as cause:
+        raise CircuitError(
+            f"transformers can't make a {cls.__name__} of {folder / 'config.json'}: "
+            f"{in_one_line(cause)}."
+        ) from cause
     unused = fit(module, tensors, source=str(path))
-    return Opened(module, f"{folder} with {path}", None, notes, unused)
+    return Opened(module, f"{folder} with {path}", None, notes, unused=unused)
 
 
 def image_size_in(positions: Tensor | None, module: nn.Module) -> int | None:

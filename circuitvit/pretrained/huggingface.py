@@ -72,6 +72,12 @@ RENAMES = (
 UNUSED = r"(^|\.)mask_token$|^vit\.pooler\.|^deit\.pooler\.|^vision_model\.head\.|position_ids$"
 """Keys that take no part in classification."""
 
+GUESS = (
+    "how this model's images were normalised is not known: it has class names, but no image "
+    "processor is beside it; mean and std 0.5 are taken. Give "
+    "preprocessing=cv.Preprocessing(mean=..., std=..., class_names=...) to load_vit."
+)
+
 
 def knows(module: nn.Module) -> bool:
     """Whether a module is one of the image classifiers that can be read."""
@@ -187,8 +193,10 @@ def read(source: Any) -> Reading:
     folded = []
     if "distillation_token" in parts:
         folded.append("the distillation token is the first register")
-    if class_names(source.config) is not None and processor_of(_home(source)) is None:
-        folded.append("mean and std of images taken as 0.5: no image processor is beside it")
+    processor, left_out = processor_of(_home(source))
+    if left_out is not None:
+        folded.append(left_out)
+    guesses = processor is None and class_names(source.config) is not None
     return Reading(
         source=f"transformers {type(source).__name__}",
         image_size=image_size,
@@ -200,6 +208,7 @@ def read(source: Any) -> Reading:
         parts=parts,
         logits=lambda images: _logits(source, images, resampled=rows is not None),
         folded=tuple(folded),
+        guessed=(GUESS,) if guesses else (),
         unused=unused,
     )
 
@@ -217,11 +226,12 @@ def _logits(source: Any, images: Tensor, *, resampled: bool) -> Tensor:
 def preprocessing_of(source: Any) -> Preprocessing | None:
     """From the image processor beside the model, and class names from its config.
 
-    A module remembers where it came from; a folder, or the hub's cache, may hold the processor. A
-    model with class names but no processor gets mean and std 0.5, as its library does by default.
+    A module remembers where it came from; a folder, or the hub's cache, may hold the processor.
+    Beside class names without a processor, mean and std 0.5 are a guess: transformers takes them
+    for most kinds, but not for Dinov2, and training may have taken others.
     """
     names = class_names(source.config)
-    found = processor_of(_home(source))
+    found, _ = processor_of(_home(source))
     if found is None:
         return None if names is None else Preprocessing(class_names=names)
     return Preprocessing.from_dict(found.as_dict() | {"class_names": names})

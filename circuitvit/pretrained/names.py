@@ -1,6 +1,7 @@
 """Models by name: `timm:NAME`, `hf:REPOSITORY` and `torchvision:NAME`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained import timm as timm_model
 from circuitvit.pretrained.checkpoints import fit, read_checkpoint
-from circuitvit.pretrained.folders import from_folder, image_size_in
+from circuitvit.pretrained.folders import from_folder, image_size_in, timm_options
 from circuitvit.pretrained.libraries import closest, first_line, imported
 from circuitvit.pretrained.reading import distinct
 from circuitvit.pretrained.recognition import check_readable
@@ -39,7 +41,10 @@ def from_name(text: str, checkpoint: str | Path | None) -> Opened:
 
 def _hub(text: str, name: str, checkpoint: str | Path | None) -> Opened:
     found = from_folder(_fetched(name, also=OLDER_WEIGHTS), checkpoint)
-    return Opened(found.model, text, found.preprocessing, found.folded, found.unused)
+    owner, _, model = name.partition("/")
+    known = owner == "timm" and checkpoint is None
+    seen = _imagenet(found.model, model.partition(".")[2]) if known else found.preprocessing
+    return replace(found, name=text, preprocessing=seen)
 
 
 def _fetched(
@@ -94,7 +99,23 @@ def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
     options: dict[str, Any] = {"pretrained": True}
     if config.hf_hub_id:
         options["pretrained_cfg_overlay"] = {"file": str(_timm_file(name, config))}
-    return Opened(_created(timm, name, **options), text)
+    module = _created(timm, name, **options)
+    return Opened(module, text, _imagenet(module, config.tag))
+
+
+def _imagenet(module: nn.Module, tag: str | None) -> Preprocessing | None:
+    """What a module of timm says of its images, with ImageNet's class names.
+
+    timm's weights don't have any. Only for its own pretrained weights that were last trained on
+    ImageNet-1k, as their tag says; each class is called by the first of its WordNet lemmas, as
+    torchvision does ('tench'), and those that are two ('crane') by their number too.
+    """
+    seen = timm_model.preprocessing_of(module) if timm_model.knows(module) else None
+    if seen is None or seen.class_names is not None or "in1k" not in (tag or ""):
+        return seen
+    info = imported("timm.data").ImageNetInfo()
+    names = distinct(text.partition(",")[0] for text in info.label_descriptions())
+    return replace(seen, class_names=names) if module.num_classes == len(names) else seen
 
 
 def _timm_file(name: str, config: Any) -> Path:
@@ -123,11 +144,7 @@ def _created(timm: Any, name: str, **options: Any) -> nn.Module:
 def _timm_with(timm: Any, text: str, name: str, path: Path) -> Opened:
     """An architecture of timm with the weights of a file, and as many classes as it has."""
     tensors, _, notes = read_checkpoint(path)
-    head = tensors.get("head.weight")
-    options: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
-    patch = tensors.get("patch_embed.proj.weight")
-    if patch is not None and patch.ndim == 4:
-        options["in_chans"] = patch.shape[1]
+    options = timm_options(tensors)
     with torch.device("meta"):
         module = _created(timm, name, **options)
     check_readable(module)
@@ -136,17 +153,7 @@ def _timm_with(timm: Any, text: str, name: str, path: Path) -> Opened:
         with torch.device("meta"):
             module = _created(timm, name, img_size=size, **options)
     unused = fit(module, tensors, source=str(path))
-    _forget_class_names(module)
-    return Opened(module, f"{text} with {path}", None, notes, unused)
-
-
-def _forget_class_names(module: nn.Module) -> None:
-    """A checkpoint's classes are its own."""
-    for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(module, name, None)
-        if isinstance(config, dict):
-            gone = ("label_names", "label_descriptions")
-            setattr(module, name, {k: v for k, v in config.items() if k not in gone})
+    return Opened(module, f"{text} with {path}", None, notes, unused=unused)
 
 
 def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
@@ -203,4 +210,4 @@ def _torchvision_with(models: Any, text: str, name: str, path: Path) -> Opened:
         with torch.device("meta"):
             module = models.get_model(name, weights=None, image_size=size, **options)
     unused = fit(module, tensors, source=str(path))
-    return Opened(module, f"{text} with {path}", None, notes, unused)
+    return Opened(module, f"{text} with {path}", None, notes, unused=unused)

@@ -1,6 +1,7 @@
 """What another library's model is, in our words, and the tools with which it is read."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ class Reading:
         parts: the tensors by role (`patch.weight`, `blocks.0.scale1`, …); see `assembly`.
         logits: the model's own forward pass.
         folded: what was done to the model beyond renaming.
+        guessed: sentences about what of its preprocessing is a guess.
         unused: keys of the source that take no part in classification.
     """
 
@@ -38,6 +40,7 @@ class Reading:
     parts: dict[str, Tensor]
     logits: Callable[[Tensor], Tensor]
     folded: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
 
@@ -121,6 +124,20 @@ def activation_of(module: object) -> Activation | None:
     return "gelu" if name in ("GELU", "GELUActivation") else None
 
 
+def is_from(library: str, module: object, *names: str) -> bool:
+    """Whether a module's class has one of these names, and is the library's own."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.partition(".")[0] == library
+
+
+def kind_of(module: object) -> str:
+    """A module's class, with its home if that is none of the libraries'."""
+    kind = type(module)
+    home = kind.__module__.partition(".")[0]
+    known = ("timm", "torch", "torchvision", "transformers")
+    return kind.__name__ if home in known else f"{kind.__module__}.{kind.__name__}"
+
+
 def path_to_linear(module: object) -> str | None:
     """The path to a classifier's only layer, past what does nothing in eval mode; None if none."""
     if isinstance(module, nn.Linear):
@@ -140,6 +157,13 @@ def path_to_linear(module: object) -> str | None:
 def distinct(names: Iterable[Any]) -> tuple[str, ...]:
     """Class names, told apart by their number where two are the same, such as ImageNet's cranes."""
     names = [str(name) for name in names]
-    return tuple(
-        f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)
-    )
+    count = Counter(names)
+    taken = {name for name in names if count[name] == 1}
+    found = []
+    for index, name in enumerate(names):
+        label = name
+        while count[name] > 1 and (label == name or label in taken):
+            label = f"{label} ({index})"
+        taken.add(label)
+        found.append(label)
+    return tuple(found)

@@ -19,6 +19,7 @@ class Opened:
         name: where it came from; empty for a module that was given.
         preprocessing: what is known of its images beside the module.
         folded: what had to be done or assumed to open it.
+        guessed: sentences about what of it may be otherwise.
         unused: keys that were left out.
     """
 
@@ -26,6 +27,7 @@ class Opened:
     name: str = ""
     preprocessing: Preprocessing | None = None
     folded: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
 
@@ -42,6 +44,11 @@ def opened(
     from circuitvit.pretrained.folders import from_folder
     from circuitvit.pretrained.names import LIBRARIES, from_name
 
+    if source == "":
+        raise CircuitError(
+            "the source is an empty string. Give a folder ('.' is the current one), a checkpoint "
+            "file, or a name such as 'timm:NAME'."
+        )
     text = "" if isinstance(source, nn.Module) else str(source)
     path = Path(text).expanduser()
     if heads is not None and (isinstance(source, nn.Module) or not path.is_file()):

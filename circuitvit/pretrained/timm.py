@@ -20,6 +20,8 @@ from circuitvit.pretrained.reading import (
     distinct,
     eps_problems,
     in_blocks,
+    is_from,
+    kind_of,
     parts_of,
     path_to_linear,
 )
@@ -116,8 +118,8 @@ def _reading_problems(source: Any) -> Iterator[str]:
 def _block_problems(block: Any) -> list[str]:
     if (type(block).__module__, type(block).__name__) != _BLOCK:
         return [f"{type(block).__name__} is not timm's pre-norm Block"]
-    if type(block.attn).__name__ != "Attention" or type(block.mlp).__name__ != "Mlp":
-        return [f"{type(block.attn).__name__} with {type(block.mlp).__name__} (only plain ones)"]
+    if not is_from("timm", block.attn, "Attention") or not is_from("timm", block.mlp, "Mlp"):
+        return [f"{kind_of(block.attn)} with {kind_of(block.mlp)} (only timm's plain ones)"]
     q_norm, k_norm = block.attn.q_norm, block.attn.k_norm
     scales = [getattr(block, name) for name in ("ls1", "ls2")]
     found = {

@@ -17,10 +17,13 @@ from circuitvit.pretrained.reading import (
     all_eps,
     eps_problems,
     in_blocks,
+    is_from,
+    kind_of,
     parts_of,
     path_to_linear,
 )
 
+_MLPS = ("MLPBlock", "MLP")
 _MODEL = ("torchvision.models.vision_transformer", "VisionTransformer")
 
 REASONS = {
@@ -64,9 +67,14 @@ def problems(source: Any) -> list[str]:
 
 
 def _block_problems(block: Any) -> Iterator[str]:
-    attention = block.self_attention
-    if type(block).__name__ != "EncoderBlock" or type(attention).__name__ != "MultiheadAttention":
-        yield f"{type(block).__name__} with {type(attention).__name__} is another block"
+    attention = getattr(block, "self_attention", None)
+    own = is_from("torchvision", block, "EncoderBlock")
+    mlp = getattr(block, "mlp", None)
+    plain = is_from("torch", attention, "MultiheadAttention") and is_from(
+        "torchvision", mlp, *_MLPS
+    )
+    if not own or not plain:
+        yield f"{kind_of(block)} with {kind_of(attention)} and {kind_of(mlp)} is another block"
         return
     if attention.bias_k is not None or attention.add_zero_attn:
         yield "its attention adds keys (add_bias_kv, add_zero_attn)"

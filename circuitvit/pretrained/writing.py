@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,8 @@ from circuitvit.vit import ViT
 
 Folder = Literal["timm", "transformers"]
 KINDS: tuple[str, ...] = get_args(Folder)
+WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", PROCESSOR)
+"""Patterns of the files in such a folder."""
 _MARKS = {"timm": "architecture", "transformers": "model_type"}
 
 
@@ -73,15 +76,32 @@ def write_folder(
 def _check_target(target: Path, to: str) -> None:
     if target.is_file():
         raise CircuitError(f"{target} is a file; name a folder for to={to!r}.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
+    there = list(target.iterdir()) if target.is_dir() else []
     config = target / "config.json"
+    if config not in there and all(map(_is_ours, there)):  # new, empty, or left by a kill
+        return
     known = read_json(config, what="model config") if config.is_file() else {}
     if not isinstance(known, dict) or _MARKS[to] not in known:
         raise CircuitError(
             f"{target} holds something else than a model of {to}, which would be mixed up with it. "
             "Name a new folder."
         )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one of those that this writes."""
+    return any(fnmatch(path.name, pattern) for pattern in WRITTEN)
+
+
+def _clear(target: Path) -> None:
+    """Take away what was written before, so that none of it goes with the new model.
+
+    The config goes first and comes last: a kill in between leaves a folder that doesn't load,
+    never new weights beside an old config.
+    """
+    old = [path for path in target.iterdir() if _is_ours(path)]
+    for path in sorted(old, key=lambda path: path.name != "config.json"):
+        path.unlink()
 
 
 def _write_timm(vit: ViT, module: nn.Module, folder: Path) -> None:
@@ -147,6 +167,7 @@ def _beside(target: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o755)
         if target.is_dir():
+            _clear(target)
             for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
                 path.replace(target / path.name)
         else:
