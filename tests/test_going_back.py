@@ -288,9 +288,9 @@ def kill_in(patch, folder, kill_at):
 
     def interrupted(act):
         def acted(path, *target, **options):
-            if folder in (path.parent, *(Path(each).parent for each in target)):
-                if next(count) == kill_at:
-                    raise KeyboardInterrupt
+            inside = folder in (path.parent, *(Path(each).parent for each in target))
+            if inside and next(count) == kill_at:
+                raise KeyboardInterrupt
             return act(path, *target, **options)
 
         return acted
