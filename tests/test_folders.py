@@ -130,7 +130,7 @@ def test_a_checkpoint_keeps_no_class_names_of_its_architecture(tmp_path, timms):
     ):  # fmt: skip
         torch.save(model.state_dict(), weights)
         found = examine(source, checkpoint=weights)
-        assert found.vit.preprocessing.class_names is None
+        assert getattr(found.vit.preprocessing, "class_names", None) is None
         assert any("class names are forgotten" in note for note in found.folded)
         names = examine(source).vit.preprocessing.class_names
         assert len(names) == CLASSES
@@ -140,6 +140,15 @@ def test_a_checkpoint_keeps_no_class_names_of_its_architecture(tmp_path, timms):
     torch.save(module.state_dict(), weights)
     assert cv.load_vit(module).preprocessing.class_names == tuple("abcde")
     assert cv.load_vit(module, checkpoint=weights).preprocessing.class_names is None
+
+
+def test_a_folder_of_transformers_wrapper_for_timm_gives_timms_model(tmp_path):
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    config = TimmWrapperConfig(architecture="test_vit", num_labels=CLASSES)
+    module = TimmWrapperForImageClassification(config)
+    module.save_pretrained(tmp_path)
+    assert cv.load_vit(tmp_path).fingerprint() == cv.load_vit(module).fingerprint()
 
 
 @torch.no_grad()

@@ -74,6 +74,9 @@ def test_class_names_without_a_processor_come_with_a_warning(tmp_path):
         with pytest.warns(UserWarning, match="not known: it has class names, but no image proc"):
             vit = cv.load_vit(source)
         assert vit.preprocessing == cv.Preprocessing(class_names=tuple("vwxyz"))
+    assert "mean and std of images taken as 0.5" in str(examine(tmp_path).folded)
+    torch.save(module.state_dict(), tmp_path / "again.pt")
+    assert cv.load_vit(tmp_path, checkpoint=tmp_path / "again.pt").preprocessing is None
     (tmp_path / "preprocessor_config.json").write_text("{broken")
     with pytest.warns(UserWarning, match="how this model's images were normalised is not known"):
         assert cv.load_vit(tmp_path).preprocessing.class_names == tuple("vwxyz")

@@ -149,7 +149,7 @@ def test_a_damaged_folder_is_refused_with_the_reason(tmp_path):
     with pytest.raises(cv.CircuitError, match="cut short"):
         cv.load_vit(tmp_path)
     config.unlink()
-    with pytest.raises(cv.CircuitError, match="no model config"):
+    with pytest.raises(cv.CircuitError, match="there is no config.json"):
         cv.load_vit(tmp_path)
 
 

@@ -44,8 +44,8 @@ def from_checkpoint(path: Path, heads: int | None) -> Opened:
         raise CircuitError(_unknown_layout(path, tensors))
     unused = fit(module, tensors, source=str(path))
     guess = (
-        f"{path} doesn't tell its {assumed}, which are assumed. To be sure, give the architecture: "
-        f"load_vit('{library}:NAME', checkpoint={str(path)!r})."
+        f"{path} doesn't tell its {assumed}, which are assumed. To be sure, give the architecture, "
+        f"load_vit('{library}:NAME', checkpoint={str(path)!r}), or the module in the name's place."
     )
     folded = (*notes, f"assumed, as tensors don't tell: {assumed}")
     return Opened(module, str(path), None, folded, (guess,), unused)

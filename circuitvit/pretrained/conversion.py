@@ -1,8 +1,9 @@
 """A model of another library as a `ViT`: the same steps whatever the library.
 
 Its tensors by role (`reading`) become a state dict of ours (`assembly`); every tensor must have
-been used, and the logits must be those of the source: with its own parameters, and with others drawn at
-random, since with some (LayerScale of 1e-5, a head of zeros) logits hardly depend on the blocks.
+been used, and the logits must be those of the source: with its own parameters, and with others
+drawn at random, since with some (LayerScale of 1e-5, a head of zeros) logits hardly depend on the
+blocks.
 """
 
 import copy

@@ -46,6 +46,7 @@ def examine(
     said, notes = found.preprocessing or result.vit.preprocessing, ()
     if checkpoint is not None:
         said, notes = _without_names(said)
+        said = None if result.guessed else said  # only its class names were known
     problems = _misfits(preprocessing or said, result.vit)
     if preprocessing is not None and problems:
         raise CircuitError(f"this preprocessing is not the model's: {'; '.join(problems)}.")

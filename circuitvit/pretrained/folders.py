@@ -29,7 +29,8 @@ def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
         raise CircuitError(_no_model(folder))
     config = read_json(folder / "config.json", what="model config")
     with torch.random.fork_rng(devices=[]):  # making a model draws weights first
-        if isinstance(config, Mapping) and "architecture" in config:
+        wrapped = isinstance(config, Mapping) and config.get("model_type") == "timm_wrapper"
+        if isinstance(config, Mapping) and "architecture" in config and not wrapped:
             return _timm(folder, config, checkpoint)
         if isinstance(config, Mapping) and "model_type" in config:
             return _transformers(folder, config, checkpoint)
@@ -48,7 +49,7 @@ def _no_model(folder: Path) -> str:
 
 
 def _timm(folder: Path, config: Mapping[str, Any], checkpoint: str | Path | None) -> Opened:
-    """timm's model, with weights that we read: its own way leaves out a head that doesn't fit."""
+    """A model of timm, with weights that we read: its own way drops a head that doesn't fit."""
     path = _timm_weights(folder) if checkpoint is None else Path(checkpoint)
     tensors, _, notes = read_checkpoint(path)
     options = {} if checkpoint is None else timm_options(tensors)
@@ -145,7 +146,7 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
             f"of type {config['model_type']!r}: {in_one_line(cause)}."
         ) from cause
     mapping = library.AutoModelForImageClassification._model_mapping
-    mapped = mapping[type(settings)] if type(settings) in mapping else ()
+    mapped = mapping.get(type(settings), ())
     if not mapped:
         raise CircuitError(
             f"transformers {library.__version__} has no image classifier of type "
@@ -166,9 +167,11 @@ def _check_loading(folder: Path, kind: str, told: Mapping[str, Any]) -> tuple[st
     missing = sorted(str(name) for name in told.get("missing_keys") or ())
     problems = [f"{n} is missing" for n in missing if not re.search(huggingface.UNUSED, n)]
     problems += [f"{name} is surplus" for name in surplus if name not in unused]
-    for entry in sorted(told.get("mismatched_keys") or ()):
-        name, got, expected = (*entry, None, None)[:3]
-        problems.append(f"{name} has shape {tuple(got or ())}, expected {tuple(expected or ())}")
+    mismatched: Any = told.get("mismatched_keys") or ()
+    problems += [
+        f"{name} has shape {tuple(got)}, expected {tuple(expected)}"
+        for name, got, expected in sorted(mismatched)
+    ]
     if problems:
         raise CircuitError(f"the weights in {folder} don't fit {kind}: {'; '.join(problems)}.")
     return unused

@@ -197,6 +197,8 @@ def read(source: Any) -> Reading:
     if left_out is not None:
         folded.append(left_out)
     guesses = processor is None and class_names(source.config) is not None
+    if guesses:
+        folded.append("mean and std of images taken as 0.5: no image processor is beside it")
     return Reading(
         source=f"transformers {type(source).__name__}",
         image_size=image_size,

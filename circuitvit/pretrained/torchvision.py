@@ -67,7 +67,7 @@ def problems(source: Any) -> list[str]:
 
 
 def _block_problems(block: Any) -> Iterator[str]:
-    attention = getattr(block, "self_attention", None)
+    attention: Any = getattr(block, "self_attention", None)
     own = is_from("torchvision", block, "EncoderBlock")
     mlp = getattr(block, "mlp", None)
     plain = is_from("torch", attention, "MultiheadAttention") and is_from(
