@@ -169,7 +169,17 @@ def test_a_patch_that_does_not_fit_is_refused(asked, messages):
         assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("std", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.usefixtures("as_users_call")
+def test_the_deviation_of_noise_may_be_a_number_of_numpy_or_torch():
+    expected = Pairs.noised(image_set(4), count=2, std=0.5).fingerprint()
+    for std in (np.float32(0.5), torch.tensor(0.5)):
+        assert Pairs.noised(image_set(4), count=2, std=std).fingerprint() == expected
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    "std", [0, -1.0, float("nan"), float("inf"), None, "1", True, [1], torch.ones(2)]
+)
 def test_noise_without_a_deviation_is_refused(std):
     with pytest.raises(CircuitError, match="std is .*expected a number > 0"):
         Pairs.noised(image_set(4), count=2, std=std)

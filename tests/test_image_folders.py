@@ -84,6 +84,22 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
         assert counts(pets) == {"cat": 10, "dog": 10}
 
 
+def test_metadata_say_the_classes_whatever_the_folders(tmp_path):
+    import json
+
+    nest = tmp_path / "nest"
+    rows = []
+    for place in ("cat/a", "dog/a"):
+        for file in write(nest / place).iterdir():
+            kind = "wet" if file.stem in "0123" else "dry"
+            rows.append({"file_name": str(file.relative_to(nest)), "label": kind})
+    (nest / "metadata.txt").write_text("these are not")
+    with pytest.raises(CircuitError, match="folders within folders"):
+        load_splits(nest)
+    (nest / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert counts(nest) == {"dry": 12, "wet": 8}
+
+
 def test_hidden_files_and_folders_are_no_images(tmp_path):
     pets = tmp_path / "pets"
     for split in ("train", "test"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from circuitvit.errors import CircuitError
 from circuitvit.images.slices import split_of
 
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _TOLD = 6
 
 
@@ -41,7 +42,7 @@ def _walked(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
 
 def is_metadata(path: Path) -> bool:
     """Whether a file describes the images beside it, as `datasets` has it."""
-    return path.stem == "metadata"
+    return path.name in _METADATA
 
 
 def images_by_split(folder: Path) -> dict[str, list[Path]]:

@@ -61,9 +61,10 @@ def load_splits(
 
     Args:
         source: `"digits"` (scikit-learn's 8×8 handwritten digits, embedded); or a folder of images,
-            one folder a class; the folder `tiny-imagenet-200`; a parquet file, a folder or pattern
-            of parquet files whose names say `train`, `test` or `valid`; a `.npz` file; the id of a
-            data set on the Hugging Face hub; or what `datasets` has loaded. `./digits` is a path.
+            one folder a class, in it or in its `train`, `test`, … (links are followed); the folder
+            `tiny-imagenet-200`; a parquet file, a folder or pattern of parquet files whose names
+            say `train`, `test` or `valid`; a `.npz` file; the id of a data set on the Hugging Face
+            hub; or what `datasets` has loaded. `./digits` is a path.
         model: a `ViT` or `CircuitViT`, whose size, channels, preprocessing and classes are used. If
             it knows its class names, the data's classes are matched to them by name, whatever their
             order; else they must be as many as the model's.
@@ -139,9 +140,9 @@ def _problems(given: Mapping[str, Any]) -> Iterator[str]:
         value = given[name]
         if not (is_whole(value) and value >= least) and not (name == "limit" and value is None):
             yield f"{name} is {value!r}, expected {what}"
-    yield from _split_problems(given["split"], given["streaming"])
     if given["streaming"] and given["limit"] is None:
         yield "streaming without a limit would read everything; give a limit"
+    yield from _split_problems(given["split"], given["streaming"])
 
 
 def _split_problems(split: Any, streaming: bool) -> Iterator[str]:
