@@ -74,7 +74,7 @@ def compared_in_single(name, seed, ablation, qkv, settings):
 @pytest.mark.exhaustive
 @pytest.mark.timeout(7200)
 def test_acdc_keeps_the_oracles_edges_on_the_whole_grid():
-    """52 models × 5 τ × 3 ablations, each with every speed-up on and off."""
+    """Every model × 5 τ × 3 ablations, each with every speed-up on and off."""
     began = time.monotonic()
     rows = [
         compared(name, config, seed, ablation, ("split", "joint")[seed % 2], SPEEDUPS)
@@ -83,7 +83,7 @@ def test_acdc_keeps_the_oracles_edges_on_the_whole_grid():
     ]
     some = {name: SPEEDUPS[name] for name in ("all on", "all off")}
     single = [
-        compared_in_single(name, 200, ABLATIONS[i % 3], ("split", "joint")[i // 3], some)
+        compared_in_single(name, 200, ABLATIONS[i % 3], ("split", "joint")[i % 2], some)
         for i, name in enumerate(SHAPES)
     ]
     shares = sorted(share for row in rows for share in row["shares_kept"])

@@ -146,6 +146,6 @@ def takes_images(command: Callable[..., None]) -> Callable[..., None]:
 
     own = [p for name, p in signature.parameters.items() if name != "images"]
     kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    run.__signature__ = signature.replace(parameters=[*kept, *options])  # pyright: ignore[reportFunctionMemberAccess]
+    run.__signature__ = signature.replace(parameters=[*kept, *options])  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in (*kept, *options)}
     return run
