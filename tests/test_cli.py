@@ -80,7 +80,9 @@ def test_the_help_lists_the_commands_and_each_explains_itself():
 
 
 def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace):
-    done = run_installed("discover", "model", "c.json", "--tau", 0.0005, "--pairs", 16, cwd=workplace)
+    done = run_installed(
+        "discover", "model", "c.json", "--tau", 0.0005, "--pairs", 16, cwd=workplace
+    )
     assert done.returncode == 0, done.stderr
     circuit = cv.Circuit.load(workplace / "c.json")
     assert circuit.provenance.tau == 0.0005
