@@ -138,7 +138,8 @@ def _missing_packages() -> Iterator[str]:
             missing.append(name)
     if missing:
         yield (
-            f"ONNX needs {', '.join(missing)}, not installed here: pip install 'circuitvit[onnx]'"
+            f"ONNX needs {', '.join(missing)}, not installed here: pip install onnx onnxruntime "
+            "onnxscript"
         )
 
 

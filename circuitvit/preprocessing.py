@@ -92,6 +92,10 @@ class Preprocessing:
             raise CircuitError(f"this is not a preprocessing of circuitvit: {cause}.") from cause
 
 
+FAR = 2.0
+"""No mean of pixels that were scaled to [0, 1] is so large, in whatever way they are shifted."""
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -111,6 +115,9 @@ def _number_problems(mean: tuple[float, ...], std: tuple[float, ...]) -> list[st
     several = 1 not in (len(mean), len(std))
     found = {
         f"mean is {mean}, expected finite numbers": not all(map(math.isfinite, mean)),
+        f"mean is {mean}, expected that of pixels in [0, 1]; divide by 255": any(
+            math.isfinite(x) and abs(x) > FAR for x in mean
+        ),
         f"std is {std}, expected finite numbers > 0": not all(0 < x < math.inf for x in std),
         f"mean has {len(mean)} values, std {len(std)}": several and len(mean) != len(std),
     }

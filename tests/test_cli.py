@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import jaxtyping
@@ -276,6 +277,28 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(workplace, words, message):
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in workplace.iterdir()) == before
+
+
+def test_models_that_look_at_images_otherwise_are_not_measured_together(workplace):
+    for name, change in (("named", {"class_names": "abcdefghij"}), ("bright", {"mean": (0.1,)})):
+        vit = cv.load_vit(workplace / "model")
+        names = tuple(change.pop("class_names", vit.preprocessing.class_names))
+        vit.preprocessing = replace(vit.preprocessing, class_names=names, **change)
+        vit.save_pretrained(workplace / name)
+        done = run("evaluate", "model", name, cwd=workplace)
+        assert done.returncode == 2
+        assert f"model and {name} look at images in different ways" in done.stderr
+
+
+def test_images_must_be_named_for_models_that_are_not_of_digits(workplace):
+    config = cv.ViTConfig(image_size=16, patch_size=8, classes=10, width=8, depth=1, heads=1)
+    cv.ViT(config, seed=0).save_pretrained(workplace / "photographs")
+    done = run("discover", "photographs", "x.json", cwd=workplace)
+    assert done.returncode == 2
+    assert "images of 3 × 16 × 16, not of the digits. Say with --data" in done.stderr
+    done = run("evaluate", "model", "photographs", cwd=workplace)
+    assert done.returncode == 2
+    assert "can't be given the same images" in done.stderr
 
 
 def test_an_unknown_option_exits_with_2():

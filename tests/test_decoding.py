@@ -67,6 +67,7 @@ def test_images_are_those_of_timms_evaluation_transform(interpolation, resize, c
     assert torch.equal(seen([encoded(image) for image in pictures()], chosen, 32), expected)
 
 
+@pytest.mark.filterwarnings("ignore:split=")
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no parquet files in {DATA}")
 def test_real_images_are_those_of_timms_evaluation_transform(tmp_path, monkeypatch):
     import datasets

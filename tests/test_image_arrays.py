@@ -151,6 +151,7 @@ def test_the_arrays_of_a_file_are_known_by_their_names(tmp_path, names):
     assert len(splits.train) + len(splits.validation) == 10
 
 
+@pytest.mark.filterwarnings("ignore:split=")
 def test_a_file_of_three_parts_keeps_them(tmp_path):
     parts = {"train": colours(5), "val": colours(3), "test": colours(2)}
     arrays = {f"{part}_images": images for part, images in parts.items()}

@@ -86,3 +86,15 @@ def test_all_parts_are_carved_from_a_slice():
 def test_given_validation_images_stay_so_and_test_images_are_carved():
     splits = load_splits("digits", split={"train": "train[:1000]", "validation": "train[1000:]"})
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [800, 797, 200]
+
+
+def test_a_slice_that_leaves_classes_out_is_warned_of(tmp_path):
+    from PIL import Image
+
+    for index in range(20):
+        path = tmp_path / "pets" / ("cat", "dog")[index // 10] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), index).save(path)
+    with pytest.warns(UserWarning, match=r"no training images of 1 of 2 classes \(dog\)"):
+        load_splits(str(tmp_path / "pets"), split="train[:50%]")
+    load_splits(str(tmp_path / "pets"), split="train[25%:75%]")

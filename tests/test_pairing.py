@@ -301,3 +301,12 @@ def test_images_of_one_class_are_taken_alone():
     assert set(pairs.labels.tolist()) == {2}
     with pytest.raises(CircuitError, match="clean is 'cat'"):
         Pairs.against_mean(drawn_images(), clean="cat", count=10)
+
+
+def test_the_animals_of_tiny_imagenet_need_no_categories():
+    images = image_set([0, 1, 2] * 5)
+    zoo = ImageSet(images.images, images.labels, ("lion", "bullfrog", "tabby"))
+    pairs = Pairs.by_category(zoo, clean="cats", corrupt="amphibians", count=6)
+    assert set(pairs.labels.tolist()) == {0, 2}
+    assert set(pairs.corrupt_labels.tolist()) == {1}
+    assert Pairs.remake(pairs.recipe, zoo).fingerprint() == pairs.fingerprint()

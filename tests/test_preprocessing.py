@@ -38,6 +38,8 @@ def test_wrong_values_are_named_together(as_users_call):
         "resize is 'fit'", "crop is 1.5", "two classes have the same name",
     ):  # fmt: skip
         assert part in str(refusal.value)
+    with pytest.raises(cv.CircuitError, match="that of pixels in .0, 1.; divide by 255"):
+        cv.Preprocessing(mean=127.5, std=127.5)
     for wrong in ([1], {"means": 1}):
         with pytest.raises(cv.CircuitError, match="not a preprocessing of circuitvit"):
             cv.Preprocessing.from_dict(wrong)

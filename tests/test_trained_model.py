@@ -29,7 +29,8 @@ def own_cache(tmp_path, monkeypatch):
 )
 @torch.no_grad()
 def test_the_trained_timm_model_has_the_accuracy_that_its_readme_states():
-    vit = cv.load_vit(MODEL, heads=8, preprocessing=SEEN)
+    with pytest.warns(UserWarning, match="doesn't tell its activation"):
+        vit = cv.load_vit(MODEL, heads=8, preprocessing=SEEN)
     assert (vit.config.depth, vit.config.heads[0], vit.config.image_size) == (6, 8, 32)
     # Of one file it makes three parts, here all wanted.
     splits = cv.load_splits(str(PICTURES), model=vit)

@@ -68,12 +68,12 @@ class Images:
     """Which images a command looks at; its fields are the command's options."""
 
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="'digits', a folder of images, a parquet or .npz file, a folder of parquet files, "
-            "or a hub id such as uoft-cs/cifar10."
+            "or a hub id such as uoft-cs/cifar10. The digits are the default where they fit."
         ),
-    ] = "digits"
+    ] = None
     split: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,12 +96,29 @@ class Images:
         int, typer.Option(min=0, max=2**32 - 1, help="Draws everything that is random.")
     ] = 0
 
+    def source(self, model: Any = None) -> str:
+        """What `--data` says; without it the digits, but for models of other images.
+
+        Raises:
+            CircuitError: it isn't given, and the model is of other images.
+        """
+        if self.data is not None:
+            return self.data
+        shape = getattr(model, "config", None)
+        if shape is not None and (shape.channels, shape.image_size) != (1, 8):
+            raise CircuitError(
+                f"this model is of images of {shape.channels} × {shape.image_size} × "
+                f"{shape.image_size}, not of the digits. Say with --data which images to look at "
+                "('--data digits' for the digits all the same)."
+            )
+        return "digits"
+
     def splits(self, model: Any = None, *, image_size: int | None = None) -> "Splits":
         """The images, as a model wants to see them if one is given."""
         import circuitvit as cv
 
         return cv.load_splits(
-            self.data,
+            self.source(model),
             model=model,
             image_size=image_size,
             classes="animals" if self.classes == ["animals"] else self.classes or None,

@@ -105,8 +105,11 @@ def load_splits(
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     table = _table(source, Draw(limit, seed) if streaming else None)
     own = own_parts(table.sizes, split, name)
+    stored = table
     table, own = _with_classes(table, own, classes, asked, name)
     parts = _parts(table, own, validation, test, seed, name)
+    if split is not None and classes is None:
+        _warn_of_lost_classes(stored, parts["train"], split)
     parts = {part: _within(table, places, limit, seed) for part, places in parts.items()}
     look = asked.look(table)
     found = {}
@@ -224,6 +227,19 @@ def _parts(
             "Give more images or larger shares."
         )
     return parts
+
+
+def _warn_of_lost_classes(stored: Table, train: np.ndarray, split: Split) -> None:
+    """A slice of images that are stored class by class holds some classes only."""
+    every = np.unique(stored.labels[stored.labels >= 0])
+    lost = [stored.class_names[label] for label in np.setdiff1d(every, stored.labels[train])]
+    if lost:
+        some = ", ".join(lost[:10]) + (", …" if len(lost) > 10 else "")
+        warnings.warn(
+            f"split={split!r} leaves no training images of {len(lost)} of {len(every)} classes "
+            f"({some}): a slice is of the stored order. limit=... draws evenly over the classes.",
+            stacklevel=3,
+        )
 
 
 def _within(table: Table, places: np.ndarray, limit: int | None, seed: int) -> np.ndarray:

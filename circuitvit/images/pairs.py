@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.animals import categories as animal_categories
 from circuitvit.images.corruption import Patch
 from circuitvit.images.image_set import ImageSet
 from circuitvit.images.judging import Judge
@@ -97,7 +98,7 @@ class Pairs(PairedImages):
     def by_category(
         cls,
         images: ImageSet,
-        categories: Mapping[str, str],
+        categories: Mapping[str, str] | None = None,
         *,
         clean: str | None = None,
         corrupt: str | None = None,
@@ -109,7 +110,8 @@ class Pairs(PairedImages):
 
         Args:
             images: where the images come from.
-            categories: the category of each class that has images, by the class's name.
+            categories: the category of each class that has images, by the class's name; by default
+                those of the animals in Tiny-ImageNet (`images.categories()`).
             clean: the clean images' category; None is every one but `corrupt`.
             corrupt: the corrupt images' category; None draws one of the others for each pair, all
                 equally likely, and within it one of its classes, all equally likely.
@@ -122,6 +124,7 @@ class Pairs(PairedImages):
                 there are fewer (right) clean images than pairs.
         """
         judge = Judge.of(images, right_for)
+        categories = animal_categories() if categories is None else categories
         places = places_by_category(
             images, categories, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
         )

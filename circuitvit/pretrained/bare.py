@@ -157,7 +157,8 @@ def _heads(path: Path, given: int | None, width: int, q_norm: Tensor | None) -> 
     if given is None and told is None:
         raise CircuitError(
             f"{path} doesn't tell the number of attention heads. Give heads=; the width is "
-            f"{width}, so it may be {shown}."
+            f"{width}, so it may be {shown}. On the command line: circuitvit inspect {path} "
+            "--heads N --out FOLDER makes a folder that every command takes."
         )
     count: Any = told if given is None else given
     whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
