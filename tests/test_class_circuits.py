@@ -290,6 +290,7 @@ def test_folders_that_hold_no_circuits_are_told(tmp_path):
         ({"find": "acdc"}, ["edges is for methods of eap"]),
         ({"ablation": "mean"}, ["needs reference images"]),
         ({"find": lambda vit, pairs: 3}, ["edges is for methods of eap"]),
+        ({"find": cv.acdc, "metric": "kl", "edges": None}, ["a callable as find decides"]),
         ({"find": lambda vit, pairs: 3, "edges": None}, ["expected a circuitvit.Circuit, got int"]),
     ],
 )

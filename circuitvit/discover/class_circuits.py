@@ -138,6 +138,11 @@ class Search:
                 f"find is {self.find!r}, expected 'acdc', one of {METHODS}, or a callable from a "
                 "model and pairs to a circuit."
             )
+        if callable(self.find) and self.metric is not None:
+            raise CircuitError(
+                "metric is for acdc and the methods of eap; a callable as find decides for itself. "
+                "Leave metric out, or use it in the callable."
+            )
         if self.find in METHODS:
             if self.edges is None or whole(self.edges, "edges") < 1:
                 raise CircuitError(
