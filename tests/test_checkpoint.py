@@ -11,7 +11,7 @@ from test_train import blobs, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
-from circuitvit.train import Recipe, training
+from circuitvit.train import Recipe, distillation, training
 from circuitvit.train.checkpoint import Checkpoint
 
 
@@ -146,7 +146,7 @@ def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoi
     tmp_path, monkeypatch, poison, word
 ):
     """48 images in batches of 16: the fifth step is the second one of epoch 2."""
-    steps, cross_entropy = iter(range(1, 100)), training.F.cross_entropy
+    steps, cross_entropy = iter(range(1, 100)), distillation.F.cross_entropy
 
     def poisoned(logits, labels, **more):
         loss = cross_entropy(logits, labels, **more)
@@ -156,7 +156,7 @@ def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoi
 
     whole = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16))
     with monkeypatch.context() as patch:
-        patch.setattr(training.F, "cross_entropy", poisoned)
+        patch.setattr(distillation.F, "cross_entropy", poisoned)
         with pytest.raises(CircuitError, match=rf"{word} became NaN.* step 2 of 3 in epoch 2\."):
             cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
     assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1

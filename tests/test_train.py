@@ -13,7 +13,7 @@ import torch
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
-from circuitvit.train import Recipe, training
+from circuitvit.train import Recipe, distillation, training
 from circuitvit.train.augmentation import moved, moves, random_moves
 
 SHAPE = {"image_size": 4, "patch_size": 2, "channels": 1, "classes": 4}
@@ -182,14 +182,14 @@ def test_every_epoch_draws_a_new_order_and_sees_each_image_once(monkeypatch):
 
 
 def test_bfloat16_is_used_where_asked_for(monkeypatch):
-    kinds, cross_entropy = [], training.F.cross_entropy
+    kinds, cross_entropy = [], distillation.F.cross_entropy
 
     def watched(logits, *rest, **more):
         if "label_smoothing" in more:  # accuracy, which looks at float64, has none
             kinds.append(logits.dtype)
         return cross_entropy(logits, *rest, **more)
 
-    monkeypatch.setattr(training.F, "cross_entropy", watched)
+    monkeypatch.setattr(distillation.F, "cross_entropy", watched)
     vit, images = make_vit().float(), blobs()
     images = ImageSet(images.images.float(), images.labels, images.class_names)
     for precision in ("no", "bf16"):
@@ -276,7 +276,11 @@ def test_a_recipe_names_every_value_that_is_out_of_range():
     wrong = {
         "epochs": 0, "batch": 1.5, "learning_rate": 0.0, "weight_decay": -1, "rotate": -1,
         "warmup_epochs": math.nan, "label_smoothing": 1.0, "clip": math.inf, "translate": -0.1,
-        "seed": -1, "mixed_precision": "fp16",
+        "seed": -1, "mixed_precision": "fp8", "accumulate": 0, "final_learning_rate": -1,
+        "schedule_by": "day", "crop_scale": 0, "rand_augment": -1, "rand_augment_magnitude": 31,
+        "noise": -0.1, "erase": 1.1, "mixup": -1, "cutmix": math.nan, "drop_path": 1.0,
+        "ema_decay": 1, "patience": 0, "watch": "time", "distill_alpha": 1.5,
+        "distill_temperature": 0, "augment": 1, "horizontal_flip": "yes", "keep_best": None,
     }  # fmt: skip
     with pytest.raises(CircuitError) as caught:
         Recipe(**wrong)
