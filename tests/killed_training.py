@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import circuitvit as cv
 from circuitvit.train import Recipe
 
 RECIPE = Recipe(
-    epochs=30, batch=16, accumulate=2, rotate=15, horizontal_flip=True, crop_scale=0.6,
+    epochs=45, batch=16, accumulate=2, rotate=15, horizontal_flip=True, crop_scale=0.6,
     rand_augment=1, noise=0.05, erase=0.3, mixup=0.3, cutmix=1.0, drop_path=0.3, ema_decay=0.9,
     keep_best=True, watch="loss",
 )  # fmt: skip
@@ -67,6 +68,7 @@ def main() -> None:
     """Train whole, then killed again and again, and write how it went."""
     folder, kills, draw = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
     torch.set_num_threads(1)
+    import_module("torchvision.transforms.v2")
     began = time.perf_counter()
     assert child(folder / "whole", None) == 0
     whole = time.perf_counter() - began
@@ -76,7 +78,9 @@ def main() -> None:
         ends.append(child(folder / "run", draw.uniform(0.02, 0.9) * whole / kills))
         epochs.append(epochs_done(folder))
     ends.append(child(folder / "run", None))
-    (folder / "report.json").write_text(json.dumps({"ends": ends, "epochs": epochs}))
+    (folder / "report.json").write_text(
+        json.dumps({"ends": ends, "epochs": epochs, "seconds": whole})
+    )
 
 
 if __name__ == "__main__":

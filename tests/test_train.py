@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -304,31 +300,3 @@ def test_progress_is_silent_unless_asked_for(capfd):
     assert out == ""
     assert "epoch 2 of 2" in err
     assert "6/6" in err
-
-
-WORKER = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from test_train import blobs, cv, make_vit, Recipe
-result = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16))
-from accelerate import PartialState
-assert PartialState().num_processes == 2
-if PartialState().is_main_process:
-    result.vit.save_pretrained(sys.argv[1])
-"""
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    alone = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16)).vit.state_dict()
-    (tmp_path / "worker.py").write_text(WORKER.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    command += [str(tmp_path / "worker.py"), str(tmp_path / "vit")]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    together = cv.ViT.from_pretrained(tmp_path / "vit").state_dict()
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-10)
