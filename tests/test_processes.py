@@ -49,8 +49,13 @@ def launched(folder: Path, launcher: list[str]) -> None:
 
 def test_two_processes_train_as_one_does(tmp_path):
     """In double precision: sums in another order differ by less than the tolerance."""
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launcher += [
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--main_process_port=0",
+    ]
     launched(tmp_path, launcher)
     for name, recipe in RECIPES.items():
         alone = trained(recipe)

@@ -31,7 +31,7 @@ class DroppedPaths:
             (module, rate)
             for block, rate in zip(vit.blocks, rates, strict=True)
             for module in (block.attention, block.mlp)
-            if module is not None and rate
+            if isinstance(module, nn.Module) and rate
         ]
         self.factors: Float[Tensor, "path image"] | None = None
 
