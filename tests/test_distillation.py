@@ -111,6 +111,11 @@ def test_a_teacher_of_something_else_is_refused(teacher, message):
         cv.train(make_vit(), images, images, ONE_STEP, teacher=teacher)
 
 
+def test_the_name_of_a_model_is_not_a_teacher(as_users_call):
+    with pytest.raises(cv.CircuitError, match=r"teacher is a str, expected a module; load_vit"):
+        cv.train(make_vit(), blobs(), blobs(), ONE_STEP, teacher="timm:vit")
+
+
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
     usual = make_vit(), blobs(), blobs(), ONE_STEP
     cv.train(*usual, folder=tmp_path, teacher=make_vit(seed=3))

@@ -195,6 +195,24 @@ def test_bfloat16_is_used_where_asked_for(monkeypatch):
     assert kinds == [torch.float32, torch.bfloat16]
 
 
+def test_the_head_alone_is_tuned_where_asked_for(tmp_path):
+    vit = make_vit()
+    recipe = Recipe(epochs=3, batch=16, tune="head", learning_rate=1e-2, ema_decay=0.5)
+    result = cv.train(vit, blobs(), blobs(), recipe)
+    trained = result.vit.state_dict()
+    same = {name for name, value in vit.state_dict().items() if torch.equal(trained[name], value)}
+    assert trained.keys() - same == {"head.weight", "head.bias"}
+    assert all(parameter.requires_grad for parameter in result.vit.parameters())
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    cv.train(vit, blobs(), blobs(), recipe, folder=tmp_path)
+    again = cv.train(vit, blobs(), blobs(), recipe, folder=tmp_path)
+    assert same_weights(again.vit, result.vit)
+    edges = edge_model()
+    tuned = cv.train(edges, blobs(), blobs(), recipe).vit.state_dict()
+    same = {name for name, value in edges.state_dict().items() if torch.equal(tuned[name], value)}
+    assert tuned.keys() - same == {"ends.head.weight", "ends.head.bias"}
+
+
 # Augmentation
 
 
@@ -276,7 +294,7 @@ def test_a_recipe_names_every_value_that_is_out_of_range():
         "schedule_by": "day", "crop_scale": 0, "rand_augment": -1, "rand_augment_magnitude": 31,
         "noise": -0.1, "erase": 1.1, "mixup": -1, "cutmix": math.nan, "drop_path": 1.0,
         "ema_decay": 1, "patience": 0, "watch": "time", "distill_alpha": 1.5,
-        "distill_temperature": 0, "augment": 1, "horizontal_flip": "yes", "keep_best": None,
+        "distill_temperature": 0, "tune": "none", "augment": 1, "horizontal_flip": "yes", "keep_best": None,
     }  # fmt: skip
     with pytest.raises(CircuitError) as caught:
         Recipe(**wrong)

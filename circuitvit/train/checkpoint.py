@@ -72,10 +72,12 @@ class Checkpoint:
         model.load_state_dict(self.part("model"))
         for name, parameter in model.named_parameters():
             # AdamW counts its steps on the CPU; its moments live beside their parameter.
-            optimizer.state[parameter] = {
+            state = {
                 key: value if value.ndim == 0 else value.to(parameter.device)
                 for key, value in self.part(f"optimizer.{name}").items()
             }
+            if state:  # frozen parameters have none
+                optimizer.state[parameter] = state
 
     def save(self, path: Path) -> None:
         """Write the file in one step: a kill leaves the one before.

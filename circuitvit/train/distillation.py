@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.train.recipe import Recipe
 
@@ -41,8 +40,11 @@ class Teacher:
         return digest.hexdigest()[:16]
 
 
-def teacher_problems(module: nn.Module, images: ImageSet, classes: int) -> list[str]:
+def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     """Why a module can't teach a student of so many classes; a line for each reason."""
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        return [f"the teacher is a {kind}, expected a module; load_vit makes one of a name"]
     problems = []
     own, theirs = getattr(module, "preprocessing", None), images.preprocessing
     if own is not None and theirs is not None and (own.mean, own.std) != (theirs.mean, theirs.std):
@@ -59,7 +61,7 @@ def teacher_problems(module: nn.Module, images: ImageSet, classes: int) -> list[
         )
     try:
         found = Teacher(module, images.images[:0]).logits(images.images[:1])
-    except (CircuitError, RuntimeError, TypeError, ValueError) as cause:
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as cause:
         return [*problems, f"the teacher can't look at the training images ({cause})"]
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != (1, classes):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
 
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
@@ -19,7 +18,7 @@ def check(
     training: ImageSet,
     validation: ImageSet,
     recipe: Recipe,
-    teacher: nn.Module | None,
+    teacher: Any,
     accelerator: Accelerator,
 ) -> None:
     """Refuse a training that can't start.

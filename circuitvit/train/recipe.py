@@ -10,6 +10,7 @@ from circuitvit.train.schedule import ScheduleBy, learning_rate_at
 
 Precision = Literal["no", "bf16", "fp16"]
 Watched = Literal["accuracy", "loss"]
+Tuned = Literal["all", "head"]
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -50,6 +51,8 @@ class Recipe:
         watch: what tells the best epoch, `accuracy` or `loss` on the validation images.
         distill_alpha: share of the labels' cross-entropy where there is a teacher, 0–1.
         distill_temperature: T, which softens the logits of teacher and student.
+        tune: what learns: `all` weights, or the linear `head` alone, which suits a pretrained model
+            and few images.
         seed: draws the order of the images and their changes, for each epoch anew.
         mixed_precision: `bf16` or `fp16` computes the forward pass so; `fp16` on a GPU only.
 
@@ -85,6 +88,7 @@ class Recipe:
     watch: Watched = "accuracy"
     distill_alpha: float = 0.5
     distill_temperature: float = 2.0
+    tune: Tuned = "all"
     seed: int = 0
     mixed_precision: Precision = "no"
 
@@ -189,4 +193,5 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("mixed_precision",), *_one_of(Precision)),
     (("schedule_by",), *_one_of(ScheduleBy)),
     (("watch",), *_one_of(Watched)),
+    (("tune",), *_one_of(Tuned)),
 )

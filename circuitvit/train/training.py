@@ -149,6 +149,10 @@ class _Loop:
         self.model.preprocessing = training.preprocessing or vit.preprocessing
         self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = adamw(self.model, recipe)
+        taught = {id(p) for p in learning(self.model, recipe).values()}
+        self.frozen = [p for p in self.model.parameters() if id(p) not in taught]
+        for parameter in self.frozen:  # no gradient is computed, nor shared between processes
+            parameter.requires_grad_(False)
         self.steps = len(training) // recipe.batch
         half = recipe.mixed_precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
@@ -172,7 +176,8 @@ class _Loop:
             self.average.restore(checkpoint.part("average"))
         scale = checkpoint.part("scaler")
         if scale:
-            state = {n: t.item() for n, t in scale.items()}
+            state = {"scale": scale["scale"].item()}
+            state["_growth_tracker"] = int(scale["_growth_tracker"].item())
             self.scaler.load_state_dict(self.scaler.state_dict() | state)
 
     def checkpoint(self, run: dict[str, Any]) -> Checkpoint:
@@ -195,6 +200,8 @@ class _Loop:
 
     def result(self, device: torch.device) -> Training[Any]:
         """What came out, on a device."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
         vit, best = self.outcome.to(device).eval(), None
         if self.best:
             best = copy.deepcopy(vit)
@@ -307,10 +314,18 @@ class _Loop:
         return records[:, 0].mean().item()
 
 
+def learning(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    named = dict(model.named_parameters())
+    if recipe.tune == "all":
+        return named
+    return {n: p for n, p in named.items() if "head" in n.split(".")[:-1]}
+
+
 def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
     """AdamW that decays weights, but no norm, bias, position, token, constant or table."""
     decayed, kept = [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in learning(model, recipe).items():
         free = parameter.ndim < 2 or any(word in name for word in UNDECAYED)
         (kept if free else decayed).append(parameter)
     groups = [
