@@ -1,17 +1,18 @@
 """Checkpoints: a run that is killed goes on to the very same weights."""
 
+import errno
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from test_train import blobs, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
-from circuitvit.train import Recipe, training
+from circuitvit.train import Recipe, distillation, training
 from circuitvit.train.checkpoint import Checkpoint
 
 
@@ -146,7 +147,7 @@ def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoi
     tmp_path, monkeypatch, poison, word
 ):
     """48 images in batches of 16: the fifth step is the second one of epoch 2."""
-    steps, cross_entropy = iter(range(1, 100)), training.F.cross_entropy
+    steps, cross_entropy = iter(range(1, 100)), distillation.F.cross_entropy
 
     def poisoned(logits, labels, **more):
         loss = cross_entropy(logits, labels, **more)
@@ -156,9 +157,56 @@ def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoi
 
     whole = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16))
     with monkeypatch.context() as patch:
-        patch.setattr(training.F, "cross_entropy", poisoned)
+        patch.setattr(distillation.F, "cross_entropy", poisoned)
         with pytest.raises(CircuitError, match=rf"{word} became NaN.* step 2 of 3 in epoch 2\."):
             cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
     assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
     resumed = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
     assert same_weights(resumed.vit, whole.vit)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_to_do(tmp_path, monkeypatch, cause):
+    from circuitvit.train import checkpoint
+
+    recipe, save = Recipe(epochs=3, batch=16, ema_decay=0.5), checkpoint.save_file
+    calls = iter(range(1, 100))
+
+    def full(tensors, path, metadata):
+        if next(calls) == 2:
+            path.write_bytes(b"half of it")
+            raise cause
+        save(tensors, path, metadata)
+
+    whole = cv.train(make_vit(), blobs(), blobs(), recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        told = r"after epoch 2 .*No space left.*epoch 1 is left.*Make room.*run the same again"
+        with pytest.raises(CircuitError, match=told):
+            cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
+    assert same_weights(
+        cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path).vit, whole.vit
+    )
+
+
+def test_a_checkpoint_of_before_a_recipe_got_more_fields_is_resumed(tmp_path):
+    recipe, file = Recipe(epochs=2, batch=16), tmp_path / "checkpoint.safetensors"
+    first = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
+    now = Checkpoint.load(file)
+    new = {"recipe.mixup", "recipe.patience", "recipe.accumulate"}
+    before = {name: value for name, value in now.run.items() if name not in new}
+    Checkpoint(before, now.history, now.tensors).save(file)
+    again = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
+    assert same_weights(first.vit, again.vit)
+    with pytest.raises(CircuitError, match=r"recipe.mixup was 0.0 and is now 0.5"):
+        cv.train(
+            make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16, mixup=0.5), folder=tmp_path
+        )

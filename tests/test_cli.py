@@ -316,6 +316,21 @@ def test_training_goes_on_where_it_stopped_and_refuses_another_recipe(workplace)
     assert "epochs" in other.stderr
 
 
+def test_training_takes_a_teacher_logs_off_a_terminal_and_saves_the_best_epoch(workplace):
+    words = ["train", "pupil", "--width", 16, "--depth", 1, "--heads", 2, "--mlp-width", 16]
+    words += ["--limit", 100, "--epochs", 4, "--patience", 1, "--distill-from", "model"]
+    words += ["--mixup", 0.2, "--rand-augment", 1, "--ema", 0.9, "--drop-path", 0.1]
+    done = run(*words, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "the best of" in done.stdout
+    assert "epoch 1/4: loss" in done.stderr
+    other = run(*words, "--cutmix", 1, cwd=workplace)
+    assert other.returncode == 2
+    assert "recipe.cutmix was 0.0 and is now 1.0" in other.stderr
+    quiet = run(*words, "--no-log", cwd=workplace)
+    assert quiet.stderr == ""
+
+
 def test_a_negative_seed_is_a_usage_error_without_a_traceback(workplace):
     done = run("discover", "model", "x.json", "--seed", "-1", cwd=workplace)
     assert done.returncode == 2

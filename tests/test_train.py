@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +9,7 @@ import torch
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
-from circuitvit.train import Recipe, training
+from circuitvit.train import Recipe, distillation, training
 from circuitvit.train.augmentation import moved, moves, random_moves
 
 SHAPE = {"image_size": 4, "patch_size": 2, "channels": 1, "classes": 4}
@@ -182,14 +178,14 @@ def test_every_epoch_draws_a_new_order_and_sees_each_image_once(monkeypatch):
 
 
 def test_bfloat16_is_used_where_asked_for(monkeypatch):
-    kinds, cross_entropy = [], training.F.cross_entropy
+    kinds, cross_entropy = [], distillation.F.cross_entropy
 
     def watched(logits, *rest, **more):
         if "label_smoothing" in more:  # accuracy, which looks at float64, has none
             kinds.append(logits.dtype)
         return cross_entropy(logits, *rest, **more)
 
-    monkeypatch.setattr(training.F, "cross_entropy", watched)
+    monkeypatch.setattr(distillation.F, "cross_entropy", watched)
     vit, images = make_vit().float(), blobs()
     images = ImageSet(images.images.float(), images.labels, images.class_names)
     for precision in ("no", "bf16"):
@@ -197,6 +193,24 @@ def test_bfloat16_is_used_where_asked_for(monkeypatch):
         result = cv.train(vit, images, images, recipe)
         assert result.vit.positions.dtype == torch.float32
     assert kinds == [torch.float32, torch.bfloat16]
+
+
+def test_the_head_alone_is_tuned_where_asked_for(tmp_path):
+    vit = make_vit()
+    recipe = Recipe(epochs=3, batch=16, tune="head", learning_rate=1e-2, ema_decay=0.5)
+    result = cv.train(vit, blobs(), blobs(), recipe)
+    trained = result.vit.state_dict()
+    same = {name for name, value in vit.state_dict().items() if torch.equal(trained[name], value)}
+    assert trained.keys() - same == {"head.weight", "head.bias"}
+    assert all(parameter.requires_grad for parameter in result.vit.parameters())
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    cv.train(vit, blobs(), blobs(), recipe, folder=tmp_path)
+    again = cv.train(vit, blobs(), blobs(), recipe, folder=tmp_path)
+    assert same_weights(again.vit, result.vit)
+    edges = edge_model()
+    tuned = cv.train(edges, blobs(), blobs(), recipe).vit.state_dict()
+    same = {name for name, value in edges.state_dict().items() if torch.equal(tuned[name], value)}
+    assert tuned.keys() - same == {"ends.head.weight", "ends.head.bias"}
 
 
 # Augmentation
@@ -276,7 +290,11 @@ def test_a_recipe_names_every_value_that_is_out_of_range():
     wrong = {
         "epochs": 0, "batch": 1.5, "learning_rate": 0.0, "weight_decay": -1, "rotate": -1,
         "warmup_epochs": math.nan, "label_smoothing": 1.0, "clip": math.inf, "translate": -0.1,
-        "seed": -1, "mixed_precision": "fp16",
+        "seed": -1, "mixed_precision": "fp8", "accumulate": 0, "final_learning_rate": -1,
+        "schedule_by": "day", "crop_scale": 0, "rand_augment": -1, "rand_augment_magnitude": 31,
+        "noise": -0.1, "erase": 1.1, "mixup": -1, "cutmix": math.nan, "drop_path": 1.0,
+        "ema_decay": 1, "patience": 0, "watch": "time", "distill_alpha": 1.5,
+        "distill_temperature": 0, "tune": "none", "augment": 1, "horizontal_flip": "yes", "keep_best": None,
     }  # fmt: skip
     with pytest.raises(CircuitError) as caught:
         Recipe(**wrong)
@@ -300,31 +318,3 @@ def test_progress_is_silent_unless_asked_for(capfd):
     assert out == ""
     assert "epoch 2 of 2" in err
     assert "6/6" in err
-
-
-WORKER = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from test_train import blobs, cv, make_vit, Recipe
-result = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16))
-from accelerate import PartialState
-assert PartialState().num_processes == 2
-if PartialState().is_main_process:
-    result.vit.save_pretrained(sys.argv[1])
-"""
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    alone = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16)).vit.state_dict()
-    (tmp_path / "worker.py").write_text(WORKER.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    command += [str(tmp_path / "worker.py"), str(tmp_path / "vit")]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    together = cv.ViT.from_pretrained(tmp_path / "vit").state_dict()
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Commands about models: train, inspect, compile, evaluate, export."""
+"""Commands about models: inspect, compile, evaluate, export; and the demo."""
 
 import shlex
 import sys
@@ -45,46 +45,6 @@ def demo(
         f"{faithful['random_median']:.3f} (median of {len(faithful['random'])})."
     )
     typer.echo(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
-
-
-@app.command()
-@takes_images
-def train(
-    *,
-    out: Annotated[Path, typer.Argument(help="The folder for the model and its checkpoint.")],
-    patch_size: Annotated[int, typer.Option(help="Side of a patch, in pixels.")] = 2,
-    image_size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
-    width: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
-    depth: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
-    heads: Annotated[int, typer.Option(help="Heads in each block.")] = 4,
-    mlp_width: Annotated[int, typer.Option(help="Neurons of each MLP.")] = 128,
-    epochs: Annotated[int, typer.Option(min=1)] = 100,
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
-    batch: Annotated[int, typer.Option(min=1)] = 64,
-    images: Images,
-) -> None:
-    """Train a ViT from scratch; an interrupted run goes on where it stopped."""
-    import circuitvit as cv
-    from circuitvit.measure import accuracy
-
-    splits, seed = images.splits(image_size=image_size), images.seed
-    shape = splits.train.images.shape
-    config = cv.ViTConfig(
-        image_size=shape[2],
-        channels=shape[1],
-        classes=len(splits.train.class_names),
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=mlp_width,
-    )
-    recipe = cv.Recipe(epochs=epochs, learning_rate=learning_rate, batch=batch, seed=seed)
-    vit = cv.ViT(config, seed=seed)
-    trained = cv.train(vit, splits.train, splits.validation, recipe, folder=out).vit
-    trained.save_pretrained(out)
-    found = accuracy(trained, splits.test.images, splits.test.labels)
-    typer.echo(f"Wrote {out}. Test accuracy {found.top1:.2%} ({found.images} images).")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 torchvision's `RandomAffine` draws one move for each call, so a batch would move as one, and calling
 it image by image would take most of the training time of a small model. Instead every image gets
 its own affine matrix, and `grid_sample` applies them together; a test compares the result with
-torchvision's. Colours, MixUp and the like are left out.
+torchvision's. Crops and colours are in `pictures`, MixUp and CutMix in `mixing`.
 """
 
 import torch

@@ -6,7 +6,7 @@ file's metadata.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
+from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"
 
@@ -28,7 +29,7 @@ class Checkpoint:
     Attributes:
         run: what the training is: recipe, model shape, initial weights and data, by name.
         history: one entry for each epoch so far.
-        tensors: weights and AdamW's state.
+        tensors: weights and AdamW's state, and what else goes on: the average, the best weights.
     """
 
     run: Mapping[str, Any]
@@ -42,36 +43,62 @@ class Checkpoint:
         history: tuple[dict[str, Any], ...],
         model: nn.Module,
         optimizer: Optimizer,
+        more: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> "Checkpoint":
-        """Take down where a training stands; the tensors are the model's own, not copies."""
+        """Take down where a training stands; the tensors are the model's own, not copies.
+
+        Args:
+            run: see the attributes.
+            history: likewise.
+            model: what is trained.
+            optimizer: of its parameters.
+            more: other tensors by the name of their part, for `part` to give back.
+        """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         for name, parameter in model.named_parameters():
             for state, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{state}"] = value
+        for part, values in (more or {}).items():
+            tensors |= {f"{part}.{name}": value for name, value in values.items()}
         return cls(run, history, tensors)
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one part, without its name; none if there is no such part."""
+        start = f"{name}."
+        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Put weights and AdamW's state back into a model and its optimizer."""
-        prefix = "model."
-        weights = {
-            n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)
-        }
-        model.load_state_dict(weights)
+        model.load_state_dict(self.part("model"))
         for name, parameter in model.named_parameters():
-            start = f"optimizer.{name}."
             # AdamW counts its steps on the CPU; its moments live beside their parameter.
-            optimizer.state[parameter] = {
-                key.removeprefix(start): value if value.ndim == 0 else value.to(parameter.device)
-                for key, value in self.tensors.items()
-                if key.startswith(start)
+            state = {
+                key: value if value.ndim == 0 else value.to(parameter.device)
+                for key, value in self.part(f"optimizer.{name}").items()
             }
+            if state:  # frozen parameters have none
+                optimizer.state[parameter] = state
 
     def save(self, path: Path) -> None:
-        """Write the file in one step: a kill leaves the one before."""
+        """Write the file in one step: a kill leaves the one before.
+
+        Raises:
+            CircuitError: it can't be written, as on a full disk. The one before is left.
+        """
         record = {"schema": 1, "run": dict(self.run), "history": list(self.history)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
-        with replacing(path) as beside:
-            save_file(tensors, beside, metadata={_KEY: json.dumps(record)})
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        try:
+            with replacing(path) as beside:
+                save_file(tensors, beside, metadata={_KEY: json.dumps(record)})
+        except (OSError, SafetensorError) as cause:
+            kept = len(self.history) - 1
+            raise CircuitError(
+                f"cannot write the checkpoint {path} of {size / 1e6:,.1f} MB after epoch {kept + 1}"
+                f" ({cause}). "
+                + (f"That of epoch {kept} is left as it was. " if path.exists() else "")
+                + "Make room, twice its size, and run the same again: it goes on from there."
+            ) from cause
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -97,11 +124,12 @@ class Checkpoint:
         Raises:
             CircuitError: recipe, model or data differ; every difference is named.
         """
-        names = sorted({*self.run, *run})
+        # Fields that a recipe got since the checkpoint was written were then as their defaults.
+        before = {f"recipe.{field.name}": field.default for field in fields(Recipe)} | {**self.run}
         differences = [
-            f"{name} was {self.run.get(name)!r} and is now {run.get(name)!r}"
-            for name in names
-            if self.run.get(name) != run.get(name)
+            f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
+            for name in sorted({*before, *run})
+            if before.get(name) != run.get(name)
         ]
         if differences:
             raise CircuitError(

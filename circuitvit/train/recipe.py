@@ -6,29 +6,55 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, no_type_check
 
 from circuitvit.errors import CircuitError
+from circuitvit.train.schedule import ScheduleBy, learning_rate_at
 
-Precision = Literal["no", "bf16"]
+Precision = Literal["no", "bf16", "fp16"]
+Watched = Literal["accuracy", "loss"]
+Tuned = Literal["all", "head"]
 
 
 @no_type_check  # it checks its own input, with words for people
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """AdamW with linear warm-up and cosine decay, label smoothing, and small random moves.
+    """AdamW with linear warm-up and cosine decay, label smoothing, and random changes of images.
 
     Attributes:
-        epochs: how often every image is seen.
-        batch: images a step, over all processes.
+        epochs: how often every image is seen, at most.
+        batch: images a step, over all processes and micro-batches.
+        accumulate: micro-batches in which each process goes through its share of a batch; more
+            need less memory and give the same gradient.
         learning_rate: its peak, after the warm-up.
+        final_learning_rate: where the cosine would end one step after the last.
+        schedule_by: whether the learning rate changes with every `step` or every `epoch`.
         weight_decay: of the weights; norms, biases, positions, tokens and constants have none.
         warmup_epochs: epochs of linear warm-up, at most half of all epochs.
         label_smoothing: share of the target that is spread evenly over all classes, 0–1.
         clip: largest norm of the gradient of all parameters together.
-        augment: whether images are moved at random; the next three say how.
+        augment: whether images are changed at random; the next ones, to `cutmix`, say how.
         translate: largest shift along each axis, as a share of the side; in whole pixels.
         rotate: largest rotation either way, in degrees.
         horizontal_flip: whether every second image, on average, is mirrored; not for digits.
-        seed: draws the order of the images and their moves, for each epoch anew.
-        mixed_precision: `"bf16"` computes the forward pass in bfloat16.
+        crop_scale: least share of a picture's area that a random crop keeps; 1 is no crop.
+        rand_augment: operations of RandAugment for each picture; they shear,
+            turn and change colours, so look whether your classes survive them.
+        rand_augment_magnitude: how strong they are, 0–30.
+        noise: deviation of Gaussian noise, where pixels are in [0, 1].
+        erase: share of images of which a rectangle is erased.
+        mixup: α of MixUp; 0 is none.
+        cutmix: α of CutMix; with both, each batch draws one of the two.
+        drop_path: chance that an image skips the last block's attention, or its MLP; it falls to 0
+            towards the first block.
+        ema_decay: share of the average of weights that stays at each step; the average is what is
+            measured and comes out. 0 is none.
+        keep_best: whether the weights after the best epoch are kept too; `patience` implies it.
+        patience: stop when so many epochs on end have not beaten the best one; None is never.
+        watch: what tells the best epoch, `accuracy` or `loss` on the validation images.
+        distill_alpha: share of the labels' cross-entropy where there is a teacher, 0–1.
+        distill_temperature: T, which softens the logits of teacher and student.
+        tune: what learns: `all` weights, or the linear `head` alone, which suits a pretrained model
+            and few images.
+        seed: draws the order of the images and their changes, for each epoch anew.
+        mixed_precision: `bf16` or `fp16` computes the forward pass so; `fp16` on a GPU only.
 
     Raises:
         CircuitError: a value is out of range; every one is named.
@@ -36,7 +62,10 @@ class Recipe:
 
     epochs: int = 60
     batch: int = 64
+    accumulate: int = 1
     learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    schedule_by: ScheduleBy = "step"
     weight_decay: float = 0.05
     warmup_epochs: float = 5
     label_smoothing: float = 0.1
@@ -45,6 +74,21 @@ class Recipe:
     translate: float = 0.1
     rotate: float = 10.0
     horizontal_flip: bool = False
+    crop_scale: float = 1.0
+    rand_augment: int = 0
+    rand_augment_magnitude: int = 9
+    noise: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float = 0.0
+    ema_decay: float = 0.0
+    keep_best: bool = False
+    patience: int | None = None
+    watch: Watched = "accuracy"
+    distill_alpha: float = 0.5
+    distill_temperature: float = 2.0
+    tune: Tuned = "all"
     seed: int = 0
     mixed_precision: Precision = "no"
 
@@ -58,17 +102,21 @@ class Recipe:
         return asdict(self)
 
     def learning_rate_at(self, step: int, *, steps_an_epoch: int) -> float:
-        """The learning rate of one step, counted from 0 over the whole training.
+        """The learning rate of one step, counted from 0 over the whole training."""
+        return learning_rate_at(
+            step,
+            steps_an_epoch=steps_an_epoch,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            peak=self.learning_rate,
+            final=self.final_learning_rate,
+            by=self.schedule_by,
+        )
 
-        It rises in equal steps, reaches its peak at the last step of the warm-up, and falls along
-        half a cosine that would reach 0 one step after the last.
-        """
-        total = self.epochs * steps_an_epoch
-        warmup = round(min(self.warmup_epochs, self.epochs / 2) * steps_an_epoch)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        done = (step - warmup) / (total - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch's weights are kept."""
+        return self.keep_best or self.patience is not None
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
@@ -77,29 +125,73 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             value = getattr(recipe, name)
             if not fits(value):
                 yield f"{name} is {value!r}, expected {expected}"
+    rates = recipe.final_learning_rate, recipe.learning_rate
+    if all(map(_number, rates)) and rates[0] > rates[1] > 0:
+        yield "final_learning_rate is {!r}, expected learning_rate, {!r}, or less".format(*rates)
 
 
 def _count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in get_args(kind), f"one of {get_args(kind)}"
 
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("epochs", "batch"), lambda value: _count(value, 1), "a whole number, at least 1"),
-    (("seed",), lambda value: _count(value, 0), "a whole number, at least 0"),
-    (("learning_rate", "clip"), lambda value: _number(value) and value > 0, "a number above 0"),
-    (("weight_decay", "warmup_epochs", "rotate"), _number, "0 or more"),
     (
-        ("label_smoothing", "translate"),
+        ("epochs", "batch", "accumulate"),
+        lambda value: _count(value, 1),
+        "a whole number, at least 1",
+    ),
+    (("seed", "rand_augment"), lambda value: _count(value, 0), "a whole number, at least 0"),
+    (
+        ("patience",),
+        lambda value: value is None or _count(value, 1),
+        "None, or a whole number, at least 1",
+    ),
+    (
+        ("rand_augment_magnitude",),
+        lambda value: _count(value, 0) and value <= 30,
+        "a whole number, 0 to 30",
+    ),
+    (
+        ("learning_rate", "clip", "distill_temperature"),
+        lambda value: _number(value) and value > 0,
+        "a number above 0",
+    ),
+    (
+        ("weight_decay", "warmup_epochs", "rotate", "final_learning_rate", "noise"),
+        _number,
+        "0 or more",
+    ),
+    (("mixup", "cutmix"), _number, "0 or more"),
+    (
+        ("label_smoothing", "translate", "drop_path", "ema_decay"),
         lambda value: _number(value) and value < 1,
         "a share, 0 to below 1",
     ),
     (
-        ("mixed_precision",),
-        lambda value: value in get_args(Precision),
-        f"one of {get_args(Precision)}",
+        ("erase", "distill_alpha"),
+        lambda value: _number(value) and value <= 1,
+        "a share, 0 to 1",
     ),
+    (
+        ("crop_scale",),
+        lambda value: _number(value) and 0 < value <= 1,
+        "a share, above 0 to 1",
+    ),
+    (
+        ("augment", "horizontal_flip", "keep_best"),
+        lambda value: isinstance(value, bool),
+        "True or False",
+    ),
+    (("mixed_precision",), *_one_of(Precision)),
+    (("schedule_by",), *_one_of(ScheduleBy)),
+    (("watch",), *_one_of(Watched)),
+    (("tune",), *_one_of(Tuned)),
 )

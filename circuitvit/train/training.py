@@ -1,21 +1,21 @@
 """Training a ViT on images in memory, on one device or several.
 
-The recipe is the whole of it: distillation, MixUp and averaged weights are left out. Runs under
-`accelerate launch` and torchrun too: each process takes its share of every batch.
+The recipe is the whole of it, besides a teacher. Runs under `accelerate launch` and torchrun too:
+each process takes its share of every batch. Left out: adapters.
 """
 
 import copy
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -24,9 +24,15 @@ from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
 from circuitvit.progress import progress as progress_bar
-from circuitvit.train.augmentation import moved, random_moves
+from circuitvit.train.averaging import Average
+from circuitvit.train.batches import EpochBatches
 from circuitvit.train.checkpoint import Checkpoint
+from circuitvit.train.distillation import Teacher, loss_of
+from circuitvit.train.draws import seed_of
+from circuitvit.train.drop_path import DroppedPaths, dropped_paths
+from circuitvit.train.readiness import check, run_of
 from circuitvit.train.recipe import Recipe
+from circuitvit.train.stopping import best_epoch, is_over
 from circuitvit.vit import ViT
 
 AnyViT = ViT | CircuitViT
@@ -35,6 +41,8 @@ UNDECAYED = ("position", "token", "constant", "table", "pattern")
 """Words in the names of parameters that weight decay leaves alone."""
 
 CHECKPOINT = "checkpoint.safetensors"
+LINES_AN_EPOCH = 20
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +50,21 @@ class Training(Generic[Model]):
     """What a training gave.
 
     Attributes:
-        vit: the model after the last epoch (not the best one), in eval mode, on the device of the
-            model that was given; it keeps the preprocessing of its training images.
-        history: for each epoch its number from 1, `loss` (mean over its steps, smoothed as in the
-            recipe), `validation_accuracy` (0–1), `learning_rate` (of its last step), `seconds`.
+        vit: the model after the last epoch, or the average of its weights where the recipe has an
+            `ema_decay`; in eval mode, on the device of the model that was given. It keeps the
+            preprocessing of its training images.
+        history: for each epoch its number from 1, `loss` (mean over its steps, as the recipe
+            smooths, mixes and distills it), `validation_accuracy` (0–1) and `validation_loss`
+            (nats) of what `vit` would be then, `learning_rate` (of its last step), `seconds`.
+        best: likewise after the epoch that was best on the validation images; None where the
+            recipe doesn't keep it.
+        best_epoch: its number, from 1, as the recipe's `watch` tells.
     """
 
     vit: Model
     history: tuple[dict[str, Any], ...]
+    best: Model | None
+    best_epoch: int
 
 
 def train(
@@ -59,7 +74,9 @@ def train(
     recipe: Recipe,
     *,
     folder: str | Path | None = None,
+    teacher: nn.Module | None = None,
     progress: bool | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Training[Model]:
     """Train a copy of a ViT.
 
@@ -69,42 +86,49 @@ def train(
     Args:
         vit: the model to start from; it is left as it is.
         training: images to learn from.
-        validation: images whose accuracy is recorded after each epoch; nothing else depends on it.
+        validation: images to measure by after each epoch. They tell which epoch is best and, with
+            `patience`, when to stop; no weight depends on them otherwise.
         recipe: how to train.
         folder: where to keep `checkpoint.safetensors`, written after each epoch. If there is one of
             this very training, it is resumed.
+        teacher: a module from images to logits of the same classes, to learn from as well; it is
+            left as it is.
         progress: whether to draw a progress bar; by default on a terminal only.
+        log: called with about 20 lines an epoch, such as `print`, where no bar is drawn.
 
     Raises:
-        CircuitError: images and model don't fit, a batch is larger than the data, the folder holds
-            another training or half a checkpoint, or the loss or its gradient is not finite.
+        CircuitError: model, images, recipe and teacher don't fit, the folder holds another training
+            or half a checkpoint or can't be written to, or the loss or its gradient is not finite.
     """
     # Else processes that torchrun starts on a machine without a GPU don't find each other.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    _check(vit, training, validation, recipe, accelerator)
-    loop = _Loop(vit, training, validation, recipe, accelerator)
-    run = _run(vit, training, validation, recipe)
+    check(vit, training, validation, recipe, teacher, accelerator)
+    images = training.images[:0].to(accelerator.device)
+    taught_by = None if teacher is None else Teacher(teacher, images)
+    loop = _Loop(vit, training, validation, recipe, taught_by, accelerator)
+    run = run_of(vit, training, validation, recipe, taught_by)
     path = None if folder is None else Path(folder) / CHECKPOINT
-    history: tuple[dict[str, Any], ...] = ()
     if path is not None and path.exists():
         checkpoint = Checkpoint.load(path)
         checkpoint.check_run(run, path)
-        checkpoint.restore(loop.model, loop.optimizer)
-        history = checkpoint.history
-    show = progress if accelerator.is_main_process else False
+        loop.restore(checkpoint)
+    main = accelerator.is_main_process
+    show = (sys.stderr.isatty() if progress is None else progress) and main
+    loop.log = log if main and not show else None
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    total, done = recipe.epochs * loop.steps, len(history) * loop.steps
+    total, done = recipe.epochs * loop.steps, len(loop.history) * loop.steps
     with (
         torch.random.fork_rng(devices),
+        dropped_paths(loop.model, recipe) as loop.dropped,
         progress_bar("training", total, done=done, show=show) as step_done,
     ):
-        for epoch in range(len(history), recipe.epochs):
-            history = (*history, loop.epoch(epoch, step_done))
-            if path is not None and accelerator.is_main_process:
-                Checkpoint.of(run, history, loop.model, loop.optimizer).save(path)
+        while not is_over(loop.history, recipe):
+            epoch = len(loop.history)
+            loop.take_down(loop.epoch(epoch, step_done))
+            if path is not None and main:
+                loop.checkpoint(run).save(path)
             accelerator.wait_for_everyone()
-    trained = cast(Model, loop.model.to(next(vit.parameters()).device).eval())
-    return Training(trained, history)
+    return loop.result(next(vit.parameters()).device)
 
 
 class _Loop:
@@ -116,69 +140,157 @@ class _Loop:
         training: ImageSet,
         validation: ImageSet,
         recipe: Recipe,
+        teacher: Teacher | None,
         accelerator: Accelerator,
     ) -> None:
         self.training, self.validation, self.recipe = training, validation, recipe
-        self.accelerator = accelerator
+        self.teacher, self.accelerator = teacher, accelerator
         self.model = copy.deepcopy(vit).to(accelerator.device)
         self.model.preprocessing = training.preprocessing or vit.preprocessing
+        self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = adamw(self.model, recipe)
+        taught = {id(p) for p in learning(self.model, recipe).values()}
+        self.frozen = [p for p in self.model.parameters() if id(p) not in taught]
+        for parameter in self.frozen:  # no gradient is computed, nor shared between processes
+            parameter.requires_grad_(False)
         self.steps = len(training) // recipe.batch
+        half = recipe.mixed_precision == "fp16"
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
+        self.history: tuple[dict[str, Any], ...] = ()
+        self.best: dict[str, Tensor] = {}
+        self.dropped: DroppedPaths | None = None
+        self.log: Callable[[str], None] | None = None
         # `forward` gives the logits of `model`, in whatever wrapper the processes need.
         self.forward, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
+    @property
+    def outcome(self) -> AnyViT:
+        """The model that is measured and comes out."""
+        return self.model if self.average is None else cast(AnyViT, self.average.model)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint stands."""
+        checkpoint.restore(self.model, self.optimizer)
+        self.history, self.best = checkpoint.history, checkpoint.part("best")
+        if self.average is not None:
+            self.average.restore(checkpoint.part("average"))
+        scale = checkpoint.part("scaler")
+        if scale:
+            state = {"scale": scale["scale"].item()}
+            state["_growth_tracker"] = int(scale["_growth_tracker"].item())
+            self.scaler.load_state_dict(self.scaler.state_dict() | state)
+
+    def checkpoint(self, run: dict[str, Any]) -> Checkpoint:
+        """Where the training stands."""
+        more = {"best": self.best}
+        if self.average is not None:
+            more["average"] = self.average.model.state_dict()
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            more["scaler"] = {
+                n: torch.tensor(state[n], dtype=torch.float64) for n in ("scale", "_growth_tracker")
+            }
+        return Checkpoint.of(run, self.history, self.model, self.optimizer, more)
+
+    def take_down(self, entry: dict[str, Any]) -> None:
+        """Add an epoch to the history, and keep its weights if it is the best one so far."""
+        self.history = (*self.history, entry)
+        if self.recipe.keeps_best and best_epoch(self.history, self.recipe) == len(self.history):
+            self.best = {n: t.detach().cpu().clone() for n, t in self.outcome.state_dict().items()}
+
+    def result(self, device: torch.device) -> Training[Any]:
+        """What came out, on a device."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+        vit, best = self.outcome.to(device).eval(), None
+        if self.best:
+            best = copy.deepcopy(vit)
+            best.load_state_dict(self.best)
+        number = best_epoch(self.history, self.recipe)
+        assert number is not None
+        return Training(vit, self.history, best, number)
+
     def epoch(self, epoch: int, step_done: Callable[..., None]) -> dict[str, Any]:
         """See every image once and tell how it went; all it draws comes from seed and epoch."""
-        began, recipe = time.perf_counter(), self.recipe
-        seed = int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
-        torch.manual_seed(seed)  # for layers that draw; `train` puts the caller's state back
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.training), generator=generator)
-        side = self.model.config.image_size
-        moves = random_moves(len(order), side, recipe, generator) if recipe.augment else None
+        began, recipe, device = time.perf_counter(), self.recipe, self.accelerator.device
+        torch.manual_seed(seed_of(recipe.seed, epoch))  # for layers that draw
+        batches = EpochBatches(self.training, recipe, self.model.config.classes, epoch, device)
         self.forward.train()
         rate, records = 0.0, []
         for step in range(self.steps):
-            chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
-            rate = recipe.learning_rate_at(epoch * self.steps + step, steps_an_epoch=self.steps)
-            records.append(self._step(chosen, moves, rate))
+            done = epoch * self.steps + step
+            rate = recipe.learning_rate_at(done, steps_an_epoch=self.steps)
+            records.append(self._step(batches, step, rate))
+            if self.average is not None:
+                self.average.update(self.model, done)
             step_done(f"epoch {epoch + 1} of {recipe.epochs}")
+            self._say(epoch, step, records[-1], rate)
         loss = self._mean_loss(torch.stack(records), epoch)
-        held_out = accuracy(
-            self.model,
-            self.validation.images.to(self.accelerator.device),
-            self.validation.labels,
-        )
-        return {
+        held_out = accuracy(self.outcome, self.validation.images.to(device), self.validation.labels)
+        entry = {
             "epoch": epoch + 1,
             "loss": loss,
             "validation_accuracy": held_out.top1,
+            "validation_loss": held_out.loss,
             "learning_rate": rate,
             "seconds": time.perf_counter() - began,
         }
+        if self.log is not None:
+            self.log(
+                f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}, validation accuracy "
+                f"{held_out.top1:.2%}, loss {held_out.loss:.4f}; {entry['seconds']:.1f} s"
+            )
+        return entry
 
-    def _step(
-        self, chosen: Int[Tensor, " image"], moves: Float[Tensor, "all 2 3"] | None, rate: float
-    ) -> Float[Tensor, "2"]:
+    def _say(self, epoch: int, step: int, record: Float[Tensor, "2"], rate: float) -> None:
+        """A line at every twentieth of an epoch, but for its last step, after which comes more."""
+        parts = [LINES_AN_EPOCH * (step + more) // self.steps for more in (0, 1)]
+        if self.log is not None and parts[0] < parts[1] < LINES_AN_EPOCH:
+            self.log(
+                f"epoch {epoch + 1}/{self.recipe.epochs}, step {step + 1}/{self.steps}: "
+                f"loss {record[0].item():.4f}, gradient {record[1].item():.3g}, "
+                f"learning rate {rate:.3g}"
+            )
+
+    def _step(self, batches: EpochBatches, step: int, rate: float) -> Float[Tensor, "2"]:
         """One step on this process's share of a batch: the loss and the gradient's norm."""
         accelerator, recipe = self.accelerator, self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        mine = chosen[accelerator.process_index :: accelerator.num_processes]
-        images = self.training.images[mine].to(accelerator.device)
-        labels = self.training.labels[mine].to(accelerator.device)
-        if moves is not None:
-            images = moved(images, moves[mine])
-        half = recipe.mixed_precision == "bf16"
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=half):
-            logits = self.forward(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        accelerator.backward(loss)
+        mine = torch.arange(recipe.batch)[accelerator.process_index :: accelerator.num_processes]
+        factors = None if self.dropped is None else self.dropped.drawn(batches.epoch, step)
+        losses, parts = [], mine.tensor_split(recipe.accumulate)
+        for number, rows in enumerate(parts, 1):
+            if self.dropped is not None and factors is not None:
+                self.dropped.choose(factors, rows)
+            last = number == len(parts)
+            # Processes tell each other their gradients once a step.
+            with nullcontext() if last else accelerator.no_sync(self.forward):
+                loss = self._loss(batches, step, rows)
+                if len(parts) > 1:
+                    loss = loss * (len(rows) / len(mine))
+                accelerator.backward(self.scaler.scale(loss))
+            losses.append(loss.detach())
+        self.scaler.unscale_(self.optimizer)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
         assert norm is not None
-        self.stepper.step()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.stepper.step()
         self.stepper.zero_grad()
-        return torch.stack([loss.detach(), norm.detach()])
+        return torch.stack([torch.stack(losses).sum(), norm.detach()])
+
+    def _loss(self, batches: EpochBatches, step: int, rows: Tensor) -> Float[Tensor, ""]:
+        """The mean loss of some rows of a step's global batch."""
+        recipe, device = self.recipe, self.accelerator.device
+        images, targets = batches.batch(step, rows)
+        half = HALVES.get(recipe.mixed_precision)
+        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+            logits = self.forward(images)
+            taught = None if self.teacher is None else self.teacher.logits(images)
+        return loss_of(logits, targets, taught, recipe)
 
     def _mean_loss(self, records: Float[Tensor, "step 2"], epoch: int) -> float:
         """The mean loss of an epoch; looked at once an epoch, so that a GPU need not wait.
@@ -188,7 +300,9 @@ class _Loop:
                 the one before is kept.
         """
         records = cast(Tensor, self.accelerator.reduce(records, "mean"))
-        bad = (~torch.isfinite(records)).nonzero()
+        # In fp16 a gradient too large is no fault: the step is skipped and the scale halved.
+        looked_at = records[:, :1] if self.scaler.is_enabled() else records
+        bad = (~torch.isfinite(looked_at)).nonzero()
         if len(bad):
             step, which = bad[0].tolist()
             raise CircuitError(
@@ -200,10 +314,18 @@ class _Loop:
         return records[:, 0].mean().item()
 
 
+def learning(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    named = dict(model.named_parameters())
+    if recipe.tune == "all":
+        return named
+    return {n: p for n, p in named.items() if "head" in n.split(".")[:-1]}
+
+
 def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
     """AdamW that decays weights, but no norm, bias, position, token, constant or table."""
     decayed, kept = [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in learning(model, recipe).items():
         free = parameter.ndim < 2 or any(word in name for word in UNDECAYED)
         (kept if free else decayed).append(parameter)
     groups = [
@@ -211,50 +333,3 @@ def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
         {"params": kept, "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=recipe.learning_rate)
-
-
-def _check(
-    vit: AnyViT,
-    training: ImageSet,
-    validation: ImageSet,
-    recipe: Recipe,
-    accelerator: Accelerator,
-) -> None:
-    for name, images in (("training images", training), ("validation images", validation)):
-        vit.check_images(images.images, name=name)
-    problems = []
-    if training.class_names != validation.class_names:
-        problems.append("training and validation images have different classes")
-    if len(training.class_names) > vit.config.classes:
-        problems.append(
-            f"the images are of {len(training.class_names)} classes and the model has "
-            f"{vit.config.classes}; make it with ViTConfig(classes={len(training.class_names)})"
-        )
-    if recipe.batch > len(training):
-        problems.append(
-            f"a batch of {recipe.batch} is larger than the {len(training)} training images; "
-            f"use Recipe(batch={len(training)}) or less"
-        )
-    if recipe.batch % accelerator.num_processes:
-        problems.append(
-            f"a batch of {recipe.batch} can't be shared by {accelerator.num_processes} processes "
-            "alike; use a multiple"
-        )
-    if accelerator.mixed_precision not in ("no", recipe.mixed_precision):
-        problems.append(
-            f"accelerate was launched with {accelerator.mixed_precision} and the recipe says "
-            f"{recipe.mixed_precision}; say the same in both"
-        )
-    if problems:
-        raise CircuitError("this training can't start: " + "; ".join(problems) + ".")
-
-
-def _run(vit: AnyViT, training: ImageSet, validation: ImageSet, recipe: Recipe) -> dict[str, Any]:
-    """What makes it this training and no other, as JSON knows it."""
-    run = {
-        "training images": training.fingerprint(),
-        "validation images": validation.fingerprint(),
-        "initial weights": vit.fingerprint(),
-    }
-    run |= {f"recipe.{name}": value for name, value in recipe.as_dict().items()}
-    return run | {f"config.{name}": value for name, value in vit.config.as_dict().items()}

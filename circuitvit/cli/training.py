@@ -1,0 +1,126 @@
+"""The command that trains a ViT, with the more used part of the recipe as its options."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from circuitvit.cli.app import app
+from circuitvit.cli.options import Images, takes_images
+
+
+class ScheduleBy(StrEnum):
+    """How often the learning rate changes."""
+
+    step = "step"
+    epoch = "epoch"
+
+
+class MixedPrecision(StrEnum):
+    """In which dtype the forward pass is computed."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@app.command()
+@takes_images
+def train(
+    *,
+    out: Annotated[Path, typer.Argument(help="The folder for the model and its checkpoint.")],
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, in pixels.")] = 2,
+    image_size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
+    width: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
+    depth: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    heads: Annotated[int, typer.Option(help="Heads in each block.")] = 4,
+    mlp_width: Annotated[int, typer.Option(help="Neurons of each MLP.")] = 128,
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 1e-3,
+    final_learning_rate: Annotated[float, typer.Option(help="Where its cosine ends.")] = 0.0,
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = 5,
+    schedule_by: Annotated[
+        ScheduleBy, typer.Option(help="When the learning rate changes.")
+    ] = ScheduleBy.step,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    accumulate: Annotated[
+        int, typer.Option(help="Micro-batches a step: more need less memory.")
+    ] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror every second image; not for digits.")
+    ] = False,
+    crop_scale: Annotated[
+        float, typer.Option(help="Least share of the area that a random crop keeps; 1 is none.")
+    ] = 1.0,
+    rand_augment: Annotated[int, typer.Option(help="Operations of RandAugment an image.")] = 0,
+    noise: Annotated[float, typer.Option(help="Its deviation, for pixels in [0, 1].")] = 0.0,
+    erase: Annotated[float, typer.Option(help="Share of images with an erased part.")] = 0.0,
+    mixup: Annotated[float, typer.Option(help="α of MixUp; 0 is none.")] = 0.0,
+    cutmix: Annotated[float, typer.Option(help="α of CutMix; 0 is none.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="Spread over all classes.")] = 0.1,
+    drop_path: Annotated[float, typer.Option(help="Stochastic depth's largest rate.")] = 0.0,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the average of weights, such as 0.999; 0 is none.")
+    ] = 0.0,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many epochs without a better one; the best is saved."),
+    ] = None,
+    distill_from: Annotated[
+        str | None,
+        typer.Option(help="A model to learn from too: a folder, a file, or a name as in inspect."),
+    ] = None,
+    distill_alpha: Annotated[float, typer.Option(help="The labels' share beside it.")] = 0.5,
+    distill_temperature: Annotated[float, typer.Option(help="Softens its logits.")] = 2.0,
+    mixed_precision: Annotated[
+        MixedPrecision, typer.Option(help="Of the forward pass; fp16 on a GPU only.")
+    ] = MixedPrecision.no,
+    log: Annotated[
+        bool, typer.Option(help="Some 20 lines an epoch on standard error, off a terminal.")
+    ] = True,
+    images: Images,
+) -> None:
+    """Train a ViT from scratch; an interrupted run goes on where it stopped."""
+    import circuitvit as cv
+    from circuitvit.measure import accuracy
+
+    recipe = cv.Recipe(
+        epochs=epochs, learning_rate=learning_rate, final_learning_rate=final_learning_rate,
+        warmup_epochs=warmup_epochs, schedule_by=schedule_by.value, weight_decay=weight_decay,
+        batch=batch, accumulate=accumulate, horizontal_flip=flip, crop_scale=crop_scale,
+        rand_augment=rand_augment, noise=noise, erase=erase, mixup=mixup, cutmix=cutmix,
+        label_smoothing=label_smoothing, drop_path=drop_path, ema_decay=ema, patience=patience,
+        distill_alpha=distill_alpha, distill_temperature=distill_temperature,
+        mixed_precision=mixed_precision.value, seed=images.seed,
+    )  # fmt: skip
+    teacher: Any = None if distill_from is None else cv.load_vit(distill_from)
+    splits = images.splits(teacher, image_size=image_size)
+    shape = splits.train.images.shape
+    config = cv.ViTConfig(
+        image_size=shape[2],
+        channels=shape[1],
+        classes=len(splits.train.class_names),
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=mlp_width,
+    )
+    result = cv.train(
+        cv.ViT(config, seed=images.seed), splits.train, splits.validation, recipe, folder=out,
+        teacher=teacher, log=_say if log else None,
+    )  # fmt: skip
+    trained = result.best or result.vit
+    trained.save_pretrained(out)
+    if patience is not None:
+        done = f"{len(result.history)} epochs of at most {epochs}"
+        typer.echo(f"Saved is epoch {result.best_epoch}, the best of {done}.")
+    found = accuracy(trained, splits.test.images, splits.test.labels)
+    typer.echo(f"Wrote {out}. Test accuracy {found.top1:.2%} ({found.images} images).")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""Knowledge distillation (Hinton et al. 2015): a student learns from labels and from a teacher."""
+
+import copy
+import hashlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.images import ImageSet
+from circuitvit.train.recipe import Recipe
+
+
+class Teacher:
+    """A copy of a module that gives logits for images, and no gradient.
+
+    Args:
+        module: from images to logits [image class], or to something with such `logits`, as of
+            transformers. It is left as it is.
+        like: images whose device and dtype the copy gets.
+    """
+
+    def __init__(self, module: nn.Module, like: Tensor) -> None:
+        self.module = copy.deepcopy(module).to(like.device, like.dtype).eval()
+
+    @torch.no_grad()
+    def logits(self, images: Float[Tensor, "image channel height width"]) -> Any:
+        """What the teacher says of images."""
+        found = self.module(images)
+        return getattr(found, "logits", found)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the weights."""
+        digest = hashlib.sha256(type(self.module).__name__.encode())
+        for name, value in self.module.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
+def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
+    """Why a module can't teach a student of so many classes; a line for each reason."""
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        return [f"the teacher is a {kind}, expected a module; load_vit makes one of a name"]
+    problems = []
+    own, theirs = getattr(module, "preprocessing", None), images.preprocessing
+    if own is not None and theirs is not None and (own.mean, own.std) != (theirs.mean, theirs.std):
+        problems.append(
+            f"the teacher looks at images normalised with mean {own.mean} and deviation {own.std}, "
+            f"these have {theirs.mean} and {theirs.std}; make the images with the teacher's "
+            "preprocessing"
+        )
+    names = getattr(own, "class_names", None)
+    if names is not None and names != images.class_names:
+        problems.append(
+            f"the teacher knows other classes ({_few(names)}) than the images have "
+            f"({_few(images.class_names)}); use a teacher that was trained on the same ones"
+        )
+    try:
+        found = Teacher(module, images.images[:0]).logits(images.images[:1])
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as cause:
+        return [*problems, f"the teacher can't look at the training images ({cause})"]
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (1, classes):
+        problems.append(
+            f"the teacher gives {shape} for one image, expected logits (1, {classes}) of the "
+            f"{classes} classes that the model has; use a teacher with these classes"
+        )
+    return problems
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def loss_of(
+    logits: Float[Tensor, "image class"],
+    targets: Tensor,
+    taught: Float[Tensor, "image class"] | None,
+    recipe: Recipe,
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy over images, with a teacher α · CE + (1 − α) · T² · KL.
+
+    KL is that of the student's classes from the teacher's, both softened by the temperature T.
+    """
+    loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+    if taught is None:
+        return loss
+    alpha, temperature = recipe.distill_alpha, recipe.distill_temperature
+    student, teacher = (
+        (x if x.dtype == torch.float64 else x.float()).div(temperature).log_softmax(dim=1)
+        for x in (logits, taught)
+    )
+    distance = F.kl_div(student, teacher.to(student), reduction="batchmean", log_target=True)
+    return alpha * loss + (1 - alpha) * temperature**2 * distance

@@ -1,0 +1,77 @@
+"""Stochastic depth (Huang et al. 2016): some images skip some attentions and MLPs of a ViT.
+
+Hooks do it, inside a `with`, so the model stays as it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuitvit.train.draws import Purpose, seed_of
+from circuitvit.train.recipe import Recipe
+from circuitvit.vit import ViT
+
+
+class DroppedPaths:
+    """Which paths each image of the next forward pass takes.
+
+    The chance to be dropped grows in a line from 0 in the first block to `Recipe.drop_path` in the
+    last, as in timm; what a path writes is divided by the chance to be kept. The attention's output
+    bias is part of its path.
+    """
+
+    def __init__(self, vit: ViT, recipe: Recipe) -> None:
+        self.recipe = recipe
+        rates = torch.linspace(0, recipe.drop_path, len(vit.blocks)).tolist()
+        self.paths: list[tuple[nn.Module, float]] = [
+            (module, rate)
+            for block, rate in zip(vit.blocks, rates, strict=True)
+            for module in (block.attention, block.mlp)
+            if isinstance(module, nn.Module) and rate
+        ]
+        self.factors: Float[Tensor, "path image"] | None = None
+
+    def drawn(self, epoch: int, step: int) -> Float[Tensor, "path image"]:
+        """A factor for each path and image of a global batch: 0, or 1 ÷ the chance to be kept."""
+        recipe = self.recipe
+        seed = seed_of(recipe.seed, epoch, step, Purpose.DROPPED_PATHS)
+        chances = torch.rand(
+            len(self.paths), recipe.batch, generator=torch.Generator().manual_seed(seed)
+        )
+        rates = torch.tensor([rate for _, rate in self.paths]).view(-1, 1)
+        return (chances >= rates) / (1 - rates)
+
+    def choose(self, factors: Float[Tensor, "path batch"], rows: Int[Tensor, " image"]) -> None:
+        """The next forward pass is of these images of the batch."""
+        self.factors = factors[:, rows]
+
+
+@contextmanager
+def dropped_paths(vit: Any, recipe: Recipe) -> Iterator[DroppedPaths | None]:
+    """Let a ViT drop paths while it trains; None where the recipe doesn't ask for it."""
+    if not recipe.drop_path:
+        yield None
+        return
+    dropped = DroppedPaths(vit, recipe)
+
+    def hook_of(path: int) -> Any:
+        def dropping(module: nn.Module, _: Any, write: Tensor) -> Tensor:
+            if not module.training or dropped.factors is None:
+                return write
+            return write * dropped.factors[path].to(write).view(-1, 1, 1)
+
+        return dropping
+
+    handles = [
+        module.register_forward_hook(hook_of(path))
+        for path, (module, _) in enumerate(dropped.paths)
+    ]
+    try:
+        yield dropped
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,120 @@
+"""What has to hold before a training starts, and what makes it this training and no other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+
+from circuitvit.circuit_vit import CircuitViT
+from circuitvit.errors import CircuitError
+from circuitvit.images import ImageSet
+from circuitvit.train.distillation import Teacher, teacher_problems
+from circuitvit.train.recipe import Recipe
+from circuitvit.vit import ViT
+
+
+def check(
+    vit: ViT | CircuitViT,
+    training: ImageSet,
+    validation: ImageSet,
+    recipe: Recipe,
+    teacher: Any,
+    accelerator: Accelerator,
+) -> None:
+    """Refuse a training that can't start.
+
+    Raises:
+        CircuitError: images, model, recipe, teacher or machine don't fit; every reason is named.
+    """
+    for name, images in (("training images", training), ("validation images", validation)):
+        vit.check_images(images.images, name=name)
+    problems = [
+        *_data_problems(vit, training, validation, recipe),
+        *_picture_problems(training, recipe),
+        *_machine_problems(recipe, accelerator),
+    ]
+    if recipe.drop_path and not isinstance(vit, ViT):
+        problems.append(
+            f"drop_path is of a ViT's blocks, this is a {type(vit).__name__}; use drop_path=0"
+        )
+    if teacher is not None:
+        problems += teacher_problems(teacher, training, vit.config.classes)
+    if problems:
+        raise CircuitError("this training can't start: " + "; ".join(problems) + ".")
+
+
+def _data_problems(
+    vit: ViT | CircuitViT, training: ImageSet, validation: ImageSet, recipe: Recipe
+) -> Iterator[str]:
+    if training.class_names != validation.class_names:
+        yield "training and validation images have different classes"
+    if len(training.class_names) > vit.config.classes:
+        yield (
+            f"the images are of {len(training.class_names)} classes and the model has "
+            f"{vit.config.classes}; make it with ViTConfig(classes={len(training.class_names)})"
+        )
+    if recipe.batch > len(training):
+        yield (
+            f"a batch of {recipe.batch} is larger than the {len(training)} training images; "
+            f"use Recipe(batch={len(training)}) or less"
+        )
+
+
+def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
+    if not (recipe.augment and recipe.rand_augment):
+        return
+    if training.preprocessing is None:
+        yield (
+            "RandAugment needs pictures of 8 bits, and the training images don't tell how they "
+            "were normalised; give them preprocessing, as ImageSet.of does, or use rand_augment=0"
+        )
+    channels = training.images.shape[1]
+    if channels not in (1, 3):
+        yield f"RandAugment is of 1 or 3 channels, these images have {channels}; use rand_augment=0"
+
+
+def _machine_problems(recipe: Recipe, accelerator: Accelerator) -> Iterator[str]:
+    processes = accelerator.num_processes
+    if recipe.batch % processes:
+        yield (
+            f"a batch of {recipe.batch} can't be shared by {processes} processes alike; use a "
+            "multiple"
+        )
+    elif recipe.accumulate > recipe.batch // processes:
+        yield (
+            f"{recipe.batch // processes} images, a process's share of a batch, can't be split "
+            f"into {recipe.accumulate} micro-batches; use accumulate="
+            f"{recipe.batch // processes} or less"
+        )
+    launched = accelerator.mixed_precision
+    if launched == "fp16":
+        yield "start accelerate without --mixed_precision fp16 and say it in the recipe alone"
+    elif launched not in ("no", recipe.mixed_precision):
+        yield (
+            f"accelerate was launched with {launched} and the recipe says "
+            f"{recipe.mixed_precision}; say the same in both"
+        )
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        yield (
+            "fp16 needs a GPU: its small gradients are scaled up against underflow there, and a "
+            'CPU computes it more slowly than single precision; use mixed_precision="bf16" or "no"'
+        )
+
+
+def run_of(
+    vit: ViT | CircuitViT,
+    training: ImageSet,
+    validation: ImageSet,
+    recipe: Recipe,
+    teacher: Teacher | None,
+) -> dict[str, Any]:
+    """What makes it this training and no other, as JSON knows it."""
+    run = {
+        "training images": training.fingerprint(),
+        "validation images": validation.fingerprint(),
+        "initial weights": vit.fingerprint(),
+    }
+    if teacher is not None:
+        run["teacher"] = teacher.fingerprint()
+    run |= {f"recipe.{name}": value for name, value in recipe.as_dict().items()}
+    return run | {f"config.{name}": value for name, value in vit.config.as_dict().items()}
