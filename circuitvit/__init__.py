@@ -116,12 +116,12 @@ _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Circuit", "CircuitError", "CircuitViT", "ClassCircuits", "Completeness", "Costs", "Curve",
-    "EdgeScores", "Evaluation", "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Overlap", "Pairs",
-    "Preprocessing", "Provenance", "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc",
-    "acdc_sweep", "across_ablations", "class_circuits", "compile", "completeness", "eap",
-    "edge_graph", "evaluate", "export", "faithfulness", "faithfulness_curve", "load_splits", "load_vit",
-    "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp", "retain_circuit",
-    "run_circuit", "savings", "to_timm", "to_transformers", "train", "write_card",
+    "EdgeScores", "Evaluation", "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Overlap",
+    "Pairs", "Preprocessing", "Provenance", "Recipe", "Report", "Savings", "ViT", "ViTConfig",
+    "acdc", "acdc_sweep", "across_ablations", "class_circuits", "compile", "completeness", "eap",
+    "edge_graph", "evaluate", "export", "faithfulness", "faithfulness_curve", "load_splits",
+    "load_vit", "measure", "measure_costs", "minimality", "prune_heads", "prune_mlp",
+    "retain_circuit", "run_circuit", "savings", "to_timm", "to_transformers", "train", "write_card",
 ]  # fmt: skip
 
 

@@ -101,7 +101,9 @@ def test_each_kind_of_library_stays_in_its_room():
                 home = homes.get(name.split(".")[0])
                 inside = path.relative_to(HOUSE / "circuitvit").parts[0]
                 in_types_only = name.startswith("plotly") and inside == "circuit.py"
-                assert home is None or inside in home.split() or in_types_only, f"{path} imports {name}"
+                assert home is None or inside in home.split() or in_types_only, (
+                    f"{path} imports {name}"
+                )
 
 
 def test_nothing_is_pickled():

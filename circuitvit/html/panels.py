@@ -6,12 +6,12 @@ from typing import Any
 
 from circuitvit.html.chart import GREY, GRID, Figure
 from circuitvit.html.escaping import escape
-from circuitvit.html.heatmap import EMPTY, SCALE
+from circuitvit.html.heatmap import SCALE
 from circuitvit.html.plotly_figure import FONT, INK
 
 COLORS = (
     "#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#1c7ed6",
-    "#e8a100", "#795548", "#c2255c", "#66a80f", "#343a40", "#15aabf",
+    "#e8a100", "#795548", "#f783ac", "#66a80f", "#343a40", "#15aabf",
 )  # fmt: skip
 MACS_COLOR = "#a9d3da"
 LONGEST = 26
@@ -22,6 +22,8 @@ NAMED_DOTS = 8
 """With more models than these the legend names the dots."""
 GAP = 118
 """Between two rows of panels, in pixels: a title, and the axis of the row above."""
+
+TOP = 104
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
@@ -104,27 +106,29 @@ def panels(
         )  # fmt: skip
     drawn.update_yaxes(row=3, col=2, showticklabels=False)
     for traces, row, col in (
-        (_accuracy(models), 1, 1), (_against_cost(models), 1, 2), ([_classes(models, class_names)], 2, 1),
-        (_calibration(models), 2, 2), (_confidence(models), 3, 1), (_sizes(models, baseline), 3, 2),
+        (_accuracy(models), 1, 1), (_against_cost(models), 1, 2),
+        (_classes(models, class_names), 2, 1), (_calibration(models), 2, 2),
+        (_confidence(models), 3, 1), (_sizes(models, baseline), 3, 2),
     ):  # fmt: skip
         for trace in traces:
             drawn.add_trace(go.Figure([trace]).data[0], row=row, col=col)
-    share = {"tickformat": ".0%"}
-    drawn.update_xaxes(row=1, col=1, title_text="top-1, with 95% intervals", rangemode="tozero", **share)
+    share, from_zero = {"tickformat": ".0%"}, {"rangemode": "tozero"}
+    drawn.update_xaxes(row=1, col=1, title_text="top-1, with 95% intervals", **share, **from_zero)
     drawn.update_xaxes(row=1, col=2, title_text=escape(cost_title), **_cost_axis(models))
     drawn.update_yaxes(row=1, col=2, title_text="top-1", **share)
     drawn.update_xaxes(row=2, col=1, **_class_axis(class_names, few))
     drawn.update_xaxes(row=2, col=2, title_text="confidence", range=[0, 1.02], **share)
     drawn.update_yaxes(row=2, col=2, title_text="share that is right", range=[-0.02, 1.02], **share)
     drawn.update_xaxes(row=3, col=1, title_text="mean confidence", range=[0, 1.02], **share)
-    drawn.update_xaxes(row=3, col=2, title_text="share of the baseline's", rangemode="tozero", **share)
+    drawn.update_xaxes(row=3, col=2, title_text="share of the baseline's", **share, **from_zero)
     return drawn
 
 
 def _accuracy(models: Sequence[Panelled]) -> list[dict[str, Any]]:
     values = [model.accuracy for model in models]
     bars = {
-        "type": "bar", "orientation": "h", "showlegend": False, "width": 0.66,
+        "type": "bar", "orientation": "h", "showlegend": False,
+        "width": min(0.66, 0.2 * len(models)),
         "y": list(range(len(models))), "x": [value for value, _, _ in values],
         "marker": {"color": [_color(place) for place in range(len(models))]},
         "text": [f"{value:.1%}" for value, _, _ in values], "textposition": "inside",
@@ -148,14 +152,13 @@ def _against_cost(models: Sequence[Panelled]) -> list[dict[str, Any]]:
         "line": {"color": GREY, "dash": "dash", "width": 1.5, "shape": "hv"},
     }  # fmt: skip
     few = len(models) <= NAMED_DOTS
-    middle = (min(m.cost for m in models) + max(m.cost for m in models)) / 2
     dots = [
         {
             "type": "scatter", "mode": "markers+text" if few else "markers",
             "legendgroup": str(place), "showlegend": False,
             "x": [model.cost], "y": [model.accuracy[0]],
-            "text": [escape(_short(model.name))],
-            "textposition": "bottom right" if model.cost <= middle else "bottom left",
+            "text": [f"\u2002{escape(_short(model.name))}\u2002"],
+            "textposition": "middle left",  # the dashed line leaves to the right
             "textfont": {"size": 11}, "cliponaxis": False,
             "marker": {
                 "color": _color(place), "size": 12,
@@ -173,7 +176,7 @@ def _against_cost(models: Sequence[Panelled]) -> list[dict[str, Any]]:
     return [line, *dots]
 
 
-def _classes(models: Sequence[Panelled], class_names: Sequence[str]) -> dict[str, Any]:
+def _classes(models: Sequence[Panelled], class_names: Sequence[str]) -> list[dict[str, Any]]:
     order = _class_order(models, len(class_names))
     cells = [[model.per_class[place] for place in order] for model in models]
     trace: dict[str, Any] = {
@@ -189,7 +192,7 @@ def _classes(models: Sequence[Panelled], class_names: Sequence[str]) -> dict[str
     if len(order) <= NAMED_CLASSES and len(order) * len(models) <= 2 * WRITTEN_CELLS:
         small = len(order) * len(models) > WRITTEN_CELLS
         trace |= {"texttemplate": "%{z:.0%}", "textfont": {"size": 9 if small else 10}}
-    return trace
+    return [trace]
 
 
 def _class_order(models: Sequence[Panelled], classes: int) -> list[int]:
@@ -276,7 +279,8 @@ def _cost_axis(models: Sequence[Panelled]) -> dict[str, Any]:
     costs = [model.cost for model in models]
     if min(costs) > 0 and max(costs) > 10 * min(costs):
         return {"type": "log", "dtick": "D2", "tickformat": "~g"}
-    return {"rangemode": "tozero"}
+    span, room = max(costs) - min(costs), 0.45 if len(models) <= NAMED_DOTS else 0.15
+    return {"range": [min(costs) - room * span, max(costs) + 0.15 * span]} if span else {}
 
 
 def _color(place: int) -> str:
@@ -307,6 +311,6 @@ def _layout(subtitle: str, total: int, left: int, bottom: int) -> dict[str, Any]
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
         "barmode": "overlay",
         "legend": {"orientation": "h", "x": 0, "y": -70 / total, "yanchor": "top"},
-        "margin": {"l": left, "r": 28, "t": 116, "b": bottom},
-        "height": total + 116 + bottom,
+        "margin": {"l": left, "r": 28, "t": TOP, "b": bottom},
+        "height": total + TOP + bottom,
     }  # fmt: skip

@@ -6,8 +6,8 @@ from circuitvit.html.escaping import escape
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as a Markdown table; bars in cells are escaped, and lines become one."""
-    header, *body = [[" ".join(cell.replace("|", r"\|").split("\n")) for cell in r] for r in rows]
+    """The rows as a Markdown table."""
+    header, *body = rows
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

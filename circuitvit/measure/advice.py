@@ -105,8 +105,7 @@ def _why_accurate(found: "Evaluation", best: str) -> list[str]:
     why.append(
         f"But {closest} is not told apart from it: {_points(gap.value)} of difference, "
         f"{_points(gap.low, unit=False)} to {_points(gap.high)} (95%, paired over images), so "
-        "neither is shown to be better"
-        + (f", and the same goes for {rest} more." if rest else ".")
+        "neither is shown to be better" + (f", and the same goes for {rest} more." if rest else ".")
     )
     front = found.pareto()
     quicker = [name for name in alike if name in front and _is_faster(found, name, best)]

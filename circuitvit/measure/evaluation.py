@@ -187,7 +187,7 @@ class Evaluation:
             baseline=self.report.baseline,
             class_names=self.class_names,
             cost_title=timed,
-            subtitle=f"{images:,} images; {machine['device']}, {machine['threads']} threads; "
+            subtitle=f"{images:,} images; {machine['device']}, threads: {machine['threads']}; "
             "bars: 95% over images",
         )
 
