@@ -45,7 +45,7 @@ def evaluation():
     vit = random_vit(shape(), dtype=torch.float32)
     small = cv.prune_heads(vit, {0: [0, 1], 1: [0]})
     images = random_images(vit, 60)
-    labels = vit(images).argmax(-1)
+    labels = torch.arange(60) % 4
     models = {"dense": vit, "small <b>|": small}
     names = ["cat", "dog", "<i>emu|", "fox"]
     found = cv.evaluate(models, images, labels, class_names=names, batches=(1, 4), rounds=3)
@@ -146,8 +146,11 @@ def test_advice_speaks_of_calibration_and_of_models_that_do_nothing():
     found = untimed(models)
     reasons = {one.model: " ".join(one.reasons) for one in found.advice().recommendations}
     assert "over-confident: 100.0% sure" in reasons["bold"]
+    two = torch.cat([told(10).logits[:20] * 3, told(40).logits[20:] * 0.1])
+    mixed = untimed({"mixed": Told(two)}).advice()
+    assert "for some images and under" in " ".join(mixed["Balanced"].reasons)
     assert "under-confident" in reasons["shy"]
-    assert "set a temperature" in reasons["shy"]
+    assert "by a temperature" in reasons["shy"]
     fit = untimed({"fit": told(40, sure=9.0)}).advice()
     assert "can be read as probabilities" in " ".join(fit["Balanced"].reasons)
     blind = untimed({"blind": told(10)}).advice()

@@ -1,6 +1,6 @@
 """The command line: each command is a thin layer over the public names."""
 
-from circuitvit.cli import circuits, models
+from circuitvit.cli import circuits, evaluation, models
 from circuitvit.cli.app import app, main
 
-__all__ = ["app", "circuits", "main", "models"]
+__all__ = ["app", "circuits", "evaluation", "main", "models"]

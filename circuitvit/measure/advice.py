@@ -160,7 +160,7 @@ def _warnings(found: "Evaluation", name: str) -> list[str]:
     """What to know before it is deployed: calibration, and whether it does anything at all."""
     one, said = found[name], []
     most = max(one.support) / sum(one.support)
-    if one.interval.low <= most and len(one.support) > 1:
+    if one.interval.low <= most < 1:
         said.append(
             f"It is not shown to beat always answering the most frequent class ({most:.1%}): "
             "don't deploy it without training."
@@ -168,12 +168,15 @@ def _warnings(found: "Evaluation", name: str) -> list[str]:
     error = f"calibration error {one.calibration_error:.3f}"
     if one.calibration_error < MISCALIBRATED:
         return [*said, f"Its confidences can be read as probabilities ({error})."]
-    way = "over" if one.confidence > one.accuracy.top1 else "under"
+    off = one.confidence - one.accuracy.top1
+    way = f"{'over' if off > 0 else 'under'}-confident"
+    if abs(off) < one.calibration_error / 2:
+        way = "over-confident for some images and under-confident for others"
     return [
         *said,
-        f"It is {way}-confident: {one.confidence:.1%} sure on average, {one.accuracy.top1:.1%} "
-        f"right ({error}); set a temperature on validation images before thresholding its "
-        "confidence.",
+        f"It is {way}: {one.confidence:.1%} sure on average, {one.accuracy.top1:.1%} right "
+        f"({error}); calibrate it on validation images, by a temperature for instance, before "
+        "thresholding its confidence.",
     ]
 
 
@@ -197,7 +200,7 @@ def _is_faster(found: "Evaluation", name: str, other: str) -> bool:
 
 
 def _least(found: "Evaluation") -> str:
-    return "fastest" if found.batch is not None else "one of fewest GFLOPs"
+    return "fastest" if found.batch is not None else "model of fewest GFLOPs"
 
 
 def _times(found: "Evaluation", name: str, other: str) -> str:

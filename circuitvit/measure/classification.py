@@ -5,6 +5,7 @@ Precision, recall and F1 are scikit-learn's. Calibration is that of Guo et al. 2
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,9 +105,8 @@ def classification(
     right = guessed == truth
     support = np.bincount(truth, minlength=logits.shape[1])
     hits = np.bincount(truth[right], minlength=logits.shape[1])
-    means = precision_recall_fscore_support(
-        truth, guessed, labels=np.flatnonzero(support), average="macro", zero_division=0
-    )
+    present: Any = {"labels": np.flatnonzero(support), "average": "macro", "zero_division": 0}
+    means = precision_recall_fscore_support(truth, guessed, **present)
     bins = _bins(confidence, right)
     samples = resampled_means(right[None].astype(float), resamples=RESAMPLES, seed=seed)
     return Classification(
