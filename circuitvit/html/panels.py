@@ -79,7 +79,7 @@ def panels(
     import plotly.graph_objects as go  # plotly takes longer to import than all the rest
     from plotly.subplots import make_subplots
 
-    count, few = len(models), len(class_names) <= NAMED_CLASSES
+    count = len(models)
     heights = [max(300, 60 + 26 * count)] * 3
     total = sum(heights) + 2 * GAP
     titles = [
@@ -112,16 +112,23 @@ def panels(
     ):  # fmt: skip
         for trace in traces:
             drawn.add_trace(go.Figure([trace]).data[0], row=row, col=col)
+    _set_axes(drawn, models, class_names, cost_title)
+    return drawn
+
+
+def _set_axes(
+    drawn: Any, models: Sequence[Panelled], class_names: Sequence[str], cost_title: str
+) -> None:
+    """Say what the panels' axes show, and over which range."""
     share, from_zero = {"tickformat": ".0%"}, {"rangemode": "tozero"}
     drawn.update_xaxes(row=1, col=1, title_text="top-1, with 95% intervals", **share, **from_zero)
     drawn.update_xaxes(row=1, col=2, title_text=escape(cost_title), **_cost_axis(models))
     drawn.update_yaxes(row=1, col=2, title_text="top-1", **share)
-    drawn.update_xaxes(row=2, col=1, **_class_axis(class_names, few))
+    drawn.update_xaxes(row=2, col=1, **_class_axis(class_names))
     drawn.update_xaxes(row=2, col=2, title_text="confidence", range=[0, 1.02], **share)
     drawn.update_yaxes(row=2, col=2, title_text="share that is right", range=[-0.02, 1.02], **share)
     drawn.update_xaxes(row=3, col=1, title_text="mean confidence", range=[0, 1.02], **share)
     drawn.update_xaxes(row=3, col=2, title_text="share of the baseline's", **share, **from_zero)
-    return drawn
 
 
 def _accuracy(models: Sequence[Panelled]) -> list[dict[str, Any]]:
@@ -203,8 +210,8 @@ def _class_order(models: Sequence[Panelled], classes: int) -> list[int]:
     return sorted(range(classes), key=lambda place: -mean[place])
 
 
-def _class_axis(class_names: Sequence[str], few: bool) -> dict[str, Any]:
-    if few:
+def _class_axis(class_names: Sequence[str]) -> dict[str, Any]:
+    if len(class_names) <= NAMED_CLASSES:
         shown = [escape(_short(name, 14)) for name in class_names]
         turned = -40 if sum(map(len, class_names)) > 40 else 0
         return {"tickvals": list(range(len(shown))), "ticktext": shown, "tickangle": turned,
