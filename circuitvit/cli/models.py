@@ -236,52 +236,6 @@ def compile(  # noqa: A001
 
 
 @app.command()
-@takes_images
-def evaluate(
-    *,
-    models: Annotated[list[str], typer.Argument(help="Model folders; the first is the baseline.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Also write report.json and report.md here.")
-    ] = None,
-    images: Images,
-) -> None:
-    """Accuracy, parameters, MACs and latency of models on test images, side by side."""
-    import circuitvit as cv
-    from circuitvit.pretrained import load_saved
-
-    loaded = {name: load_saved(name) for name in models}
-    _check_alike(loaded)
-    test, seed = images.splits(next(iter(loaded.values()))).test, images.seed
-    report = cv.measure(loaded, test.images, test.labels, seed=seed)
-    show(report.table())
-    if out is not None:
-        typer.echo(f"Wrote {report.save(out)}: report.json and report.md.")
-
-
-def _check_alike(loaded: dict[str, Any]) -> None:
-    """Refuse models that look at images in different ways: they can't be given the same tensor.
-
-    Raises:
-        CircuitError: their sizes, channels, classes or preprocessing differ.
-    """
-    (first, one), *others = loaded.items()
-    for name, other in others:
-        sizes = [(m.config.image_size, m.config.channels, m.config.classes) for m in (one, other)]
-        if sizes[0] != sizes[1]:
-            raise CircuitError(
-                f"{first} and {name} can't be given the same images: image size, channels and "
-                f"classes are {sizes[0]} and {sizes[1]}. Evaluate them apart."
-            )
-        if one.preprocessing != other.preprocessing and None not in (
-            one.preprocessing, other.preprocessing,
-        ):  # fmt: skip
-            raise CircuitError(
-                f"{first} and {name} look at images in different ways, {one.preprocessing} and "
-                f"{other.preprocessing}. Evaluate them apart, or save one with the other's."
-            )
-
-
-@app.command()
 def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="The file, such as model.onnx or model.pt2.")],

@@ -3,10 +3,12 @@
 from circuitvit.measure.ablations import AcrossAblations, across_ablations
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.bootstrap import Estimate
+from circuitvit.measure.classification import Classification, classification
 from circuitvit.measure.completeness import Completeness, completeness
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.cost_table import Cost, Costs, measure_costs
 from circuitvit.measure.curve import Curve
+from circuitvit.measure.evaluation import Evaluation, evaluate
 from circuitvit.measure.faithfulness import faithfulness
 from circuitvit.measure.faithfulness_curve import SHARES, faithfulness_curve
 from circuitvit.measure.latency import Latency, latency
@@ -18,11 +20,13 @@ __all__ = [
     "SHARES",
     "Accuracy",
     "AcrossAblations",
+    "Classification",
     "Completeness",
     "Cost",
     "Costs",
     "Curve",
     "Estimate",
+    "Evaluation",
     "Latency",
     "Minimality",
     "Report",
@@ -30,7 +34,9 @@ __all__ = [
     "Savings",
     "accuracy",
     "across_ablations",
+    "classification",
     "completeness",
+    "evaluate",
     "faithfulness",
     "faithfulness_curve",
     "latency",

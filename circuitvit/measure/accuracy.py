@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from circuitvit.errors import CircuitError
 
 IMAGES_AT_ONCE = 256
+NO_IMAGES = "there are no images to look at. Give at least one."
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,18 @@ def accuracy(
     Raises:
         CircuitError: there are no images, not as many labels, or a label is out of range.
     """
-    labels = _checked_labels(labels, images)
-    logits = all_logits(model, images)
+    labels = checked_labels(labels, images)
+    return accuracy_of(all_logits(model, images), labels)
+
+
+def accuracy_of(logits: Float[Tensor, "image class"], labels: Int[Tensor, " image"]) -> Accuracy:
+    """Top-1, top-5 and cross-entropy of logits.
+
+    Raises:
+        CircuitError: there are none, they are not finite, or a label is out of range.
+    """
+    if not len(logits):
+        raise CircuitError(NO_IMAGES)
     if not bool(torch.isfinite(logits).all()):
         raise CircuitError(
             "the logits hold NaN or infinity. Look at the model's weights and at how the images "
@@ -60,14 +71,14 @@ def accuracy(
         top1=hits[:, 0].double().mean().item(),
         top5=hits.any(dim=1).double().mean().item() if classes > 5 else None,
         loss=F.cross_entropy(logits.double(), labels).item(),
-        images=len(images),
+        images=len(logits),
     )
 
 
 def all_logits(model: nn.Module, images: Tensor) -> Float[Tensor, "image class"]:
     """The logits of all images, a batch at a time, in eval mode."""
     if not len(images):
-        raise CircuitError("there are no images to look at. Give at least one.")
+        raise CircuitError(NO_IMAGES)
     images = as_computed(images, model)
     with evaluating(model), torch.inference_mode():
         return torch.cat([model(chunk) for chunk in images.split(IMAGES_AT_ONCE)])
@@ -92,7 +103,12 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _checked_labels(labels: object, images: object) -> Int[Tensor, " image"]:
+def checked_labels(labels: object, images: object) -> Int[Tensor, " image"]:
+    """The labels of the images, whatever whole numbers they were given as.
+
+    Raises:
+        CircuitError: they are something else, or not as many.
+    """
     if not isinstance(images, Tensor):
         raise CircuitError(f"images are a {type(images).__name__}, expected a tensor.")
     labels = torch.as_tensor(labels)

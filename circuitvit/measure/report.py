@@ -70,16 +70,16 @@ class Report:
         header += [f"latency, batch {batch}" for batch in batches]
         rows = [self._cells(row, batches) for row in self.rows]
         if batches:
-            nulls = [_interval(self.null[batch]) for batch in batches]
+            nulls = [ratio_text(self.null[batch]) for batch in batches]
             rows.append([f"{self.baseline} against itself", "", "", "", "", *nulls])
         return [header, *rows]
 
     def _cells(self, row: Row, batches: Sequence[int]) -> list[str]:
         base = self[self.baseline]
         cells = [row.name, f"{row.accuracy.top1:.2%}", f"{row.accuracy.loss:.3f}"]
-        cells += [_change(row.parameters, base.parameters), _change(row.macs, base.macs)]
+        cells += [changed(row.parameters, base.parameters), changed(row.macs, base.macs)]
         own = row.name == self.baseline
-        return cells + ["1" if own else _interval(row.latency[batch]) for batch in batches]
+        return cells + ["1" if own else ratio_text(row.latency[batch]) for batch in batches]
 
     def markdown(self) -> str:
         """The table and the machine, as Markdown."""
@@ -103,14 +103,16 @@ class Report:
         return Path(folder)
 
 
-def _change(value: int, base: int) -> str:
+def changed(value: int, base: int) -> str:
+    """A count in short, and how it differs from the baseline's."""
     short = next(
         (f"{value / size:.3g} {unit}" for size, unit in _SIZES if value >= size), str(value)
     )
-    return short if value == base else f"{short} ({value / base - 1:+.0%})"
+    return short if value == base or not base else f"{short} ({value / base - 1:+.0%})"
 
 
-def _interval(item: Latency) -> str:
+def ratio_text(item: Latency) -> str:
+    """A ratio with its interval."""
     return f"{item.ratio:.2f} ({item.ratio_low:.2f}–{item.ratio_high:.2f})"
 
 
@@ -139,12 +141,39 @@ def measure(
     Raises:
         CircuitError: there are no models or images, or labels that don't fit.
     """
+    baseline = checked_baseline(models, baseline)
+    found = {name: accuracy(model, images, labels) for name, model in models.items()}
+    return side_by_side(
+        models, images, found, baseline=baseline, batches=batches, rounds=rounds, seed=seed
+    )
+
+
+def checked_baseline(models: object, baseline: str | None) -> str:
+    """The name that ratios refer to; by default the first.
+
+    Raises:
+        CircuitError: there are no models by name, or none of that name.
+    """
     if not isinstance(models, Mapping) or not models:
         raise CircuitError("there are no models to measure. Give {name: model}.")
-    baseline = next(iter(models)) if baseline is None else baseline
-    if baseline not in models:
-        raise CircuitError(f"the baseline {baseline!r} is not among the models {list(models)}.")
-    found = {name: accuracy(model, images, labels) for name, model in models.items()}
+    if baseline is not None and baseline not in models:
+        raise CircuitError(
+            f"the baseline {baseline!r} is not among the models {list(models)}. Name one of them."
+        )
+    return next(iter(models)) if baseline is None else baseline
+
+
+def side_by_side(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    found: Mapping[str, Accuracy],
+    *,
+    baseline: str,
+    batches: Sequence[int],
+    rounds: int,
+    seed: int,
+) -> Report:
+    """Cost and latency of models, beside the accuracies that were `found`."""
     timed = {
         batch: latency(models, images, baseline=baseline, batch=batch, rounds=rounds, seed=seed)
         for batch in batches

@@ -1,0 +1,183 @@
+"""The command that evaluates models side by side: which ones, and what they are called."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from circuitvit.cli.app import app, show
+from circuitvit.cli.options import Images, takes_images
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@app.command()
+@takes_images
+def evaluate(
+    *,
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Model folders; the first is the baseline.")
+    ] = None,
+    model_paths: Annotated[
+        list[str] | None,
+        typer.Option(help="The same as an option; further ones may follow it, or be named alike."),
+    ] = None,
+    auto_find: Annotated[
+        Path | None,
+        typer.Option(
+            help="Every model folder below this one; the baseline is the one of most MACs."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The model that others are compared with; added if it isn't among them."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "--output-dir", help="Also write report.json, report.md, figure.html."
+        ),
+    ] = None,
+    images: Images,
+) -> None:
+    """Accuracy, calibration, cost and latency of models side by side, and which to deploy."""
+    import circuitvit as cv
+    from circuitvit.pretrained import load_saved
+
+    sources = [*(model_paths or ()), *(models or ())]
+    sources += [str(folder) for folder in _found_below(auto_find)] if auto_find else []
+    named = {name: source for source, name in zip(*_named(sources, baseline), strict=True)}
+    loaded = {name: load_saved(source) for name, source in named.items()}
+    _check_alike({named[name]: model for name, model in loaded.items()})
+    first = _baseline_of(loaded, named, baseline, largest=auto_find is not None)
+    ordered = {first: loaded[first], **loaded}
+    test, seed = images.splits(loaded[first]).test, images.seed
+    names = test.class_names if len(test.class_names) == loaded[first].config.classes else None
+    found = cv.evaluate(ordered, test.images, test.labels, class_names=names, seed=seed)
+    show(found.table())
+    for line in str(found.advice()).splitlines():
+        typer.echo(line)
+    if out is not None:
+        typer.echo(f"Wrote {found.save(out)}: report.json, report.md and figure.html.")
+
+
+def _found_below(folder: Path) -> list[Path]:
+    """The folders below that hold a model, in order; hidden ones are left out.
+
+    Raises:
+        CircuitError: there is no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise CircuitError(f"--auto-find is {folder}, which is no folder. Name one with models.")
+    below = sorted(path.parent for path in folder.rglob("config.json"))
+    seen = [path for path in below if not _is_hidden(path.relative_to(folder))]
+    found = [path for path in seen if _is_model(path)]
+    if not found:
+        raise CircuitError(
+            f"no models in {folder} or below. A model's folder holds config.json and "
+            "model.safetensors, as train, compile and save_pretrained write them"
+            + (f"; {seen[0]} has a config.json, but no weights beside it." if seen else ".")
+        )
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_model(folder: Path) -> bool:
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        return False
+    return isinstance(read_json(folder / "config.json", what="model config"), dict)
+
+
+def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], list[str]]:
+    """The models, each once, and what they are called: what tells their paths apart.
+
+    Raises:
+        CircuitError: there are none, or the baseline is none of them and no model's folder.
+    """
+    if not sources:
+        raise CircuitError(
+            "no models were given. Name their folders, or the folder they are in: "
+            "circuitvit evaluate MODEL… or circuitvit evaluate --auto-find DIR."
+        )
+    each = list({os.path.normpath(source): source for source in sources}.values())
+    short = distinguishing(each)
+    if baseline is not None and baseline not in short and not _among(baseline, each):
+        if not Path(baseline).exists() and ":" not in baseline:
+            raise CircuitError(
+                f"there is no baseline {baseline}: it is no folder, and none of the models "
+                f"{', '.join(short)}. Name one of them, or another model's folder."
+            )
+        each = [baseline, *each]
+        short = distinguishing(each)
+    return each, short
+
+
+def _among(source: str, sources: Sequence[str]) -> bool:
+    return os.path.normpath(source) in map(os.path.normpath, sources)
+
+
+def distinguishing(paths: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them begin and end with; one alone is its last part."""
+    parts = [Path(path).parts or (path,) for path in paths]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    parts = _without_shared(parts)
+    reversed_parts = _without_shared([tuple(reversed(each)) for each in parts])
+    return ["/".join(reversed(each)).replace("//", "/") for each in reversed_parts]
+
+
+def _without_shared(parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Without what all begin with, but for one part at least."""
+    shared = 0
+    while all(len(each) > shared + 1 for each in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    return [each[shared:] for each in parts]
+
+
+def _baseline_of(
+    loaded: dict[str, Any], named: dict[str, str], baseline: str | None, *, largest: bool
+) -> str:
+    """The name of the baseline: the one asked for, else that of most MACs, or the first."""
+    from circuitvit.measure import macs
+
+    if baseline is not None:
+        return next(
+            name for name in loaded if name == baseline or _among(baseline, [named[name]])
+        )  # fmt: skip
+    if not largest:
+        return next(iter(loaded))
+    shapes = {n: (m.config.channels, *[m.config.image_size] * 2) for n, m in loaded.items()}
+    return max(loaded, key=lambda name: macs(loaded[name], shapes[name]))
+
+
+def _check_alike(loaded: dict[str, Any]) -> None:
+    """Refuse models that look at images in different ways: they can't be given the same tensor.
+
+    Raises:
+        CircuitError: their sizes, channels, classes or preprocessing differ; all such are named.
+    """
+    (first, one), *others = loaded.items()
+    wrong = []
+    for name, other in others:
+        sizes = [(m.config.image_size, m.config.channels, m.config.classes) for m in (one, other)]
+        if sizes[0] != sizes[1]:
+            wrong.append(
+                f"{first} and {name} can't be given the same images: image size, channels and "
+                f"classes are {sizes[0]} and {sizes[1]}. Evaluate them apart."
+            )
+        elif one.preprocessing != other.preprocessing and None not in (
+            one.preprocessing, other.preprocessing,
+        ):  # fmt: skip
+            wrong.append(
+                f"{first} and {name} look at images in different ways, {one.preprocessing} and "
+                f"{other.preprocessing}. Evaluate them apart, or save one with the other's."
+            )
+    if wrong:
+        raise CircuitError(" ".join(wrong))

@@ -1,0 +1,287 @@
+"""Which model to deploy: classification, calibration, cost and speed of models side by side."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.errors import CircuitError
+from circuitvit.files import write_json, write_text
+from circuitvit.html.chart import Figure, chart_page
+from circuitvit.html.panels import Panelled, panels
+from circuitvit.html.tables import html_table
+from circuitvit.measure.accuracy import all_logits, checked_labels
+from circuitvit.measure.advice import GIVE, Advice, advise
+from circuitvit.measure.bootstrap import Estimate, resampled_means
+from circuitvit.measure.classification import RESAMPLES, Classification, classification
+from circuitvit.measure.evaluation_text import cells, evaluation_markdown
+from circuitvit.measure.fitting import checked_class_names, checked_fit
+from circuitvit.measure.latency import NULL
+from circuitvit.measure.measurement import SCHEMA
+from circuitvit.measure.report import Report, checked_baseline, side_by_side
+from circuitvit.progress import progress
+
+FORMAT = "circuitvit.evaluation"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` found; in a notebook it shows itself as a table.
+
+    Attributes:
+        report: accuracy, parameters, MACs and latency by model, and the machine.
+        classified: by model, how it classifies.
+        class_names: in the logits' order.
+        batch: the batch size that `cost`, `efficiency`, `pareto` and `advice` refer to, the
+            largest that was timed; None if none was, where GFLOPs take the place of time.
+        seed: which drew the bootstrap samples.
+    """
+
+    report: Report
+    classified: Mapping[str, Classification]
+    class_names: tuple[str, ...]
+    batch: int | None
+    seed: int
+
+    def __getitem__(self, name: str) -> Classification:
+        return self.classified[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models, in the order given."""
+        return tuple(self.classified)
+
+    def top1(self, name: str) -> float:
+        """Share of images that a model gets right, 0–1."""
+        return self.classified[name].accuracy.top1
+
+    def gflops(self, name: str) -> float:
+        """Billions of floating-point operations for one image: 2 × MACs ÷ 10⁹."""
+        return 2e-9 * self.report[name].macs
+
+    def cost(self, name: str) -> float:
+        """Median milliseconds for a batch of `batch` images, or GFLOPs if nothing was timed."""
+        if self.batch is None:
+            return self.gflops(name)
+        return self.report[name].latency[self.batch].median_ms
+
+    def images_per_second(self, name: str, batch: int | None = None) -> float | None:
+        """Throughput at a batch size, by default `batch`; None if nothing was timed.
+
+        Raises:
+            CircuitError: that batch size was not timed.
+        """
+        batch = self.batch if batch is None else batch
+        if batch is None:
+            return None
+        if batch not in self.report.null:
+            raise CircuitError(
+                f"batch size {batch} was not timed, only {sorted(self.report.null)}. Give it to "
+                "evaluate in batches=(…)."
+            )
+        return 1e3 * batch / self.report[name].latency[batch].median_ms
+
+    def efficiency(self, name: str) -> float | None:
+        """Top-1 (0–1) per millisecond of a batch of `batch`; None if nothing was timed."""
+        return None if self.batch is None else self.top1(name) / self.cost(name)
+
+    def dominators(self, name: str) -> tuple[str, ...]:
+        """The models that are no less accurate and no slower than this, and better in one."""
+        mine = (-self.top1(name), self.cost(name))
+        theirs = {other: (-self.top1(other), self.cost(other)) for other in self.names}
+        return tuple(
+            other
+            for other, one in theirs.items()
+            if one[0] <= mine[0] and one[1] <= mine[1] and one != mine
+        )
+
+    def pareto(self) -> tuple[str, ...]:
+        """The models that no other dominates, the fastest first.
+
+        A model is dominated if another has at least its top-1 and at most its `cost`, and is
+        strictly better in one of them. It goes by the figures themselves, not by their
+        intervals; of two with both the same neither dominates.
+        """
+        return tuple(sorted((n for n in self.names if not self.dominators(n)), key=self.cost))
+
+    def difference(self, name: str, other: str) -> Estimate:
+        """Top-1 of one model minus another's, with its 95% interval, paired over images."""
+        rows = self._samples[:, self.names.index(name)], self._samples[:, self.names.index(other)]
+        return Estimate.of(self.top1(name) - self.top1(other), rows[0] - rows[1])
+
+    @cached_property
+    def _samples(self) -> Float[np.ndarray, "resample model"]:
+        right = np.stack([self.classified[name].right for name in self.names]).astype(float)
+        return resampled_means(right, resamples=RESAMPLES, seed=self.seed)
+
+    def ratio(self, name: str) -> Estimate:
+        """Time as a share of the baseline's, with its 95% interval; of MACs if none was timed.
+
+        The baseline's own interval is that of it against itself.
+        """
+        if self.batch is None:
+            value = self.report[name].macs / max(1, self.report[self.report.baseline].macs)
+            return Estimate(value, value, value)
+        own = name == self.report.baseline
+        item = self.report.null[self.batch] if own else self.report[name].latency[self.batch]
+        value = 1.0 if own else item.ratio
+        return Estimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
+
+    def advice(self, *, give: float = GIVE) -> Advice:
+        """Which model to deploy, and why; never one that is dominated.
+
+        Args:
+            give: how much top-1 (0–1) the balanced choice may lose against the most accurate.
+
+        Raises:
+            CircuitError: `give` is not in 0–1.
+        """
+        return advise(self, give=give)
+
+    def table(self) -> list[list[str]]:
+        """Header and rows as text, one a model."""
+        return cells(self)
+
+    def markdown(self) -> str:
+        """The whole report as Markdown: tables, Pareto set, advice, definitions, machine."""
+        return evaluation_markdown(self)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table())
+
+    def figure(self) -> Figure:
+        """Six panels: accuracy, against cost, per class, calibration, confidence, size."""
+        front = set(self.pareto())
+        drawn = [
+            Panelled(
+                name=name,
+                accuracy=(self[name].interval.value, self[name].interval.low,
+                          self[name].interval.high),
+                cost=self.cost(name),
+                on_front=name in front,
+                calibration_error=self[name].calibration_error,
+                reliability=[
+                    (item.confidence, item.accuracy, item.images)
+                    for item in self[name].bins
+                    if item.confidence is not None and item.accuracy is not None
+                ],
+                per_class=self[name].per_class,
+                right=self[name].confidence_right,
+                wrong=self[name].confidence_wrong,
+                parameters=self.report[name].parameters,
+                macs=self.report[name].macs,
+            )
+            for name in self.names
+        ]  # fmt: skip
+        timed = f"ms for a batch of {self.batch}" if self.batch is not None else "GFLOPs an image"
+        machine = self.report.machine
+        images = self.report.rows[0].accuracy.images
+        return panels(
+            drawn,
+            baseline=self.report.baseline,
+            class_names=self.class_names,
+            cost_title=timed,
+            subtitle=f"{images:,} images; {machine['device']}, threads: {machine['threads']}; "
+            "bars: 95% over images",
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values, without the single images."""
+        body = self.report.as_dict()
+        rows = [row | self._row(row["name"]) for row in body["rows"]]
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            **body,
+            "rows": rows,
+            "batch": self.batch,
+            "seed": self.seed,
+            "class_names": list(self.class_names),
+            "pareto": list(self.pareto()),
+            "advice": asdict(self.advice()),
+        }
+
+    def _row(self, name: str) -> dict[str, Any]:
+        found = self.classified[name]
+        kept = [f.name for f in fields(found) if f.name not in ("accuracy", "right", "bins")]
+        body = {key: getattr(found, key) for key in kept}
+        body |= {"interval": asdict(found.interval), "bins": [asdict(one) for one in found.bins]}
+        speeds = {batch: self.images_per_second(name, batch) for batch in self.report.null}
+        return body | {
+            "confidence_gap": found.gap,
+            "images_per_second": speeds,
+            "gflops": self.gflops(name),
+            "efficiency": self.efficiency(name),
+            "dominated_by": list(self.dominators(name)),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `report.json`, `report.md` and `figure.html` into a folder.
+
+        Raises:
+            CircuitError: it can't be written to.
+        """
+        write_json(Path(folder) / "report.json", self.as_dict())
+        write_text(Path(folder) / "report.md", self.markdown())
+        chart_page(Path(folder) / "figure.html", self.figure())
+        return Path(folder)
+
+
+def evaluate(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    class_names: Sequence[str] | None = None,
+    baseline: str | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    rounds: int = 15,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate models on the same labelled images, each in one pass, and time them side by side.
+
+    Args:
+        models: by name; a `ViT`, a `CircuitViT`, or any module from images to logits.
+        images: [image channel height width], resident where the models are, in their dtype or
+            theirs in half precision.
+        labels: [image], each 0 to classes − 1.
+        class_names: in the logits' order; by default those that a model's preprocessing knows,
+            else numbers.
+        baseline: the name that ratios refer to; by default the first.
+        batches: batch sizes for the latency; the largest is the one that efficiency, the Pareto
+            set and the advice refer to. None of them to leave time out and go by GFLOPs.
+        rounds: how often each model is timed at each batch size, ≥ 3.
+        seed: draws the bootstrap samples of the confidence intervals.
+
+    Raises:
+        CircuitError: there are no models or images, labels or class names don't fit, models
+            are of other classes or image sizes, or the baseline isn't among them.
+    """
+    baseline = checked_baseline(models, baseline)
+    if NULL in models:
+        raise CircuitError(
+            f"a model is called {NULL!r}, which is the baseline against itself. Rename it."
+        )
+    labels = checked_labels(labels, images)
+    classes = checked_fit(models, images)
+    known = checked_class_names(class_names, models, classes)
+    classified = {}
+    with progress("evaluating", len(models)) as advance:
+        for name, model in models.items():
+            try:
+                classified[name] = classification(all_logits(model, images), labels, seed=seed)
+            except CircuitError as cause:
+                raise CircuitError(f"{name}: {cause}") from cause
+            advance(name)
+    found = {name: one.accuracy for name, one in classified.items()}
+    batches = sorted(set(batches))
+    report = side_by_side(
+        models, images, found, baseline=baseline, batches=batches, rounds=rounds, seed=seed
+    )
+    return Evaluation(report, classified, known, max(batches, default=None), seed)

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+from test_cli import run
+
+import circuitvit as cv
+from circuitvit.cli.evaluation import distinguishing
+
+SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10, "width": 8, "depth": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three untrained models in a tree of folders, and what is none."""
+    folder = tmp_path_factory.mktemp("a_place")
+    deep = folder / "runs" / "2026-11-21_a_long_name_of_an_experiment_with_its_settings"
+    for name, heads in (("tau_0.01", 1), ("tau_0.05", 2), ("tau_0.1", 1)):
+        config = cv.ViTConfig(**SMALL, heads=heads, head_width=4, mlp_width=8)
+        cv.ViT(config, seed=heads).save_pretrained(deep / name / "model")
+    (folder / "empty" / "half").mkdir(parents=True)
+    (folder / "empty" / "half" / "config.json").write_text("{}")
+    (folder / "bare").mkdir()
+    other = cv.ViTConfig(**{**SMALL, "classes": 7}, heads=1, mlp_width=8)
+    cv.ViT(other, seed=0).save_pretrained(folder / "seven")
+    return folder
+
+
+def test_models_are_found_below_a_folder_and_called_by_what_tells_them_apart(runs):
+    done = run("evaluate", "--auto-find", "runs", "--output-dir", "out", "--limit", 60, cwd=runs)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((runs / "out" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["tau_0.05", "tau_0.01", "tau_0.1"]
+    assert report["baseline"] == "tau_0.05"  # has most MACs
+    assert "tau_0.05 against itself" in " ".join(done.stdout.split())
+    assert "Accuracy first: tau_0" in done.stdout
+    assert "Wrote out: report.json, report.md and figure.html." in done.stdout
+    assert (runs / "out" / "figure.html").stat().st_size > 1_000_000
+    assert report["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_the_other_projects_options_are_understood(runs):
+    deep = next((runs / "runs").iterdir())
+    first, second, third = (deep / f"tau_{tau}" / "model" for tau in ("0.01", "0.05", "0.1"))
+    words = ["--model-paths", first, second, "--baseline", third, "--output-dir", "named"]
+    done = run("evaluate", *words, "--limit", 60, cwd=runs)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((runs / "named" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["tau_0.1", "tau_0.01", "tau_0.05"]
+    assert report["baseline"] == "tau_0.1"
+    words = [first, second, "--baseline", "tau_0.05", "--out", "again"]
+    assert run("evaluate", *words, "--limit", 60, cwd=runs).returncode == 0
+    assert json.loads((runs / "again" / "report.json").read_text())["baseline"] == "tau_0.05"
+
+
+def test_long_paths_are_not_cut_in_the_table(runs):
+    deep = next((runs / "runs").iterdir())
+    done = run("evaluate", deep / "tau_0.01" / "model", deep / "tau_0.1" / "model", "--limit", 60)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.split()]
+    assert "tau_0.01" in rows
+    assert "tau_0.1" in rows
+    assert "…" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a/model", "runs/b/model"], ["a", "b"]),
+        (["runs/a", "runs/a/small"], ["a", "a/small"]),
+        (["model", "small"], ["model", "small"]),
+        (["/x/y/model"], ["model"]),
+        (["/x/a/m", "/y/b/m"], ["x/a", "y/b"]),
+        (["m", "/m"], ["m", "/m"]),
+        (["timm:vit_tiny", "hf:google/vit"], ["timm:vit_tiny", "hf:google/vit"]),
+    ],
+)
+def test_what_tells_paths_apart(paths, names):
+    assert distinguishing(paths) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--auto-find", "bare"], "no models in bare or below. A model's folder holds config.json"),
+        (["--auto-find", "empty"], "empty/half has a config.json, but no weights beside it"),
+        (["--auto-find", "missing"], "--auto-find is missing, which is no folder"),
+        ([], "no models were given"),
+        (["seven", "--baseline", "gone"], "there is no baseline gone: it is no folder, and none"),
+        (["seven", "--baseline", "bare"], "no model in the folder 'bare'"),
+        (["--auto-find", "."], "can't be given the same images: image size, channels and classes"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_exit_code_2(runs, words, message):
+    done = run("evaluate", *words, cwd=runs)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("circuitvit: ")
+    assert done.stderr.count("\n") == 1
