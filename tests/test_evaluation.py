@@ -254,6 +254,9 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call):
         ({"a": vit, "x": nn.Identity()}, {}, "x gives a Tensor, expected logits"),
         ({"a": vit, "x": nn.Linear(9, 2).double()}, {}, "x can't be given these images"),
         ({"a": "model"}, {}, "a is a str, expected a module"),
+        ({"a": vit}, {"batches": 8}, "batches is 8 and rounds 15, expected whole"),
+        ({"a": vit}, {"batches": (0, 1)}, "expected whole numbers ≥ 1"),
+        ({"a": vit}, {"batches": (1,), "rounds": 2}, "rounds ≥ 3"),
         ({"a": vit}, {"class_names": ["a"]}, "got 1 class names"),
         ({"a": vit}, {"class_names": "abcd"}, "got 4 class names"),
     ):

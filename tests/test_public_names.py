@@ -58,6 +58,7 @@ PARAMETERS = {
     "prune_mlp": [],
     "retain_circuit": [],
     "measure": [],
+    "evaluate": ["class_names", "baseline", "batches", "rounds", "seed"],
     "export": ["to", "dtype"],
     "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
 }  # fmt: skip

@@ -21,7 +21,7 @@ from circuitvit.measure.advice import GIVE, Advice, advise
 from circuitvit.measure.bootstrap import Estimate, resampled_means
 from circuitvit.measure.classification import RESAMPLES, Classification, classification
 from circuitvit.measure.evaluation_text import cells, evaluation_markdown
-from circuitvit.measure.fitting import checked_class_names, checked_fit
+from circuitvit.measure.fitting import checked_batches, checked_class_names, checked_fit
 from circuitvit.measure.latency import NULL
 from circuitvit.measure.measurement import SCHEMA
 from circuitvit.measure.report import Report, checked_baseline, side_by_side
@@ -261,13 +261,15 @@ def evaluate(
 
     Raises:
         CircuitError: there are no models or images, labels or class names don't fit, models
-            are of other classes or image sizes, or the baseline isn't among them.
+            are of other classes or image sizes, the baseline isn't among them, or the batches or
+            rounds are too small.
     """
     baseline = checked_baseline(models, baseline)
     if NULL in models:
         raise CircuitError(
             f"a model is called {NULL!r}, which is the baseline against itself. Rename it."
         )
+    sizes = checked_batches(batches, rounds)
     labels = checked_labels(labels, images)
     classes = checked_fit(models, images)
     known = checked_class_names(class_names, models, classes)
@@ -280,8 +282,7 @@ def evaluate(
                 raise CircuitError(f"{name}: {cause}") from cause
             advance(name)
     found = {name: one.accuracy for name, one in classified.items()}
-    batches = sorted(set(batches))
     report = side_by_side(
-        models, images, found, baseline=baseline, batches=batches, rounds=rounds, seed=seed
+        models, images, found, baseline=baseline, batches=sizes, rounds=rounds, seed=seed
     )
-    return Evaluation(report, classified, known, max(batches, default=None), seed)
+    return Evaluation(report, classified, known, max(sizes, default=None), seed)

@@ -1,6 +1,6 @@
 """Whether models can stand beside one another on the same images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,3 +81,21 @@ def checked_class_names(
             "apart. Give one a class, in the order of the logits."
         )
     return tuple(map(str, given))
+
+
+def checked_batches(batches: object, rounds: object) -> tuple[int, ...]:
+    """The batch sizes to time, each once, the smallest first.
+
+    Raises:
+        CircuitError: they are no whole numbers ≥ 1, or there are too few rounds.
+    """
+    several = isinstance(batches, Iterable) and not isinstance(batches, str)
+    given: list[object] = list(batches) if isinstance(batches, Iterable) else []
+    sizes = [size for size in given if isinstance(size, int) and size >= 1]
+    wrong = not several or len(sizes) < len(given)
+    if wrong or (sizes and (not isinstance(rounds, int) or rounds < 3)):
+        raise CircuitError(
+            f"batches is {batches!r} and rounds {rounds!r}, expected whole numbers ≥ 1, such as "
+            "(1, 8, 64), and rounds ≥ 3. Give batches=() to leave time out."
+        )
+    return tuple(sorted(set(sizes)))
