@@ -1,0 +1,214 @@
+"""What the published experiments share: settings, stages, and a folder that remembers what is done.
+
+Not an experiment itself. Each part of a study (a trained model, a sweep, a table) is noted in
+`results.json` as soon as it is there, with its date and seconds; a study that was stopped goes on
+behind the last part, a training behind its last epoch.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import circuitvit as cv
+from circuitvit.errors import CircuitError
+from circuitvit.files import read_json, write_json
+from circuitvit.measure.machine import machine_of
+from circuitvit.pretrained import load_saved
+
+HOUSE = Path(__file__).parents[1]
+STAGES = ("train", "optimize", "evaluate")
+SHARED = {
+    "animals": "tiny_imagenet_animals_*.parquet",
+    "cifar10": "cifar10_*.parquet",
+}
+"""The files of each data set in a folder such as `shared/data`."""
+
+
+class Study:
+    """One run of an experiment.
+
+    Attributes:
+        folder: gets `results.json`, `models/`, `circuits/` and pages.
+        settings: every number that decides the results; plain JSON values.
+        stages: those that may be worked on.
+    """
+
+    def __init__(
+        self, name: str, settings: Mapping[str, Any], folder: Path, stages: Sequence[str]
+    ) -> None:
+        self.folder, self.settings, self.stages = folder, dict(settings), tuple(stages)
+        self.file = folder / "results.json"
+        fresh = {
+            "experiment": name,
+            "command": " ".join(["python", *(Path(sys.argv[0]).parts[-2:]), *sys.argv[1:]]),
+            "settings": self.settings,
+            "hardware": hardware(),
+            "parts": {},
+        }
+        fresh["command"] = fresh["command"].replace(" experiments ", " experiments/")
+        self.results: dict[str, Any] = fresh
+        if self.file.exists():
+            self.results = read_json(self.file, what="a study")
+            self._check_settings()
+
+    def _check_settings(self) -> None:
+        before = self.results.get("settings", {})
+        changed = [
+            f"{name} was {before.get(name)!r} and is {self.settings.get(name)!r}"
+            for name in sorted({*before, *self.settings})
+            if before.get(name) != self.settings.get(name)
+        ]
+        if changed:
+            raise CircuitError(
+                f"{self.folder} holds this experiment with other settings: {'; '.join(changed)}. "
+                "Give another --out, or remove the folder."
+            )
+
+    def part(self, name: str, stage: str, make: Callable[[], Any]) -> Any:
+        """What a part gave: noted before, or made now; plain JSON values.
+
+        Raises:
+            CircuitError: it isn't there and its stage is switched off.
+        """
+        parts = self.results["parts"]
+        if name not in parts:
+            if stage not in self.stages:
+                raise CircuitError(
+                    f"{self.file} has no {name!r} yet, which the stage {stage!r} makes. "
+                    "Run that stage first."
+                )
+            print(f"{self.results['experiment']}: {name}", flush=True)
+            start = time.perf_counter()
+            value = make()
+            self._note(name, stage, value, time.perf_counter() - start)
+        return parts[name]["result"]
+
+    def _note(self, name: str, stage: str, value: Any, seconds: float) -> None:
+        self.results["parts"][name] = {
+            "stage": stage,
+            "date": datetime.now(UTC).date().isoformat(),
+            "seconds": round(seconds, 1),
+            "result": value,
+        }
+        write_json(self.file, self.results)
+
+    def trained(
+        self,
+        name: str,
+        start: Callable[[], Any],
+        splits: Any,
+        recipe: cv.Recipe,
+        *,
+        teacher: nn.Module | None = None,
+        stage: str = "train",
+    ) -> Any:
+        """The model after the last epoch, trained now or before; its history is noted.
+
+        Its seconds are those of its epochs, over all runs it took.
+        """
+        folder = self.folder / "models" / name
+
+        def make() -> list[dict[str, Any]]:
+            training = cv.train(
+                start(),
+                splits.train,
+                splits.validation,
+                recipe,
+                folder=self.folder / "checkpoints" / name,
+                teacher=teacher,
+                log=lambda line: print(f"{name}: {line}", flush=True),
+            )
+            training.vit.save_pretrained(folder)
+            return list(training.history)
+
+        history = self.part(f"train {name}", stage, make)
+        entry = self.results["parts"][f"train {name}"]
+        entry["seconds"] = round(sum(epoch["seconds"] for epoch in history), 1)
+        return load_saved(folder)
+
+    def seconds(self, *stages: str) -> float:
+        """How long the noted parts of some stages took."""
+        parts = self.results["parts"].values()
+        return sum(part["seconds"] for part in parts if part["stage"] in stages)
+
+    def save(self, *more: Path | None) -> None:
+        """Write `results.json`, and copies of it."""
+        for path in (self.file, *more):
+            if path is not None:
+                write_json(path, self.results)
+
+
+def hardware() -> dict[str, str]:
+    """The processor or GPU that figures come from, threads and versions."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {**machine_of(device), "processor": processor()}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else "unknown"
+
+
+def options(about: str, name: str) -> argparse.ArgumentParser:
+    """The options that all studies have."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument(
+        "--data", help="a folder of parquet files, such as ../shared/data, or the id of a hub"
+    )
+    parser.add_argument("--out", type=Path, help=f"default: runs/{name}, or runs/{name}_toy")
+    parser.add_argument(
+        "--results", type=Path, help="a copy of results.json, such as experiments/results/…"
+    )
+    parser.add_argument("--toy", action="store_true", help="a minute-long check on few images")
+    parser.add_argument("--epochs", type=int, help="fewer, or more, than the full schedule's")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--skip-training", action="store_true", help="all stages but `train`")
+    parser.add_argument("--threads", type=int, help="of the processor, at most")
+    return parser
+
+
+def stages_of(given: argparse.Namespace) -> tuple[str, ...]:
+    """The stages that the options leave."""
+    return tuple(s for s in given.stages if not (given.skip_training and s == "train"))
+
+
+def folder_of(given: argparse.Namespace, name: str) -> Path:
+    """Where the study keeps its things."""
+    return given.out or HOUSE / "runs" / (f"{name}_toy" if given.toy else name)
+
+
+def source_of(data: str | None, name: str) -> str:
+    """The source of images for `cv.load_splits`: of a folder, the files of one data set.
+
+    Raises:
+        CircuitError: no data was given.
+    """
+    if data is None:
+        raise CircuitError(
+            "no images were given. Say --data ../shared/data, another folder of parquet files or "
+            "the id of a hub; or --toy, which takes scikit-learn's digits."
+        )
+    folder = Path(data)
+    return str(folder / SHARED[name]) if list(folder.glob(SHARED[name])) else data
+
+
+def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Run a study; a mistake of the user becomes one line and exit code 2."""
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    try:
+        main(given)
+    except CircuitError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
