@@ -133,16 +133,33 @@ class Study:
         entry["seconds"] = round(sum(epoch["seconds"] for epoch in history), 1)
         return load_saved(folder)
 
-    def seconds(self, *stages: str) -> float:
-        """How long the noted parts of some stages took."""
-        parts = self.results["parts"].values()
-        return sum(part["seconds"] for part in parts if part["stage"] in stages)
-
     def save(self, *more: Path | None) -> None:
         """Write `results.json`, and copies of it."""
         for path in (self.file, *more):
             if path is not None:
                 write_json(path, self.results)
+
+
+def evaluated_rows(found: cv.Evaluation) -> list[dict[str, Any]]:
+    """What a study notes of each evaluated model; `time_ratio` is to the baseline's time."""
+    front, rows = set(found.pareto()), []
+    for name in found.names:
+        one, cost, ratio = found[name], found.report[name], found.ratio(name)
+        rows.append(
+            {
+                "name": name,
+                "top1": one.accuracy.top1,
+                "interval": [one.interval.low, one.interval.high],
+                "loss": one.accuracy.loss,
+                "parameters": cost.parameters,
+                "macs": cost.macs,
+                "time_ratio": ratio.value,
+                "time_interval": [ratio.low, ratio.high],
+                "milliseconds": found.cost(name),
+                "pareto": name in front,
+            }
+        )
+    return rows
 
 
 def hardware() -> dict[str, str]:
