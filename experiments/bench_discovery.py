@@ -4,7 +4,7 @@ Command   python experiments/bench_discovery.py cifar deit_s vit_b [--data ../sh
 Hardware  2 CPU cores, 24 GiB
 Minutes   cifar 2, deit_s 3 with --tau 0.0013, vit_b 70 on one core with --tau 0.0004 (more
           without --tau: it is then bisected)
-Expected  experiments/results/bench_discovery.json; README's table comes from it
+Expected  experiments/results/bench_discovery.json; experiments/results/README.md's table comes from it
 
 A dense forward is timm's own module on all pairs at once, in inference mode, on the same threads,
 timed in turns with ours, median of 7 or more; a forward-backward has gradients of the parameters.

@@ -3,7 +3,7 @@
 Command   python experiments/bench_latency.py cifar deit_s vit_b [--shared ../shared]
 Hardware  2 CPU cores, 24 GiB
 Minutes   cifar 5, deit_s 3, vit_b 8
-Expected  experiments/results/bench_latency.json; README's table comes from it. At batch 64, unit
+Expected  experiments/results/bench_latency.json; experiments/results/README.md's table comes from it. At batch 64, unit
           circuits that cut 30% of the MACs or more realise 95% of them as time, or more
 
 Dense, compiled and plain models are timed in turns in one process (`circuitvit.measure.latency`);
@@ -42,7 +42,7 @@ SHOWN = {
     "cifar": ("unit -30%", "unit -50%", "unit -70%", "edge 1%", "edge 10%", "edge 100%"),
     "vit_b": ("unit -50%",),
 }
-"""What README's table shows."""
+"""What the table of experiments/results/README.md shows."""
 ROUNDS = {"cifar": 41, "deit_s": 15, "vit_b": 9}
 
 

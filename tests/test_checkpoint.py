@@ -76,6 +76,14 @@ def test_a_run_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path, monk
     assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
 
 
+def test_a_half_that_a_kill_amid_writing_left_goes_with_the_next_checkpoint(tmp_path):
+    half, other = tmp_path / ".checkpoint.safetensors.ab12", tmp_path / ".notes"
+    half.write_bytes(b"half")
+    other.write_bytes(b"mine")
+    cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=1, batch=16), folder=tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".notes", "checkpoint.safetensors"]
+
+
 def test_a_finished_run_comes_back_without_training(tmp_path, monkeypatch):
     recipe = Recipe(epochs=2, batch=16)
     first = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)

@@ -80,7 +80,7 @@ class Checkpoint:
                 optimizer.state[parameter] = state
 
     def save(self, path: Path) -> None:
-        """Write the file in one step: a kill leaves the one before.
+        """Write the file in one step: a kill leaves the one before, and halves that go here.
 
         Raises:
             CircuitError: it can't be written, as on a full disk. The one before is left.
@@ -88,6 +88,8 @@ class Checkpoint:
         record = {"schema": 1, "run": dict(self.run), "history": list(self.history)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
         size = sum(tensor.nbytes for tensor in tensors.values())
+        for half in path.parent.glob(f".{path.name}.*"):  # a kill amid writing left it
+            half.unlink(missing_ok=True)
         try:
             with replacing(path) as beside:
                 save_file(tensors, beside, metadata={_KEY: json.dumps(record)})

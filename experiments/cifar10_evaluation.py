@@ -1,0 +1,66 @@
+"""Writes `graphs/cifar10/evaluation/`: which of the CIFAR-10 circuits to deploy, and why.
+
+Claim: `cv.evaluate` tells models apart by accuracy, calibration, size and time on the same images,
+and gives a reason for what it advises.
+Command   python experiments/cifar10_evaluation.py [--shared ../shared]
+Hardware  1 CPU core
+Minutes   5
+Expected  graphs/cifar10/evaluation/{report.json, report.md, figure.html}; figure.png is a picture of
+          the page: chromium --headless --screenshot=figure.png --window-size=1300,1250 figure.html
+
+The dense model is that of `shared/models`, the ACDC circuit `graphs/cifar10/all_classes`, compiled
+at both levels. The models of 30% and 50% fewer MACs keep the units that EAP scores highest on the
+same training pairs; beside the first stands one of units drawn at random. Nothing was trained any
+further. All figures are on test images, which chose nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from cifar10_gallery import ABLATION, DISCOVERY_PAIRS, REFERENCE, SEEN
+
+import circuitvit as cv
+from circuitvit.circuit import Circuit
+
+HOUSE = Path(__file__).parents[1]
+GALLERY = HOUSE / "graphs" / "cifar10"
+BATCHES = (1, 64)
+
+
+def models_of(vit, splits):
+    """What is compared, by name."""
+    reference = splits.train.images[:REFERENCE]
+    options = {"ablation": ABLATION, "reference": reference}
+    pairs = cv.Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=0)
+    scores = {
+        "EAP": cv.eap(vit, pairs, **options),
+        "random": cv.eap(vit, pairs, method="random", seed=0, **options),
+    }
+    whole = {name: found.top(len(found)) for name, found in scores.items()}
+    circuit = Circuit.load(GALLERY / "all_classes" / "circuit.json")
+    return {
+        "dense": vit,
+        "ACDC, units": cv.compile(vit, circuit, **options),
+        "ACDC, edges": cv.compile(vit, circuit, level="edge", **options),
+        "EAP −30%": cv.compile(vit, whole["EAP"], target_macs=0.7, **options),
+        "EAP −50%": cv.compile(vit, whole["EAP"], target_macs=0.5, **options),
+        "random −30%": cv.compile(vit, whole["random"], target_macs=0.7, **options),
+    }
+
+
+def main(shared: Path) -> None:
+    torch.set_num_threads(1)
+    vit = cv.load_vit(
+        shared / "models" / "cifar10_timm_vit.safetensors", heads=8, preprocessing=SEEN
+    )
+    splits = cv.load_splits(str(shared / "data" / "cifar10_*.parquet"), model=vit)
+    test = splits.test
+    found = cv.evaluate(models_of(vit, splits), test.images, test.labels, batches=BATCHES)
+    print(f"Wrote {found.save(GALLERY / 'evaluation')}.\n{found.markdown()}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=HOUSE.parent / "shared")
+    main(parser.parse_args().shared)
