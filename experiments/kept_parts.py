@@ -8,6 +8,7 @@ ablated value of the whole MLP.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ class Kept:
         """The heads, and the MLPs that have a neuron left."""
         heads = (f"a{block}.h{head}" for block, some in enumerate(self.heads) for head in some)
         return *heads, *(f"m{block}" for block, some in enumerate(self.neurons) if some)
+
+    def counts(self) -> dict[str, Any]:
+        """How many stay: blocks with anything left, heads, neurons; and the last two by block."""
+        heads, neurons = ([len(some) for some in kept] for kept in (self.heads, self.neurons))
+        blocks = sum(any(both) for both in zip(heads, neurons, strict=True))
+        return {"blocks": blocks, "heads": sum(heads), "neurons": sum(neurons),
+                "heads_by_block": heads, "neurons_by_block": neurons}  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -170,6 +178,15 @@ class Found:
     divergence: float
     trials: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"kept": self.kept.as_dict(), "divergence": self.divergence, "trials": self.trials}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> "Found":
+        """What `as_dict` gave, beside other entries."""
+        return cls(Kept.from_dict(body["kept"]), body["divergence"], body["trials"])
+
 
 def acdc_over(
     parts: Sequence[Part], runs: MaskedRuns, loss: Callable[[Tensor], float], tau: float
@@ -220,6 +237,26 @@ def neuron_groups(config: cv.ViTConfig, scores: Mapping[str, float], group: int)
             Part(f"m{block}.g{place}", {}, {block: some}) for place, some in enumerate(groups[:-1])
         ]
     return parts
+
+
+def random_kept(config: cv.ViTConfig, level: str, count: int, seed: int) -> Kept:
+    """So many blocks, heads or neurons, drawn from all there are, with everything else."""
+    if level == "neurons":
+        parts = [
+            Part(f"m{block}.n{neuron}", {}, {block: [neuron]})
+            for block, width in enumerate(config.mlp_width)
+            for neuron in range(width)
+        ]
+    else:
+        parts = blocks_of(config) if level == "blocks" else heads_of(config)
+    gone = Random(f"{level} {count} {seed}").sample(parts, len(parts) - count)
+    heads, neurons = dict[int, list[int]](), dict[int, list[int]]()
+    for part in gone:
+        for block, some in part.heads.items():
+            heads.setdefault(block, []).extend(some)
+        for block, some in part.neurons.items():
+            neurons.setdefault(block, []).extend(some)
+    return Kept.whole(config).without(heads=heads, neurons=neurons)
 
 
 def compiled(vit: cv.ViT, kept: Kept, ablation: str, reference: Tensor) -> cv.ViT:
