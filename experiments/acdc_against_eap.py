@@ -17,33 +17,20 @@ most by size. Nothing is chosen on test images: they are looked at in the last s
 """
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 from acdc_against_eap_report import report, tradeoff
-from kept_parts import (
-    Ablated,
-    Found,
-    Kept,
-    MaskedRuns,
-    acdc_over,
-    blocks_of,
-    compiled,
-    heads_of,
-    neuron_groups,
-    random_kept,
-)
+from acdc_against_eap_search import Search, Wanted
+from kept_parts import Kept, MaskedRuns, compiled, random_kept
 from study import Study, folder_of, options, run, source_of, stages_of
-from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.compiler.neurons import kept_neurons
-from circuitvit.discover.acdc import mean_loss
-from circuitvit.discover.problem import Problem
-from circuitvit.files import read_json, write_json, write_text
+from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
 from circuitvit.measure import accuracy, macs
 from circuitvit.pretrained import load_saved
@@ -103,8 +90,6 @@ TOY: dict[str, Any] = {
 }
 TOY_EPOCHS = 30
 TOY_RECIPE = {"learning_rate": 3e-3, "horizontal_flip": False}
-LEVELS = {"blocks": "block", "heads": "node", "neurons": "neuron"}
-"""The levels of circuitvit's scores; of nodes, heads alone are looked at."""
 SIZES = {"cifar10": 32, "animals": 64}
 
 
@@ -135,27 +120,12 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     return settings | {"share_of_schedule": epochs / full}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One pruning: a method at a level with its setting."""
-
-    method: str
-    level: str
-    knob: str
-    value: float
-
-    @property
-    def name(self) -> str:
-        """What its files are called."""
-        return f"{self.method}_{self.level}_{self.knob}_{self.value:g}"
-
-
 class Comparison:
     """The experiment's steps, on one study."""
 
     def __init__(self, study: Study) -> None:
         self.study, self.settings = study, study.settings
-        self.seed = self.settings["seed"]
+        self.seed, self.every = self.settings["seed"], Wanted.all_of(self.settings)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         digits = self.settings["data"] == "digits"
         name = self.settings["set"]
@@ -190,122 +160,38 @@ class Comparison:
         return self.study.trained("dense", self.start, self.splits, self.recipe).to(self.device)
 
     @cached_property
-    def pairs(self) -> cv.Pairs:
-        """Training images, each with one of another class."""
-        count = self.settings["analysis_batches"] * self.settings["analysis_batch"]
-        return cv.Pairs.by_class(self.splits.train, count=count, seed=self.seed)
+    def search(self) -> Search:
+        """What finds the prunings."""
+        return Search(self.study, self.dense, self.splits.train)
 
-    @cached_property
-    def reference(self) -> Tensor:
-        """Training images over which the means of removed parts are taken."""
-        return self.splits.train.images[: self.settings["reference"]].to(self.device)
-
-    @cached_property
-    def ablated(self) -> Ablated:
-        """What removed parts give."""
-        return Ablated.of(self.dense, self.settings["ablation"], self.reference)
-
-    @cached_property
-    def problem(self) -> Problem:
-        """What ACDC is asked."""
-        return Problem.checked(
-            self.dense, self.pairs, metric="kl", level="node",
-            ablation=self.settings["ablation"], reference=self.reference,
-        )  # fmt: skip
-
-    @cached_property
-    def runs(self) -> MaskedRuns:
-        """Runs of the pairs' clean images without some parts."""
-        return MaskedRuns(self.dense, self.problem.pairs.clean, self.ablated)
-
-    def divergence(self, logits: Tensor) -> float:
-        """Mean KL from the dense model, over the pairs."""
-        return mean_loss(self.problem, logits, self.runs.full)
-
-    def wanted(self) -> list[Wanted]:
-        """All prunings, in the order of the table."""
-        given = self.settings["method"]
-        settings = {"acdc": ("tau", "taus"), "eap": ("keep", "keep_ratios")}
-        return [
-            Wanted(method, level, settings[method][0], value)
-            for level in self.settings["levels"]
-            for method in settings
-            if given in (method, "both")
-            for value in self.settings[settings[method][1]]
-        ]
-
-    def scores(self, level: str) -> cv.EdgeScores:
-        """EAP's scores of blocks, heads and MLPs, or neurons."""
-        path = self.study.folder / "scores" / f"{level}.json"
-        of = LEVELS[level]
-        how = self.settings["eap"][self.settings["loss"]]
-
-        def make() -> dict[str, Any]:
-            reference = self.reference if how["ablation"] == "mean" else None
-            found = cv.eap(
-                self.dense, self.problem.pairs, level=of, reference=reference, **how, seed=self.seed
-            )
-            write_json(path, dict(found))
-            return {"level": of, "scores": len(found), "pairs": len(self.pairs), **how}
-
-        self.study.part(f"score {level}", "optimize", make)
-        origin = self.problem.provenance(method=how["method"], level=of)
-        origin = replace(origin, ablation=how["ablation"], metric=how["metric"])
-        values = read_json(path, what="scores")
-        return cv.EdgeScores(self.dense.config, values, qkv="split", provenance=origin)
-
-    def acdc(self, wanted: Wanted) -> Found:
-        """What ACDC leaves at one τ."""
-        config = self.dense.config
-        if wanted.level == "blocks":
-            parts = blocks_of(config)
-        elif wanted.level == "heads":
-            parts = heads_of(config)
-        else:
-            parts = neuron_groups(config, self.scores("neurons"), self.settings["neuron_group"])
-        return acdc_over(parts, self.runs, self.divergence, wanted.value)
-
-    def eap(self, wanted: Wanted) -> Found:
-        """The share of blocks, heads or neurons that scores most by size."""
-        config, scores = self.dense.config, self.scores(wanted.level)
-        kept = Kept.whole(config)
-        if wanted.level == "neurons":
-            stay = kept_neurons(scores, kept.units(), wanted.value, self.settings["neuron_group"])
-            neurons = tuple(tuple(stay.get(b, all_)) for b, all_ in enumerate(kept.neurons))
-            kept = replace(kept, neurons=neurons)
-        else:
-            parts = blocks_of(config) if wanted.level == "blocks" else heads_of(config)
-            ranked = sorted(parts, key=lambda part: -abs(scores[part.name]))
-            for part in ranked[round(wanted.value * len(parts)) :]:
-                kept = kept.without(heads=part.heads, neurons=part.neurons)
-        return Found(kept, self.divergence(self.runs.logits(kept)), 0)
-
-    def found(self, wanted: Wanted) -> Found:
-        """What stays, searched for now or read from its file."""
-        path = self.study.folder / "circuits" / f"{wanted.name}.json"
-        if path.exists():
-            return Found.from_dict(read_json(path, what="what stays of a model"))
-        found = (self.acdc if wanted.method == "acdc" else self.eap)(wanted)
-        origin = {"model": self.dense.fingerprint(), "data": self.pairs.fingerprint()}
-        write_json(path, {**asdict(wanted), **origin, **found.as_dict()})
-        return found
+    def folder(self, name: str) -> Path:
+        """Where a model is saved."""
+        return self.study.folder / "models" / name
 
     def prune(self, wanted: Wanted) -> dict[str, Any]:
         """Find what stays, compile it, save it; with its accuracy on validation images."""
 
         def make() -> dict[str, Any]:
-            found = self.found(wanted)
-            small = compiled(self.dense, found.kept, self.settings["ablation"], self.reference)
-            small.save_pretrained(self.study.folder / "models" / wanted.name)
+            found, search = self.search.found(wanted), self.search
+            small = compiled(self.dense, found.kept, self.settings["ablation"], search.reference)
+            small.save_pretrained(self.folder(wanted.name))
             return {
                 **asdict(wanted),
                 "kept": found.kept.counts(),
                 "divergence": found.divergence,
                 "trials": found.trials,
+                "same_as": self.same_as(wanted, found.kept),
                 **self.judged(small),
             }
 
         return self.study.part(f"prune {wanted.name}", "optimize", make)
+
+    def same_as(self, wanted: Wanted, kept: Kept) -> str | None:
+        """The first model before this one of which the same stays, if any."""
+        if kept == Kept.whole(self.dense.config):
+            return "dense"
+        earlier = self.every[: self.every.index(wanted)]
+        return next((one.name for one in earlier if self.search.found(one).kept == kept), None)
 
     def judged(self, model: cv.ViT) -> dict[str, Any]:
         """What decides a choice: validation images and cost."""
@@ -317,20 +203,18 @@ class Comparison:
     def recover(self, wanted: Wanted) -> None:
         """Train a pruned model a little, if the settings say so."""
         recovery = self.settings["recovery"]
-        if not recovery["epochs"]:
+        if not recovery["epochs"] or self.prune(wanted)["same_as"] is not None:
             return
         recipe = replace(self.recipe, **recovery, warmup_epochs=recovery["epochs"] / 10)
         name = f"{wanted.name}_recovered"
-        start = lambda: load_saved(self.study.folder / "models" / wanted.name)  # noqa: E731
+        start = lambda: load_saved(self.folder(wanted.name))  # noqa: E731
         small = self.study.trained(name, start, self.splits, recipe, stage="optimize")
         self.study.part(f"judge {name}", "optimize", lambda: self.judged(small.to(self.device)))
 
     def optimize(self) -> None:
         """All prunings, and the choice on validation images."""
-        every = self.wanted()
-        for wanted in every:
+        for wanted in self.every:
             self.prune(wanted)
-        for wanted in every:
             self.recover(wanted)
         dense = self.study.part("judge dense", "optimize", lambda: self.judged(self.dense))
         self.study.part("choose", "optimize", lambda: self.chosen(dense))
@@ -347,9 +231,15 @@ class Comparison:
         return {"name": best, **good[best]}
 
     def names(self) -> list[str]:
-        """All models, in the order of the table."""
-        kinds = ["", "_recovered"] if self.settings["recovery"]["epochs"] else [""]
-        return ["dense", *(wanted.name + kind for wanted in self.wanted() for kind in kinds)]
+        """The models that are evaluated, in the order of the table; of those alike the first."""
+        names = ["dense"]
+        for wanted in self.every:
+            first = self.prune(wanted)["same_as"] is None
+            names += [wanted.name] * first
+            names += [f"{wanted.name}_recovered"] * bool(
+                first and self.settings["recovery"]["epochs"]
+            )
+        return names
 
     def test_places(self) -> list[int]:
         """Which test images the random prunings are measured on."""
@@ -360,7 +250,7 @@ class Comparison:
     def evaluated(self) -> dict[str, Any]:
         """All models on test images, side by side."""
         test, folder = self.splits.test, self.study.folder
-        models = {n: load_saved(folder / "models" / n).to(self.device) for n in self.names()}
+        models = {name: load_saved(self.folder(name)).to(self.device) for name in self.names()}
         found = cv.evaluate(
             models, test.images.to(self.device), test.labels, class_names=test.class_names,
             baseline="dense", batches=self.settings["batches"], rounds=self.settings["rounds"],
@@ -386,11 +276,8 @@ class Comparison:
 
     def random(self, level: str) -> dict[str, list[float]]:
         """Test accuracy of random prunings of a level, by how much stays, a value for each seed."""
-        sizes = {
-            part["result"]["kept"][level]
-            for name, part in self.study.results["parts"].items()
-            if name.startswith("prune ") and part["result"]["level"] == level
-        }
+        pruned = [self.prune(wanted) for wanted in self.every if wanted.level == level]
+        sizes = {one["kept"][level] for one in pruned if one["same_as"] != "dense"}
         drawn = {
             (size, seed): random_kept(self.dense.config, level, size, seed)
             for size in sorted(sizes)
@@ -402,7 +289,7 @@ class Comparison:
             some = places[start : start + 256]
             images = self.splits.test.images[some].to(self.device)
             labels = self.splits.test.labels[some].to(self.device)
-            runs = MaskedRuns(self.dense, images, self.ablated)
+            runs = MaskedRuns(self.dense, images, self.search.ablated)
             for key, kept in drawn.items():
                 right[key] += int((runs.logits(kept).argmax(dim=1) == labels).sum())
         return {
@@ -412,9 +299,7 @@ class Comparison:
 
     def evaluate(self) -> None:
         """The last stage: the only one that looks at test images."""
-        for wanted in self.wanted():
-            self.prune(wanted)
-            self.recover(wanted)
+        self.optimize()
         self.study.part("evaluate", "evaluate", self.evaluated)
         for level in self.settings["levels"]:
             self.study.part(f"random {level}", "evaluate", lambda of=level: self.random(of))

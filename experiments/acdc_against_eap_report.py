@@ -18,16 +18,33 @@ HEADER = [
 
 def table(results: Results) -> str:
     """All models on test images, as a Markdown table."""
-    rows = results["parts"]["evaluate"]["result"]["rows"]
-    return markdown_table([HEADER, *(_row(results, name) for name in rows)])
+    return markdown_table([HEADER, *(_row(results, name) for name in names_of(results))])
+
+
+def names_of(results: Results) -> list[str]:
+    """All models, those like another too."""
+    rows, names = results["parts"]["evaluate"]["result"]["rows"], ["dense"]
+    for part in results["parts"]:
+        if part.startswith("prune "):
+            name = part.removeprefix("prune ")
+            names += [name, *(n for n in [f"{name}_recovered"] if n in rows)]
+    return names
+
+
+def evaluated(results: Results, name: str) -> dict[str, Any]:
+    """What was measured of a model, or of the first one of which the same stays."""
+    pruned = _pruning(results, name)
+    first = pruned["same_as"] if pruned else None
+    return results["parts"]["evaluate"]["result"]["rows"][first or name]
 
 
 def _row(results: Results, name: str) -> list[str]:
-    rows = results["parts"]["evaluate"]["result"]["rows"]
-    row, dense = rows[name], rows["dense"]
-    kept, rise = "all", "0"
-    pruned = _pruning(results, name)
+    row, dense = evaluated(results, name), evaluated(results, "dense")
+    kept, rise, pruned = "all", "0", _pruning(results, name)
+    front = "yes" if row["pareto"] else "no"
     if pruned is not None:
+        same = pruned["same_as"]
+        front = front if same is None else f"as {_title(same)}"
         kept = f"{pruned['kept'][pruned['level']]:,} of {total(results, pruned['level']):,}"
         rise = f"{pruned['divergence']:.3f}"
     control = control_of(results, name)
@@ -42,7 +59,7 @@ def _row(results: Results, name: str) -> list[str]:
         "" if control is None else f"{100 * (row['top1_beside_random'] - control):+.1f}",
         f"{1 - row['macs'] / dense['macs']:.1%}",
         f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
-        "yes" if row["pareto"] else "no",
+        front,
     ]
 
 
@@ -80,15 +97,16 @@ def control_of(results: Results, name: str) -> float | None:
 
 def compared(results: Results) -> list[str]:
     """One line a level: what each method's prunings keep of the accuracy, and random ones of it."""
-    rows = results["parts"]["evaluate"]["result"]["rows"]
     lines = []
     for level in results["settings"]["levels"]:
         said = []
         for method, word in WORDS.items():
-            names = [n for n in rows if n.startswith(f"{method}_{level}_")]
+            names = [n for n in names_of(results) if n.startswith(f"{method}_{level}_")]
             controls = {n: control_of(results, n) for n in names}
             gains = [
-                rows[n]["top1_beside_random"] - c for n, c in controls.items() if c is not None
+                evaluated(results, n)["top1_beside_random"] - c
+                for n, c in controls.items()
+                if c is not None
             ]
             if gains:
                 better = sum(gain > 0 for gain in gains)
@@ -125,7 +143,7 @@ def report(results: Results) -> str:
         f"Chosen on validation images, before any test image was looked at: {_title(chosen['name'])}, "
         f"the fewest MACs among those that lose at most {100 * settings['give']:g} points of top-1 "
         f"there ({chosen['validation_top1']:.2%}); on test images "
-        f"{found['rows'][chosen['name']]['top1']['value']:.2%}.",
+        f"{evaluated(results, chosen['name'])['top1']['value']:.2%}.",
         "Pareto set (top-1 against latency), the quickest first: "
         + ", ".join(_title(name) for name in found["pareto"])
         + ". More in `evaluation/report.md`, which has advice from test images.",
@@ -149,7 +167,7 @@ def seconds(results: Results) -> str:
 def tradeoff(results: Results) -> Figure:
     """Test accuracy against MACs, a line for each method and level, and random prunings."""
     rows = results["parts"]["evaluate"]["result"]["rows"]
-    series = []
+    series = []  # models that are alike are drawn once
     for level, dash in zip(results["settings"]["levels"], ("dot", "solid", "solid"), strict=False):
         for method, word in WORDS.items():
             names = [n for n in rows if n.startswith(f"{method}_{level}_") and "recov" not in n]

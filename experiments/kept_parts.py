@@ -37,6 +37,18 @@ class Kept:
             tuple(tuple(range(count)) for count in config.mlp_width),
         )
 
+    @classmethod
+    def of_units(cls, config: cv.ViTConfig, units: Iterable[str]) -> "Kept":
+        """These heads and MLPs, with all their neurons."""
+        named, whole = set(units), cls.whole(config)
+        return cls(
+            tuple(
+                tuple(head for head in some if f"a{block}.h{head}" in named)
+                for block, some in enumerate(whole.heads)
+            ),
+            tuple(some if f"m{b}" in named else () for b, some in enumerate(whole.neurons)),
+        )
+
     def without(self, *, heads: Places | None = None, neurons: Places | None = None) -> "Kept":
         """What stays when these go too, given as `{block: which}`."""
         return replace(
@@ -189,21 +201,22 @@ class Found:
 
 
 def acdc_over(
-    parts: Sequence[Part], runs: MaskedRuns, loss: Callable[[Tensor], float], tau: float
+    config: cv.ViTConfig, parts: Sequence[Part], loss: Callable[[Kept], float], tau: float
 ) -> Found:
     """Remove part after part, in the order given, whose removal raises the loss by less than τ.
 
     As in Conmy et al. 2023 the rise is that over what is left by then, with its sign.
     """
-    kept, start, current = Kept.whole(runs.vit.config), loss(runs.full), 0.0
+    kept = Kept.whole(config)
+    start = current = loss(kept)
     with progress(f"ACDC, τ={tau:g}", len(parts)) as advance:
         for part in parts:
             candidate = kept.without(heads=part.heads, neurons=part.neurons)
-            rise = loss(runs.logits(candidate)) - start
-            if rise - current < tau:
-                kept, current = candidate, rise
+            found = loss(candidate)
+            if found - current < tau:
+                kept, current = candidate, found
             advance(part.name)
-    return Found(kept, current, len(parts))
+    return Found(kept, current - start, len(parts))
 
 
 def blocks_of(config: cv.ViTConfig) -> list[Part]:
