@@ -12,11 +12,13 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.circuit import Provenance, edges_among
 from circuitvit.progress import progress
+from circuitvit.vit import activate
 from circuitvit.writes import ablated_writes, neuron_means
 
 Places = Mapping[int, Iterable[int]]
@@ -132,6 +134,8 @@ class MaskedRuns:
             self.streams.append(stream)
             stream = block(stream)
         self.full = vit.read_out(stream)
+        self._entry: tuple[int, Tensor, Tensor] | None = None
+        self._weights: dict[int, tuple[tuple[int, ...], tuple[Tensor, ...]]] = {}
 
     @torch.no_grad()
     def logits(self, kept: Kept) -> Tensor:
@@ -145,8 +149,11 @@ class MaskedRuns:
         ]
         if not lost:
             return self.full
-        stream = self.streams[lost[0]]
-        for index in range(lost[0], config.depth):
+        first = lost[0]
+        stream, rest = self.streams[first], range(first, config.depth)
+        if len(kept.heads[first]) == config.heads[first] and kept.neurons[first]:
+            stream, rest = self._without_neurons(first, kept.neurons[first]), rest[1:]
+        for index in rest:
             stream = self._attended(index, stream, kept.heads[index])
             stream = self._thought(index, stream, kept.neurons[index])
         return self.vit.read_out(stream)
@@ -162,18 +169,43 @@ class MaskedRuns:
             stream = stream + block.output_bias
         return stream if block.attention_constant is None else stream + block.attention_constant
 
+    def _without_neurons(self, index: int, neurons: Sequence[int]) -> Tensor:
+        """The stream after a block that lost neurons only: its heads and neurons run once."""
+        block = self.vit.blocks[index]
+        if self._entry is None or self._entry[0] != index:
+            stream = self._attended(index, self.streams[index], range(self.vit.config.heads[index]))
+            self._entry = index, stream, block.mlp.neurons(block.ln2(stream))
+        _, stream, post = self._entry
+        stays = torch.zeros(post.shape[-1], dtype=torch.bool, device=post.device)
+        stays[list(neurons)] = True
+        written = block.mlp.fc2(torch.where(stays, post, self.ablated.post[index]))
+        return self._after(index, stream + written)
+
     def _thought(self, index: int, stream: Tensor, neurons: Sequence[int]) -> Tensor:
         block = self.vit.blocks[index]
-        if block.mlp is not None and neurons:
-            post = block.mlp.neurons(block.ln2(stream))
-            if len(neurons) < post.shape[-1]:
-                stays = torch.zeros(post.shape[-1], dtype=torch.bool, device=post.device)
-                stays[list(neurons)] = True
-                post = torch.where(stays, post, self.ablated.post[index])
-            stream = stream + block.mlp.fc2(post)
-        elif block.mlp is not None:
-            stream = stream + self.ablated.mlp[index]
-        return stream if block.mlp_constant is None else stream + block.mlp_constant
+        if block.mlp is None:
+            return self._after(index, stream)
+        if not neurons:
+            return self._after(index, stream + self.ablated.mlp[index])
+        first, bias, second, constant = self._smaller(index, tuple(neurons))
+        post = activate(block.mlp.activation, F.linear(block.ln2(stream), first, bias))
+        return self._after(index, stream + F.linear(post, second) + constant)
+
+    def _smaller(self, index: int, neurons: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The weights of an MLP's neurons, and what the others and the bias add; kept for reuse."""
+        known = self._weights.get(index)
+        if known is None or known[0] != neurons:
+            mlp, ablated = self.vit.blocks[index].mlp, self.ablated.post[index]
+            gone = sorted(set(range(mlp.fc1.out_features)) - set(neurons))
+            stay = list(neurons)
+            constant = F.linear(ablated[:, gone], mlp.fc2.weight[:, gone], mlp.fc2.bias)
+            weights = mlp.fc1.weight[stay], mlp.fc1.bias[stay], mlp.fc2.weight[:, stay], constant
+            self._weights[index] = known = neurons, weights
+        return known[1]
+
+    def _after(self, index: int, stream: Tensor) -> Tensor:
+        constant = self.vit.blocks[index].mlp_constant
+        return stream if constant is None else stream + constant
 
 
 @dataclass(frozen=True)
