@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import torch
 from kept_parts import (
     Ablated,
     Found,
@@ -96,23 +96,26 @@ class Search:
             self._measured[kept] = mean_loss(self.problem, logits, self.runs.full)
         return self._measured[kept]
 
-    def scores(self, level: str) -> cv.EdgeScores:
-        """EAP's scores of blocks, heads and MLPs, or neurons."""
-        path = self.study.folder / "scores" / f"{level}.json"
-        of = LEVELS[level]
+    def score(self, level: str) -> dict[str, Any]:
+        """Have EAP score blocks, heads and MLPs, or neurons; they go into a file."""
         how = self.settings["eap"][self.settings["loss"]]
+        reference = self.reference if how["ablation"] == "mean" else None
+        found = cv.eap(
+            self.vit, self.problem.pairs, level=LEVELS[level], reference=reference, **how
+        )
+        write_json(self.file_of_scores(level), dict(found))
+        return {"level": LEVELS[level], "scores": len(found), "pairs": len(self.pairs), **how}
 
-        def make() -> dict[str, Any]:
-            reference = self.reference if how["ablation"] == "mean" else None
-            with torch.enable_grad():
-                found = cv.eap(self.vit, self.problem.pairs, level=of, reference=reference, **how)
-            write_json(path, dict(found))
-            return {"level": of, "scores": len(found), "pairs": len(self.pairs), **how}
+    def file_of_scores(self, level: str) -> Path:
+        """Where they are."""
+        return self.study.folder / "scores" / f"{level}.json"
 
-        self.study.part(f"score {level}", "optimize", make)
+    def scores(self, level: str) -> cv.EdgeScores:
+        """What `score` found."""
+        how, of = self.settings["eap"][self.settings["loss"]], LEVELS[level]
         origin = self.problem.provenance(method=how["method"], level=of)
         origin = replace(origin, ablation=how["ablation"], metric=how["metric"])
-        values = read_json(path, what="scores")
+        values = read_json(self.file_of_scores(level), what="scores")
         return cv.EdgeScores(self.vit.config, values, qkv="split", provenance=origin)
 
     def acdc(self, wanted: Wanted) -> Found:
