@@ -1,0 +1,326 @@
+"""Claim: what pruning single edges costs a ViT, a short training wins back; time it saves only where most edges go.
+
+Command   python experiments/edge_recovery.py --data ../shared/data [--set animals]
+          [--epochs 12 --threads 1] [--results experiments/results/edge_recovery.json]
+Hardware  any; the full schedule wants a GPU
+Minutes   on one CPU core, CIFAR-10: some 5 for each of `--epochs`, and 5 for the evaluation
+Expected  runs/edge_recovery_cifar10/{results.json, report.md, circuits/, models/, evaluation/}
+
+Two ViTs of 6 blocks × 4 heads learn the same classes: a *baseline* by a plain recipe, a *better* one
+by twice the epochs with augmentation. Of each, edges are removed: the share of the published
+project and nearly all, by EAP and, for the published share, by ACDC. The circuit is compiled edge
+by edge, what was removed being its mean, and trained again for a quarter of the epochs, without and
+with the dense model as its teacher. The dense model itself is trained on for as long, as the
+recovered one has seen more images than it; and random circuits of as many edges are the other
+control. Nothing is chosen by accuracy: shares are fixed beforehand, circuits come from training
+images, validation images are only looked at. Test images are for the last stage alone.
+
+The published figures are of 200 classes of Tiny-ImageNet: 36.25% → 33.00% without 81 of 518 edges →
+36.07% recovered, 61.3 s → 58.1 s. Other images, so the *changes* are what is compared.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from study import Study, folder_of, options, run, source_of, stages_of
+
+import circuitvit as cv
+from circuitvit.files import write_text
+from circuitvit.html.tables import markdown_table
+from circuitvit.measure import accuracy
+
+NAME = "edge_recovery"
+PUBLISHED = {"edges": 518, "removed": 81, "top1": [0.3625, 0.33, 0.3607], "seconds": [61.3, 58.1]}
+PLAIN: dict[str, Any] = {
+    "batch": 64,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+    "clip": 1.0,
+    "augment": False,
+}
+BETTER: dict[str, Any] = PLAIN | {
+    "augment": True,
+    "horizontal_flip": True,
+    "translate": 0.1,
+    "rotate": 0.0,
+    "mixup": 0.1,
+    "cutmix": 0.3,
+    "drop_path": 0.1,
+    "ema_decay": 0.999,
+}
+SETTINGS: dict[str, Any] = {
+    "shape": {"patch_size": 8, "width": 192, "depth": 6, "heads": 4, "mlp_width": 768},
+    "epochs": 60,
+    "warmup_epochs": 5,
+    "better_epochs": 2,
+    "recovery": {"epochs_share": 0.25, "learning_rate": 2e-4, "drop_path": 0.0},
+    "distillation": {"distill_alpha": 0.5, "distill_temperature": 2.0},
+    "recipes": {"baseline": PLAIN, "better": BETTER},
+    "validation": 0.1,
+    "limit": None,
+    "pairs": 128,
+    "reference": 512,
+    "keep": {"published": 1 - PUBLISHED["removed"] / PUBLISHED["edges"], "hard": 0.05},
+    "acdc": {"share": "published", "pairs": 32, "taus": [1e-8, 1.0], "trials": 16, "within": 2},
+    "random_circuits": 3,
+    "batches": [1, 64],
+    "rounds": 21,
+    "seed": 0,
+}
+SETS: dict[str, Any] = {
+    "cifar10": {"image_size": 32, "classes": None},
+    "animals": {"image_size": 64, "classes": "animals"},
+    "digits": {"image_size": 8, "classes": None},
+}
+TOY: dict[str, Any] = {
+    "limit": 300,
+    "pairs": 16,
+    "reference": 64,
+    "keep": SETTINGS["keep"] | {"hard": 0.2},
+    "acdc": SETTINGS["acdc"] | {"pairs": 8, "trials": 8},
+    "random_circuits": 2,
+    "batches": [1, 64],
+    "rounds": 3,
+}
+TOY_SHAPE = {"patch_size": 2, "width": 32, "depth": 3, "heads": 4, "mlp_width": 64}
+TOY_EPOCHS = 6
+KINDS = ("baseline", "better")
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Any]:
+    """All that decides the results."""
+    settings = SETTINGS | (TOY if given.toy else {})
+    name = "digits" if given.toy and not given.data else given.set
+    if name == "digits":
+        settings["shape"] = TOY_SHAPE
+    epochs = given.epochs or (TOY_EPOCHS if given.toy else SETTINGS["epochs"])
+    settings |= {"set": name, **SETS[name], "epochs": epochs, "limit": given.limit or settings["limit"]}
+    settings["warmup_epochs"] = min(SETTINGS["warmup_epochs"], epochs / 8)
+    settings["share_of_schedule"] = epochs / SETTINGS["epochs"]
+    if name == "digits":  # a mirrored digit is another one, or none
+        better = SETTINGS["recipes"]["better"] | {"horizontal_flip": False}
+        settings["recipes"] = SETTINGS["recipes"] | {"better": better}
+    return settings | {"data": "digits" if name == "digits" else given.data}
+
+
+class EdgeRecovery:
+    """The experiment's steps, on one study."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.settings = study, study.settings
+        self.seed, name = self.settings["seed"], self.settings["set"]
+        digits = name == "digits"
+        self.splits = cv.load_splits(
+            "digits" if digits else source_of(self.settings["data"], name),
+            image_size=self.settings["image_size"],
+            classes=self.settings["classes"],
+            validation=self.settings["validation"],
+            seed=self.seed,
+            limit=self.settings["limit"],
+            cache=None if digits else study.folder / "cache",
+        )
+        self.reference = self.splits.train.images[: self.settings["reference"]]
+        self.ablated: Any = {"ablation": "mean", "reference": self.reference}
+
+    def recipe(self, kind: str) -> cv.Recipe:
+        """How a dense model is trained."""
+        epochs = self.settings["epochs"] * (self.settings["better_epochs"] if kind == "better" else 1)
+        return cv.Recipe(
+            **self.settings["recipes"][kind],
+            epochs=epochs,
+            warmup_epochs=self.settings["warmup_epochs"],
+            seed=self.seed,
+        )
+
+    def recovery(self, kind: str) -> cv.Recipe:
+        """How a pruned model is trained again: as before, but shorter and more gently."""
+        given = dict(self.settings["recovery"])
+        epochs = max(1, round(given.pop("epochs_share") * self.settings["epochs"]))
+        own = self.settings["recipes"][kind] | given | self.settings["distillation"]
+        return cv.Recipe(**own, epochs=epochs, warmup_epochs=epochs / 8, seed=self.seed + 1)
+
+    def dense(self, kind: str) -> cv.ViT:
+        """A trained dense model."""
+        config = cv.ViTConfig(
+            image_size=self.settings["image_size"],
+            channels=self.splits.train.images.shape[1],
+            classes=len(self.splits.train.class_names),
+            **self.settings["shape"],
+        )
+        start = lambda: cv.ViT(config, seed=self.seed)  # noqa: E731
+        return self.study.trained(kind, start, self.splits, self.recipe(kind))
+
+    def circuits(self, kind: str, vit: cv.ViT) -> dict[str, cv.Circuit]:
+        """What is left of the edges: by share from EAP, and by ACDC; saved as files."""
+        folder = self.study.folder / "circuits"
+        names = [*self.settings["keep"], "acdc"]
+        paths = {name: folder / f"{kind}_{name}.json" for name in names}
+
+        def make() -> dict[str, Any]:
+            if not all(path.exists() for path in paths.values()):
+                for name, circuit in self.found(vit).items():
+                    circuit.save(paths[name])
+            found = {name: cv.Circuit.load(path) for name, path in paths.items()}
+            return {name: self.described(vit, circuit) for name, circuit in found.items()}
+
+        self.study.part(f"circuits of {kind}", "optimize", make)
+        return {name: cv.Circuit.load(path) for name, path in paths.items()}
+
+    def found(self, vit: cv.ViT) -> dict[str, cv.Circuit]:
+        """The circuits, from pairs of training images of different classes."""
+        pairs = cv.Pairs.by_class(self.splits.train, count=self.settings["pairs"], seed=self.seed)
+        scores = cv.eap(vit, pairs, method="eap-ig-inputs", metric="kl", qkv="joint")
+        keep = {name: round(share * len(scores)) for name, share in self.settings["keep"].items()}
+        circuits = {name: scores.greedy(count) for name, count in keep.items()}
+        wanted = keep[self.settings["acdc"]["share"]]
+        return circuits | {"acdc": self.acdc_of_size(vit, pairs, wanted)}
+
+    def acdc_of_size(self, vit: cv.ViT, pairs: cv.Pairs, wanted: int) -> cv.Circuit:
+        """ACDC's circuit whose number of edges is nearest to one, τ being bisected."""
+        given = self.settings["acdc"]
+        pairs = pairs.subset(slice(0, given["pairs"]))
+        low, high = (math.log(tau) for tau in given["taus"])
+        best = None
+        for _ in range(given["trials"]):
+            tau = math.exp((low + high) / 2)
+            circuit = cv.acdc(vit, pairs, tau=tau, qkv="joint", metric="kl", **self.ablated)
+            if best is None or abs(len(circuit) - wanted) < abs(len(best) - wanted):
+                best = circuit
+            if abs(len(best) - wanted) <= given["within"]:
+                break
+            low, high = (math.log(tau), high) if len(circuit) > wanted else (low, math.log(tau))
+        assert best is not None
+        return best
+
+    def described(self, vit: cv.ViT, circuit: cv.Circuit) -> dict[str, Any]:
+        """A circuit's size, and what its compiled model does on validation images."""
+        small = cv.compile(vit, circuit, level="edge", **self.ablated)
+        held = accuracy(small, self.splits.validation.images, self.splits.validation.labels)
+        blocks = small.plan.blocks
+        return {
+            "edges": len(circuit),
+            "of": cv.edge_graph(vit.config, qkv="joint").number_of_edges(),
+            "units": len(circuit.units()),
+            "tau": circuit.provenance.tau,
+            "copies": sum(len(block.projections) + (block.mlp is not None) for block in blocks),
+            "validation_accuracy": held.top1,
+            "validation_loss": held.loss,
+        }
+
+    def models(self, kind: str) -> dict[str, Any]:
+        """The dense model and all that was made of it, trained now or before."""
+        dense = self.dense(kind)
+        circuits, recipe = self.circuits(kind, dense), self.recovery(kind)
+        more = {"stage": "optimize"}
+        found: dict[str, Any] = {"dense": dense}
+        found["dense, trained on"] = self.study.trained(
+            f"{kind}_trained_on", lambda: dense, self.splits, recipe, **more
+        )
+        for name, circuit in circuits.items():
+            pruned = cv.compile(dense, circuit, level="edge", **self.ablated)
+            pruned.preprocessing = dense.preprocessing
+            found[f"{name}: pruned"] = pruned
+            if name == "acdc":
+                continue
+            for word, teacher in (("recovered", None), ("distilled", dense)):
+                found[f"{name}: {word}"] = self.study.trained(
+                    f"{kind}_{name}_{word}",
+                    lambda start=pruned: start,
+                    self.splits,
+                    recipe,
+                    teacher=teacher,
+                    **more,
+                )
+        return found
+
+    def evaluated(self, kind: str, models: Mapping[str, Any]) -> dict[str, Any]:
+        """What the models do on test images, and how fast."""
+        test = self.splits.test
+        result = cv.evaluate(
+            models,
+            test.images,
+            test.labels,
+            class_names=test.class_names,
+            baseline="dense",
+            batches=self.settings["batches"],
+            rounds=self.settings["rounds"],
+            seed=self.seed,
+        )
+        result.save(self.study.folder / "evaluation" / kind)
+        front = result.pareto()
+        return {
+            "images": len(test),
+            "rows": {name: row_of(result, name, len(test), name in front) for name in models},
+            "pareto": list(front),
+            "advice": list(result.advice().lines()),
+        }
+
+    def random_ones(self, kind: str, dense: cv.ViT) -> dict[str, Any]:
+        """Test accuracy of random circuits of as many edges as EAP's; not trained."""
+        test, found = self.splits.test, {}
+        every = sorted(cv.edge_graph(dense.config, qkv="joint").edges)
+        names = [f"{writer}->{reader}" for writer, reader in every]
+        for share, one in self.circuits(kind, dense).items():
+            if share == "acdc":
+                continue
+            draws = []
+            for draw in range(self.settings["random_circuits"]):
+                chosen = Random(f"{self.seed} {kind} {share} {draw}").sample(names, len(one))
+                circuit = cv.Circuit(dense.config, chosen, qkv="joint")
+                masked = cv.MaskedViT(dense, circuit, **self.ablated)
+                held = accuracy(masked, test.images, test.labels)
+                draws.append({"top1": held.top1, "loss": held.loss})
+            found[share] = draws
+        return found
+
+
+def row_of(result: cv.Evaluation, name: str, images: int, on_front: bool) -> dict[str, Any]:
+    """One model's figures; `seconds` are those of all test images at the largest batch."""
+    one, cost, ratio = result[name], result.report[name], result.ratio(name)
+    change = result.difference(name, "dense")
+    speed = result.images_per_second(name)
+    assert speed is not None
+    return {
+        "top1": one.accuracy.top1,
+        "interval": [one.interval.low, one.interval.high],
+        "loss": one.accuracy.loss,
+        "change": [change.value, change.low, change.high],
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "seconds": images / speed,
+        "ratio": [ratio.value, ratio.low, ratio.high],
+        "pareto": on_front,
+    }
+
+
+def main(given: argparse.Namespace) -> None:
+    settings = settings_of(given)
+    name = f"{NAME}_{settings['set']}" if not given.toy else NAME
+    study = Study(NAME, settings, folder_of(given, name), stages_of(given))
+    steps = EdgeRecovery(study)
+    dense = {kind: steps.dense(kind) for kind in KINDS}
+    if not {"optimize", "evaluate"} & set(study.stages):
+        return
+    models = {kind: steps.models(kind) for kind in KINDS}
+    if "evaluate" not in study.stages:
+        return
+    for kind in KINDS:
+        study.part(
+            f"random circuits of {kind}", "evaluate", lambda k=kind: steps.random_ones(k, dense[k])
+        )
+        study.part(
+            f"evaluation of {kind}", "evaluate", lambda k=kind: steps.evaluated(k, models[k])
+        )
+    study.save(given.results)
+
+
+if __name__ == "__main__":
+    parser = options(__doc__, NAME)
+    parser.add_argument("--set", choices=["cifar10", "animals"], default="cifar10")
+    parser.add_argument("--limit", type=int, help="images of each part, at most")
+    run(main, parser)
