@@ -18,8 +18,8 @@ queries and its MLP run for the class token alone, so what it saves is no merit 
 In a dense block all heads read one stream, by one LayerNorm and one product of matrices. An edge
 that goes takes no product away: it gives its reader a sum of its own, with its own LayerNorm and
 its own smaller product. A product disappears when a head or an MLP has lost every way from the
-images or to the logits. So a model that really computes a circuit of most edges has more to do than
-the dense one, and only one of few edges has less. A run with masked edges computes all products,
+images or to the logits. So a model that really computes a circuit of most edges takes more steps
+than the dense one, each of them smaller, and only one of few edges takes fewer. A run with masked edges computes all products,
 whatever the mask; the published 5% come without an interval, and we can't say what they measure.
 What is left here:"""
 
