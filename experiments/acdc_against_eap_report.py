@@ -1,0 +1,204 @@
+"""The report of `acdc_against_eap.py`: every figure comes from its results.json."""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from circuitvit.html.chart import Figure, Series, chart
+from circuitvit.html.tables import markdown_table
+
+Results = Mapping[str, Any]
+COLORS = {"acdc": "#c2410c", "eap": "#1d4ed8", "random": "#7b8794"}
+WORDS = {"acdc": "ACDC", "eap": "EAP"}
+HEADER = [
+    "model", "kept", "KL", "top-1 (95%)", "loss", "random: top-1", "above random", "MACs saved",
+    "latency", "Pareto",
+]  # fmt: skip
+
+
+def table(results: Results) -> str:
+    """All models on test images, as a Markdown table."""
+    return markdown_table([HEADER, *(_row(results, name) for name in names_of(results))])
+
+
+def names_of(results: Results) -> list[str]:
+    """All models, those like another too."""
+    rows, names = results["parts"]["evaluate"]["result"]["rows"], ["dense"]
+    for part in results["parts"]:
+        if part.startswith("prune "):
+            name = part.removeprefix("prune ")
+            names += [name, *(n for n in [f"{name}_recovered"] if n in rows)]
+    return names
+
+
+def evaluated(results: Results, name: str) -> dict[str, Any]:
+    """What was measured of a model, or of the first one of which the same stays."""
+    pruned = _pruning(results, name)
+    first = pruned["same_as"] if pruned else None
+    return results["parts"]["evaluate"]["result"]["rows"][first or name]
+
+
+def _row(results: Results, name: str) -> list[str]:
+    row, dense = evaluated(results, name), evaluated(results, "dense")
+    kept, rise, pruned = "all", "0", _pruning(results, name)
+    front = "yes" if row["pareto"] else "no"
+    if pruned is not None:
+        same = pruned["same_as"]
+        front = front if same is None else f"as {_title(same)}"
+        kept = f"{pruned['kept'][pruned['level']]:,} of {total(results, pruned['level']):,}"
+        rise = f"{pruned['divergence']:.3f}"
+    control = control_of(results, name)
+    top1, ratio = row["top1"], row["latency_ratio"]
+    return [
+        _title(name),
+        kept,
+        "" if name.endswith("_recovered") else rise,
+        f"{top1['value']:.2%} ({top1['low']:.1%}–{top1['high']:.1%})",
+        f"{row['loss']:.3f}",
+        "" if control is None else f"{control:.2%}",
+        "" if control is None else f"{100 * (row['top1_beside_random'] - control):+.1f}",
+        f"{1 - row['macs'] / dense['macs']:.1%}",
+        f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
+        front,
+    ]
+
+
+def _pruning(results: Results, name: str) -> dict[str, Any] | None:
+    part = results["parts"].get(f"prune {name.removesuffix('_recovered')}")
+    return None if part is None else part["result"]
+
+
+def _title(name: str) -> str:
+    if name == "dense":
+        return name
+    method, level, knob, value, *more = name.split("_")
+    knob = "τ" if knob == "tau" else knob
+    return ", ".join([f"{WORDS[method]} {level} {knob} {value}", *more])
+
+
+def total(results: Results, level: str) -> int:
+    """How many blocks, heads or neurons the dense model has."""
+    shape = results["settings"]["shape"]
+    each = {"blocks": 1, "heads": shape["heads"], "neurons": shape["mlp_width"]}
+    return shape["depth"] * each[level]
+
+
+def control_of(results: Results, name: str) -> float | None:
+    """Median top-1 of random prunings of the same size; None where nothing went, or it recovered."""
+    pruned = _pruning(results, name)
+    if pruned is None or name.endswith("_recovered"):
+        return None
+    level = pruned["level"]
+    kept = pruned["kept"][level]
+    if kept == total(results, level):
+        return None
+    return median(results["parts"][f"random {level}"]["result"][str(kept)])
+
+
+def compared(results: Results) -> list[str]:
+    """One line a level: what each method's prunings keep of the accuracy, and random ones of it."""
+    lines = []
+    for level in results["settings"]["levels"]:
+        said = []
+        for method, word in WORDS.items():
+            names = [n for n in names_of(results) if n.startswith(f"{method}_{level}_")]
+            controls = {n: control_of(results, n) for n in names}
+            gains = [
+                evaluated(results, n)["top1_beside_random"] - c
+                for n, c in controls.items()
+                if c is not None
+            ]
+            if gains:
+                better = sum(gain > 0 for gain in gains)
+                said.append(
+                    f"{word} above random in {better} of {len(gains)} "
+                    f"({100 * min(gains):+.1f} to {100 * max(gains):+.1f} points)"
+                )
+        lines.append(f"* {level}: " + ("; ".join(said) or "nothing was removed") + ".")
+    return lines
+
+
+def report(results: Results) -> str:
+    """The whole report as Markdown."""
+    parts, settings = results["parts"], results["settings"]
+    found = parts["evaluate"]["result"]
+    chosen = parts["choose"]["result"]
+    search = settings["eap"][settings["loss"]]
+    lines = [
+        "# ACDC against EAP",
+        f"`{results['command']}`, {parts['evaluate']['date']}; {machine(results)}. The dense model "
+        f"learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:.0%} of "
+        f"the full schedule. {seconds(results)}.",
+        f"{found['images']:,} test images; latency is that of a batch of {found['batch']} as a "
+        "share of the dense model's; KL is the rise over the dense model on the "
+        f"{settings['analysis_batches'] * settings['analysis_batch']} training images that were "
+        f"searched on. EAP: {search['method']} with {search['metric']}. Removed parts give their "
+        f"{settings['ablation']}. Random: median of {settings['random_seeds']} prunings of the same "
+        "size, drawn from all parts of the level, on "
+        f"{min(settings['random_images'], found['images']):,} of the test images; `above random` "
+        "is in points, on these images. No model was trained after pruning"
+        + (", but those marked as recovered." if settings["recovery"]["epochs"] else "."),
+        table(results),
+        "\n".join(compared(results)),
+        f"Chosen on validation images, before any test image was looked at: {_title(chosen['name'])}, "
+        f"the fewest MACs among those that lose at most {100 * settings['give']:g} points of top-1 "
+        f"there ({chosen['validation_top1']:.2%}); on test images "
+        f"{evaluated(results, chosen['name'])['top1']['value']:.2%}.",
+        "Pareto set (top-1 against latency), the quickest first: "
+        + ", ".join(_title(name) for name in found["pareto"])
+        + ". More in `evaluation/report.md`, which has advice from test images.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def machine(results: Results) -> str:
+    """The hardware in words."""
+    return ", ".join(f"{key} {value}" for key, value in results["hardware"].items())
+
+
+def seconds(results: Results) -> str:
+    """How long each stage took."""
+    spent: dict[str, float] = {}
+    for part in results["parts"].values():
+        spent[part["stage"]] = spent.get(part["stage"], 0) + part["seconds"]
+    return "; ".join(f"{stage} took {value:,.0f} s" for stage, value in spent.items())
+
+
+def tradeoff(results: Results) -> Figure:
+    """Test accuracy against MACs, a line for each method and level, and random prunings."""
+    rows = results["parts"]["evaluate"]["result"]["rows"]
+    series = []  # models that are alike are drawn once
+    for level, dash in zip(results["settings"]["levels"], ("dot", "solid", "solid"), strict=False):
+        for method, word in WORDS.items():
+            names = [n for n in rows if n.startswith(f"{method}_{level}_") and "recov" not in n]
+            if names:
+                series.append(_series(results, f"{word} {level}", names, COLORS[method], dash))
+    return chart(
+        series,
+        title="Accuracy left after pruning",
+        subtitle="test images; nothing was trained after pruning; beside each point: random",
+        x_title="MACs, as a share of the dense model's",
+        y_title="top-1",
+        level=rows["dense"]["top1"]["value"],
+        level_name="dense",
+    )
+
+
+def _series(results: Results, title: str, names: list[str], color: str, dash: Any) -> Series:
+    rows = results["parts"]["evaluate"]["result"]["rows"]
+    names = sorted(names, key=lambda name: rows[name]["macs"])
+    controls = [control_of(results, name) for name in names]
+    return Series(
+        name=title,
+        x=[rows[name]["macs"] / rows["dense"]["macs"] for name in names],
+        y=[rows[name]["top1"]["value"] for name in names],
+        low=[rows[name]["top1"]["low"] for name in names],
+        high=[rows[name]["top1"]["high"] for name in names],
+        color=color,
+        mark="dots",
+        dash=dash,
+        hover=[
+            _title(name) + ("" if control is None else f"; random {control:.1%}")
+            for name, control in zip(names, controls, strict=True)
+        ],
+    )

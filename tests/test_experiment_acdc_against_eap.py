@@ -1,0 +1,384 @@
+"""`experiments/acdc_against_eap.py`: its toy run as a user has it, and the runs that it rests on."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pytest
+import torch
+
+import circuitvit as cv
+from circuitvit.ablation import EdgeMask, RemovedNeurons, run_embedded
+from circuitvit.circuit import edges_among
+from circuitvit.writes import ablated_values, neuron_means
+
+HOUSE = Path(__file__).parents[1]
+sys.path.insert(0, str(HOUSE / "experiments"))
+
+import acdc_against_eap as experiment  # noqa: E402
+import acdc_against_eap_report as reports  # noqa: E402
+import kept_parts as parts_of  # noqa: E402
+from kept_parts import Ablated, Kept, MaskedRuns  # noqa: E402
+from study import Study  # noqa: E402
+
+LEVELS = {"blocks": 3, "heads": 12, "neurons": 192}
+
+
+def command(out, *more):
+    return [
+        sys.executable, str(HOUSE / "experiments" / "acdc_against_eap.py"), "--toy",
+        "--threads", "1", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOUSE)}
+
+
+def run(out, *more):
+    return subprocess.run(
+        command(out, *more), capture_output=True, text=True, env=environment(), check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    out = tmp_path_factory.mktemp("toy")
+    done = run(out, "--results", str(out / "copy.json"))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(toy):
+    return json.loads((toy / "results.json").read_text())
+
+
+def names():
+    settings = {"acdc": ("tau", ("0.01", "0.05", "0.1")), "eap": ("keep", ("0.9", "0.8", "0.7"))}
+    return [
+        f"{method}_{level}_{knob}_{value}"
+        for level in LEVELS
+        for method, (knob, values) in settings.items()
+        for value in values
+    ]
+
+
+def test_everything_is_searched_compiled_evaluated_and_in_the_table(toy, results):
+    assert [n.removeprefix("prune ") for n in results["parts"] if n.startswith("prune ")] == names()
+    titles = [line.split(" | ")[0] for line in reports.table(results).splitlines()[2:]]
+    assert titles[0] == "| dense"
+    assert len(titles) == len(set(titles)) == 19
+    rows = results["parts"]["evaluate"]["result"]["rows"]
+    for name in names():
+        assert (toy / "circuits" / f"{name}.json").exists()
+        part = results["parts"][f"prune {name}"]["result"]
+        assert (name in rows) == (part["same_as"] is None)
+        if part["same_as"] is not None:
+            assert part["same_as"] in rows
+    assert json.loads((toy / "copy.json").read_text()) == results
+    assert (toy / "report.md").read_text() == reports.report(results)
+    assert "plotly" in (toy / "tradeoff.html").read_text()
+    assert {p.name for p in (toy / "evaluation").iterdir()} == {
+        "report.json", "report.md", "figure.html",
+    }  # fmt: skip
+
+
+def test_the_saved_models_have_what_the_results_say(toy, results):
+    for name in names():
+        part = results["parts"][f"prune {name}"]["result"]
+        config = cv.ViT.from_pretrained(toy / "models" / name).config
+        kept = part["kept"]
+        assert list(config.heads) == kept["heads_by_block"]
+        assert list(config.mlp_width) == kept["neurons_by_block"]
+        assert part["macs"] <= results["parts"]["judge dense"]["result"]["macs"]
+        whole = kept["heads"] == 12 and kept["neurons"] == 192
+        assert whole == (part["same_as"] == "dense")
+
+
+def test_eap_keeps_the_share_that_scores_most(toy, results):
+    for level, total in LEVELS.items():
+        scores = json.loads((toy / "scores" / f"{level}.json").read_text())
+        of_level = [n for n in scores if level != "heads" or n.startswith("a")]
+        assert len(of_level) == total
+        ranked = sorted(of_level, key=lambda name: -abs(scores[name]))
+        for ratio in (0.9, 0.8, 0.7):
+            count = results["parts"][f"prune eap_{level}_keep_{ratio}"]["result"]["kept"][level]
+            best = set(ranked[: round(ratio * total)])
+            path = toy / "circuits" / f"eap_{level}_keep_{ratio}.json"
+            if level == "neurons":  # widths are snapped up to groups
+                assert len(best) <= count < len(best) + 3 * 8
+                kept = json.loads(path.read_text())["kept"]["neurons"]
+                assert best <= {f"m{b}.n{n}" for b, some in enumerate(kept) for n in some}
+                continue
+            units = cv.Circuit.load(path).units()
+            assert count == len(best)
+            assert {name_of(unit, level) for unit in units} - {None} == best
+
+
+def name_of(unit, level):
+    if level == "blocks":
+        return f"block{unit[1]}"
+    return unit if unit.startswith("a") else None
+
+
+def test_the_pareto_set_is_that_of_the_figures(toy, results):
+    found = results["parts"]["evaluate"]["result"]
+    report = json.loads((toy / "evaluation" / "report.json").read_text())
+    batch = str(found["batch"])
+    points = {
+        row["name"]: (row["accuracy"]["top1"], row["latency"][batch]["median_ms"])
+        for row in report["rows"]
+    }
+    assert set(points) == set(found["rows"])
+    for name, (top1, time) in points.items():
+        beaten = any(
+            other[0] >= top1 and other[1] <= time and other != (top1, time)
+            for other in points.values()
+        )
+        assert found["rows"][name]["pareto"] == (not beaten)
+        assert (name in found["pareto"]) == (not beaten)
+        assert found["rows"][name]["top1"]["value"] == top1
+
+
+def test_each_size_has_random_controls_of_that_size(results):
+    for name in names():
+        part = results["parts"][f"prune {name}"]["result"]
+        control = reports.control_of(results, name)
+        if part["same_as"] == "dense":
+            assert control is None
+            continue
+        drawn = results["parts"][f"random {part['level']}"]["result"]
+        values = drawn[str(part["kept"][part["level"]])]
+        assert len(values) == 3
+        assert control == sorted(values)[1]
+
+
+def test_the_choice_is_the_cheapest_that_loses_little_on_validation_images(results):
+    dense = results["parts"]["judge dense"]["result"]
+    judged = [results["parts"][f"prune {name}"]["result"] for name in names()] + [dense]
+    good = [j for j in judged if j["validation_top1"] >= dense["validation_top1"] - 0.02]
+    assert results["parts"]["choose"]["result"]["macs"] == min(one["macs"] for one in good)
+
+
+def test_a_finished_run_does_nothing_again(toy):
+    before = {p: p.stat().st_mtime_ns for p in (toy / "models").rglob("*") if p.is_file()}
+    results = (toy / "results.json").read_bytes()
+    again = run(toy, "--skip-training")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == ""
+    assert (toy / "results.json").read_bytes() == results
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_killed_run_goes_on_to_the_same_circuits(toy, results, tmp_path):
+    seen = []
+    with subprocess.Popen(
+        command(tmp_path, "--stages", "train", "optimize"),
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(),
+    ) as running:  # fmt: skip
+        for line in running.stdout:
+            seen.append(line.strip())
+            if line.strip().endswith("prune eap_heads_keep_0.9"):
+                running.send_signal(signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+    half = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert "choose" not in half
+    done = run(tmp_path, "--stages", "optimize")
+    assert done.returncode == 0, done.stderr
+    again = {line.split(": ")[1] for line in done.stdout.splitlines()}
+    assert not again & set(half)
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert not any(part["stage"] == "evaluate" for part in parts.values())
+    for name, part in parts.items():
+        if name != "train dense":  # its history has seconds
+            assert part["result"] == results["parts"][name]["result"]
+
+
+def test_without_a_trained_model_it_says_what_to_do(tmp_path):
+    done = run(tmp_path, "--skip-training")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Run that stage first" in done.stderr
+
+
+def test_other_settings_in_the_same_folder_are_refused(toy):
+    before = (toy / "results.json").read_bytes()
+    done = run(toy, "--loss", "task", "--analysis-batches", "1")
+    assert done.returncode == 2
+    assert "loss was 'kl' and is 'task'" in done.stderr
+    assert "analysis_batches was 2 and is 1" in done.stderr
+    assert (toy / "results.json").read_bytes() == before
+
+
+class Unseen:
+    """Test images that nobody may look at."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the test images' {name} was looked at")
+
+
+def small_study(folder, stages, *more, **changes):
+    given = experiment.parser_of().parse_args(["--toy", "--epochs", "1", *more])
+    settings = experiment.settings_of(given) | {"taus": [0.05], "keep_ratios": [0.8]} | changes
+    return Study("small", settings, folder, stages)
+
+
+def test_no_test_image_is_looked_at_before_the_last_stage(tmp_path):
+    steps = experiment.Comparison(small_study(tmp_path, ("train", "optimize")))
+    object.__setattr__(steps.splits, "test", Unseen())
+    steps.optimize()
+    assert "choose" in steps.study.results["parts"]
+    steps.study.stages = ("evaluate",)
+    with pytest.raises(AssertionError, match="was looked at"):
+        steps.evaluate()
+
+
+def test_task_loss_one_method_and_recovery(tmp_path):
+    options = ("--loss", "task", "--method", "eap", "--recovery-epochs", "1")
+    stages = ("train", "optimize", "evaluate")
+    steps = experiment.Comparison(small_study(tmp_path, stages, *options))
+    steps.evaluate()
+    results = steps.study.results
+    assert results["parts"]["score heads"]["result"]["metric"] == "cross_entropy"
+    rows = results["parts"]["evaluate"]["result"]["rows"]
+    assert {name.split("_")[0] for name in rows} == {"dense", "eap"}
+    assert {"eap_heads_keep_0.8", "eap_heads_keep_0.8_recovered"} <= set(rows)
+    shapes = [
+        cv.ViT.from_pretrained(tmp_path / "models" / f"eap_heads_keep_0.8{kind}").config
+        for kind in ("", "_recovered")
+    ]
+    assert shapes[0] == shapes[1]
+    assert "EAP heads keep 0.8, recovered" in reports.report(results)
+    assert reports.control_of(results, "eap_heads_keep_0.8_recovered") is None
+
+
+def some_kept(config, seed):
+    draw = random.Random(seed)
+
+    def of(counts):
+        return tuple(tuple(n for n in range(c) if draw.random() < 0.6) for c in counts)
+
+    return Kept(of(config.heads), of(config.mlp_width))
+
+
+def full_run(vit, images, kept, ablation, reference):
+    """The slow way: every edge from a removed unit replaced, in the engine's own masked run."""
+    ablated = ablated_values(vit, ablation, reference=reference)
+    means = neuron_means(vit, reference)
+    removed = {}
+    for block, width in enumerate(vit.config.mlp_width):
+        gone = torch.tensor([n not in kept.neurons[block] for n in range(width)], dtype=torch.bool)
+        if kept.neurons[block] and gone.any():
+            values = means[block] if ablation == "mean" else torch.zeros_like(means[block])
+            removed[block] = RemovedNeurons(gone, values)
+    mask = EdgeMask.of(vit.config, edges_among(vit.config, kept.units(), "split"))
+    return run_embedded(vit, vit.embed(images), mask, ablated, neurons=removed).logits
+
+
+@pytest.mark.parametrize("name", ["uniform", "ragged", "mean", "constants, quick"])
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@torch.no_grad()
+def test_a_run_from_the_first_loss_on_is_the_full_masked_run(name, ablation):
+    vit = models.random_vit(models.shape(name))
+    images = draw(vit, 12)
+    reference = draw(vit, 9, seed=5)
+    runs = MaskedRuns(vit, images, Ablated.of(vit, ablation, reference))
+    torch.testing.assert_close(runs.full, vit(images), rtol=0, atol=1e-10)
+    whole = Kept.whole(vit.config)
+    kept = [some_kept(vit.config, seed) for seed in range(6)]
+    last = max(b for b, width in enumerate(vit.config.mlp_width) if width)
+    kept += [whole, whole.without(neurons={last: [0, 2]}), whole.without(neurons={last: [1]})]
+    moved = 0
+    for some in kept:
+        expected = full_run(vit, images, some, ablation, reference)
+        torch.testing.assert_close(runs.logits(some), expected, rtol=0, atol=1e-9)
+        moved += not torch.allclose(expected, runs.full, atol=1e-3)
+        small = parts_of.compiled(vit, some, ablation, reference)
+        torch.testing.assert_close(small(images), expected, rtol=0, atol=1e-9)
+        assert list(small.config.mlp_width) == [len(n) for n in some.neurons]
+        assert list(small.config.heads) == [len(h) for h in some.heads]
+    assert moved >= 6
+
+
+def draw(vit, count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, *models.image_shape(vit.config))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def kl(runs):
+    def loss(kept):
+        full, own = runs.full.log_softmax(-1), runs.logits(kept).log_softmax(-1)
+        return float((full.exp() * (full - own)).sum(-1).mean())
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("level", "listed", "changes"),
+    [
+        ("block", parts_of.blocks_of, {"depth": 4}),
+        # without MLPs, circuitvit's nodes are the heads
+        ("node", parts_of.heads_of, {"depth": 3, "mlp_width": 0}),
+    ],
+)
+def test_acdc_over_blocks_and_heads_is_that_of_circuitvit(level, listed, changes):
+    vit = models.random_vit(models.shape(**changes), seed=3)
+    images, reference = draw(vit, 16), draw(vit, 9, seed=5)
+    runs = MaskedRuns(vit, images, Ablated.of(vit, "mean", reference))
+    sizes = set()
+    for tau in (0.003, 0.03, 0.1, 0.3, 1.0):
+        circuit = cv.acdc(
+            vit, cv.Pairs(clean=images), tau=tau, ablation="mean", reference=reference, level=level
+        )
+        found = parts_of.acdc_over(vit.config, listed(vit.config), kl(runs), tau)
+        assert found.kept == Kept.of_units(vit.config, circuit.units())
+        assert found.divergence == pytest.approx(circuit.provenance.divergence, abs=1e-9)
+        sizes.add(len(circuit.units()))
+    assert len(sizes) > 2
+
+
+@torch.no_grad()
+def test_acdc_over_neurons_is_the_slow_one():
+    vit = models.random_vit(models.shape(mlp_width=12), seed=4)
+    images, reference = draw(vit, 16), draw(vit, 9, seed=5)
+    pairs = cv.Pairs(clean=images, corrupt=draw(vit, 16, seed=6))
+    scores = cv.eap(vit, pairs, metric="kl", method="eap-ig-inputs", level="neuron")
+    runs = MaskedRuns(vit, images, Ablated.of(vit, "mean", reference))
+    sizes = set()
+    for tau in (0.001, 0.01, 0.1):
+        groups = parts_of.neuron_groups(vit.config, scores, 3)
+        found = parts_of.acdc_over(vit.config, groups, kl(runs), tau)
+        kept, current = Kept.whole(vit.config), 0.0
+        for block in (1, 0):
+            ranked = sorted(range(12), key=lambda n: abs(scores[f"m{block}.n{n}"]))
+            for start in (0, 3, 6):  # the strongest three stay
+                tried = kept.without(neurons={block: ranked[start : start + 3]})
+                own = full_run(vit, images, tried, "mean", reference).log_softmax(-1)
+                full = vit(images).log_softmax(-1)
+                rise = float((full.exp() * (full - own)).sum(-1).mean())
+                if rise - current < tau:
+                    kept, current = tried, rise
+        assert found.kept == kept
+        assert found.divergence == pytest.approx(current, abs=1e-9)
+        sizes.add(kept.counts()["neurons"])
+    assert len(sizes) > 1
+
+
+def test_random_prunings_have_their_size_and_follow_their_seed():
+    config = models.shape(depth=4)
+    for level, total in (("blocks", 4), ("heads", 8), ("neurons", 24)):
+        for count in (1, total // 2, total):
+            drawn = [parts_of.random_kept(config, level, count, seed) for seed in range(4)]
+            assert all(kept.counts()[level] == count for kept in drawn)
+            assert drawn[0] == parts_of.random_kept(config, level, count, 0)
+        halves = [parts_of.random_kept(config, level, total // 2, seed) for seed in range(4)]
+        assert len(set(halves)) > 1
+        if level == "heads":
+            assert all(kept.counts()["neurons"] == 24 for kept in halves)
