@@ -10,7 +10,8 @@ Expected  graphs/cifar10/evaluation/{report.json, report.md, figure.html}; figur
 
 The dense model is that of `shared/models`, the ACDC circuit `graphs/cifar10/all_classes`, compiled
 at both levels. The models of 30% and 50% fewer MACs keep the units that EAP scores highest on the
-same training pairs; beside the first stands one of units drawn at random. Nothing was trained any
+same training pairs; beside them stands one of units drawn at random until 30% are gone: a step is a
+whole head or MLP, so each saves a little more than that, not the same. Nothing was trained any
 further. All figures are on test images, which chose nothing.
 """
 
@@ -56,7 +57,13 @@ def main(shared: Path) -> None:
     )
     splits = cv.load_splits(str(shared / "data" / "cifar10_*.parquet"), model=vit)
     test = splits.test
-    found = cv.evaluate(models_of(vit, splits), test.images, test.labels, batches=BATCHES)
+    found = cv.evaluate(
+        models_of(vit, splits),
+        test.images,
+        test.labels,
+        class_names=test.class_names,
+        batches=BATCHES,
+    )
     print(f"Wrote {found.save(GALLERY / 'evaluation')}.\n{found.markdown()}")
 
 

@@ -45,18 +45,11 @@ class Study:
     ) -> None:
         self.folder, self.settings, self.stages = folder, dict(settings), tuple(stages)
         self.file = folder / "results.json"
-        fresh = {
-            "experiment": name,
-            "command": " ".join(["python", *(Path(sys.argv[0]).parts[-2:]), *sys.argv[1:]]),
-            "settings": self.settings,
-            "hardware": hardware(),
-            "parts": {},
-        }
-        fresh["command"] = fresh["command"].replace(" experiments ", " experiments/")
-        self.results: dict[str, Any] = fresh
+        self.results: dict[str, Any] = {"settings": self.settings, "parts": {}}
         if self.file.exists():
             self.results = read_json(self.file, what="a study")
             self._check_settings()
+        self.results |= {"experiment": name, "command": command(), "hardware": hardware()}
 
     def _check_settings(self) -> None:
         before = self.results.get("settings", {})
@@ -160,6 +153,11 @@ def evaluated_rows(found: cv.Evaluation) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def command() -> str:
+    """How this experiment was called."""
+    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def hardware() -> dict[str, str]:
