@@ -23,7 +23,10 @@ CURVES = {
 
 @contextmanager
 def curves_in(
-    folder: str | os.PathLike[str] | None, history: Sequence[Mapping[str, Any]]
+    folder: str | os.PathLike[str] | None,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    main: bool = True,
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Give a function that adds an epoch of the history to the curves in a folder.
 
@@ -33,6 +36,7 @@ def curves_in(
     Args:
         folder: where TensorBoard looks; None to write nothing.
         history: of the epochs so far; they are written too where the folder has no curves yet.
+        main: whether this process writes; every one refuses what can't be done.
 
     Raises:
         CircuitError: TensorBoard isn't installed, or the folder can't be written to.
@@ -40,7 +44,11 @@ def curves_in(
     if folder is None:
         yield lambda entry: None
         return
-    writer_of, earlier = _writer(), any(Path(folder).glob("events.out.tfevents.*"))
+    writer_of = _writer()
+    if not main:
+        yield lambda entry: None
+        return
+    earlier = any(Path(folder).glob("events.out.tfevents.*"))
     try:
         writer = writer_of(str(folder), purge_step=len(history) + 1 if earlier else None)
     except OSError as cause:

@@ -98,7 +98,7 @@ def train(
     with (
         torch.random.fork_rng(devices),
         dropped_paths(loop.body, recipe) as loop.dropped,
-        curves_in(tensorboard if main else None, loop.history) as curves,
+        curves_in(tensorboard, loop.history, main=main) as curves,
         progress_bar("training", total, done=done, show=show) as step_done,
     ):
         while not is_over(loop.history, recipe):
