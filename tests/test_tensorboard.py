@@ -80,11 +80,13 @@ def test_a_folder_that_can_not_be_written_is_told_before_any_work(tmp_path, monk
         trained(tensorboard=tmp_path / "file")
 
 
-def test_without_tensorboard_the_message_says_what_to_install(tmp_path):
+def test_tensorboard_is_imported_only_when_asked_for_and_its_lack_is_told(tmp_path):
     code = (
-        "import sys; sys.modules['tensorboard'] = None\n"
+        "import sys\n"
         "from test_tensorboard import cv, trained\n"
         "trained()\n"
+        "print('tensorboard' in sys.modules)\n"
+        "sys.modules['tensorboard'] = None  # as if it weren't installed\n"
         "try: trained(tensorboard='curves')\n"
         "except cv.CircuitError as told: print(told)"
     )
@@ -92,14 +94,6 @@ def test_without_tensorboard_the_message_says_what_to_install(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
+    assert done.stdout.startswith("False\n"), done.stderr
     assert "pip install 'circuitvit[tensorboard]'" in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_tensorboard_is_imported_only_when_asked_for():
-    code = "import sys; from test_tensorboard import trained; trained(); print('tensorboard' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": ":".join(sys.path)},
-    )  # fmt: skip
-    assert done.stdout == "False\n", done.stderr

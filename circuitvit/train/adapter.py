@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,17 @@ class AdaptedViT(nn.Module):
             CircuitError: they have another shape or dtype than the model.
         """
         self.backbone.check_images(images, name=name)
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: `adapter` is what is saved, and the backbone is where it came from.
+
+        Raises:
+            CircuitError: always.
+        """
+        raise CircuitError(
+            "an adapted model is no plain ViT and isn't saved as one. Save its adapter with "
+            "model.adapter.save(path); Adapter.load(path).apply(backbone) makes the model again."
+        )
 
     @property
     def adapter(self) -> "Adapter":

@@ -76,7 +76,8 @@ def train(
 
     Raises:
         CircuitError: model, images, recipe and teacher don't fit, the folder holds another training
-            or half a checkpoint or can't be written to, or the loss or its gradient is not finite.
+            or half a checkpoint or can't be written to, TensorBoard is missing, or the loss or its
+            gradient is not finite.
     """
     # Else processes that torchrun starts on a machine without a GPU don't find each other.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
