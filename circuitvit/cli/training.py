@@ -159,7 +159,7 @@ def _check_fresh(tune: Tune) -> None:
         )
 
 
-def _fresh(splits: "Splits", seed: int, **shape: int) -> Any:
+def _fresh(splits: "Splits", seed: int, **shape: Any) -> Any:
     """A new ViT for these images."""
     import circuitvit as cv
 
