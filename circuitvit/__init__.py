@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import load_vit, to_timm, to_transformers
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
-    from circuitvit.train import Recipe, train
+    from circuitvit.train import Adapter, Recipe, train
     from circuitvit.vit import ViT
 
 __version__ = "0.1.0"
@@ -70,6 +70,7 @@ _WITHOUT_TORCH = {
     "edge_graph": "edge_graph",
 }
 _WITH_TORCH = {
+    "Adapter": "train",
     "CircuitViT": "circuit_vit",
     "ClassCircuits": "discover",
     "Completeness": "measure",
@@ -115,14 +116,14 @@ _WITH_TORCH = {
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "Circuit", "CircuitError", "CircuitViT", "ClassCircuits", "Completeness", "Costs", "Curve",
-    "EdgeScores", "Evaluation", "HookedViT", "ImageSet", "MaskedViT", "Minimality", "Overlap",
-    "Pairs", "Preprocessing", "Provenance", "Recipe", "Report", "Savings", "ViT", "ViTConfig",
-    "acdc", "acdc_sweep", "across_ablations", "class_circuits", "compile", "completeness",
-    "eap", "edge_graph", "evaluate", "export", "faithfulness", "faithfulness_curve",
-    "load_splits", "load_vit", "measure", "measure_costs", "minimality", "prune_heads",
-    "prune_mlp", "retain_circuit", "run_circuit", "savings", "to_timm", "to_transformers",
-    "train", "write_card",
+    "Adapter", "Circuit", "CircuitError", "CircuitViT", "ClassCircuits", "Completeness", "Costs",
+    "Curve", "EdgeScores", "Evaluation", "HookedViT", "ImageSet", "MaskedViT", "Minimality",
+    "Overlap", "Pairs", "Preprocessing", "Provenance", "Recipe", "Report", "Savings", "ViT",
+    "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "class_circuits", "compile",
+    "completeness", "eap", "edge_graph", "evaluate", "export", "faithfulness",
+    "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs", "minimality",
+    "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "to_timm",
+    "to_transformers", "train", "write_card",
 ]  # fmt: skip
 
 

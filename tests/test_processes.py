@@ -14,7 +14,11 @@ from test_train import blobs, make_vit
 import circuitvit as cv
 from circuitvit.train import Recipe
 
-RECIPES = {"plain": Recipe(epochs=2, batch=16), "rich": RECIPE}
+RECIPES = {
+    "plain": Recipe(epochs=2, batch=16),
+    "adapter": Recipe(epochs=2, batch=16, tune="adapter", drop_path=0.2, ema_decay=0.5),
+    "rich": RECIPE,
+}
 
 WORKER = """
 import json, sys, torch
@@ -25,7 +29,8 @@ for name, recipe in RECIPES.items():
     result = trained(recipe)
     assert PartialState().num_processes == 2
     if PartialState().is_main_process:
-        result.vit.save_pretrained(Path(sys.argv[1]) / name)
+        saves = result.vit.save_pretrained if result.adapter is None else result.adapter.save
+        saves(Path(sys.argv[1]) / name)
         Path(sys.argv[1], f"{name}.json").write_text(json.dumps(result.history))
 """
 
@@ -59,11 +64,16 @@ def test_two_processes_train_as_one_does(tmp_path):
     launched(tmp_path, launcher)
     for name, recipe in RECIPES.items():
         alone = trained(recipe)
-        together = cv.ViT.from_pretrained(tmp_path / name).state_dict()
+        if alone.adapter is None:
+            together = cv.ViT.from_pretrained(tmp_path / name).state_dict()
+        else:
+            together = cv.Adapter.load(tmp_path / name).apply(make_vit()).state_dict()
         curve = json.loads((tmp_path / f"{name}.json").read_text())
         assert len(curve) == recipe.epochs
         for one, two in zip(alone.history, curve, strict=True):
             assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
             assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
+            assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-5)
+            assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
         for key, value in alone.vit.state_dict().items():
             torch.testing.assert_close(together[key], value, rtol=1e-6, atol=1e-7)

@@ -60,6 +60,7 @@ PARAMETERS = {
     "measure": [],
     "evaluate": ["class_names", "baseline", "batches", "rounds", "seed"],
     "export": ["to", "dtype"],
+    "train": ["folder", "teacher", "tensorboard", "progress", "log"],
     "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
 }  # fmt: skip
 DEFAULTS = {

@@ -294,7 +294,7 @@ def test_a_recipe_names_every_value_that_is_out_of_range():
         "schedule_by": "day", "crop_scale": 0, "rand_augment": -1, "rand_augment_magnitude": 31,
         "noise": -0.1, "erase": 1.1, "mixup": -1, "cutmix": math.nan, "drop_path": 1.0,
         "ema_decay": 1, "patience": 0, "watch": "time", "distill_alpha": 1.5,
-        "distill_temperature": 0, "tune": "none", "augment": 1, "horizontal_flip": "yes", "keep_best": None,
+        "distill_temperature": 0, "tune": "none", "adapter_width": 0, "augment": 1, "horizontal_flip": "yes", "keep_best": None,
     }  # fmt: skip
     with pytest.raises(CircuitError) as caught:
         Recipe(**wrong)

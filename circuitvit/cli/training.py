@@ -1,14 +1,20 @@
-"""The command that trains a ViT, with the more used part of the recipe as its options."""
+"""The command that trains or tunes a ViT, with the more used part of the recipe as its options."""
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from circuitvit.cli.app import app
 from circuitvit.cli.options import Images, takes_images
+from circuitvit.errors import CircuitError
+
+if TYPE_CHECKING:
+    from circuitvit.images import ImageSet, Splits
 
 
 class ScheduleBy(StrEnum):
@@ -16,6 +22,14 @@ class ScheduleBy(StrEnum):
 
     step = "step"
     epoch = "epoch"
+
+
+class Tune(StrEnum):
+    """What learns."""
+
+    all = "all"
+    head = "head"
+    adapter = "adapter"
 
 
 class MixedPrecision(StrEnum):
@@ -31,6 +45,19 @@ class MixedPrecision(StrEnum):
 def train(
     *,
     out: Annotated[Path, typer.Argument(help="The folder for the model and its checkpoint.")],
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            help="A trained model to start from, as in inspect; it gets a new head for classes "
+            "that it doesn't know. Patch size to MLP width are then its own."
+        ),
+    ] = None,
+    tune: Annotated[
+        Tune, typer.Option(help="What learns; an adapter is saved on its own, with the head.")
+    ] = Tune.all,
+    adapter_width: Annotated[
+        int, typer.Option(help="Numbers a token in an adapter's bottleneck.")
+    ] = 16,
     patch_size: Annotated[int, typer.Option(help="Side of a patch, in pixels.")] = 2,
     image_size: Annotated[int | None, typer.Option(help="Resize images to this side.")] = None,
     width: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
@@ -78,14 +105,20 @@ def train(
     mixed_precision: Annotated[
         MixedPrecision, typer.Option(help="Of the forward pass; fp16 on a GPU only.")
     ] = MixedPrecision.no,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="A folder for TensorBoard's curves.")
+    ] = None,
+    gradient_flow: Annotated[
+        Path | None, typer.Option(help="Also write a page: gradient by layer and epoch.")
+    ] = None,
     log: Annotated[
         bool, typer.Option(help="Some 20 lines an epoch on standard error, off a terminal.")
     ] = True,
     images: Images,
 ) -> None:
-    """Train a ViT from scratch; an interrupted run goes on where it stopped."""
+    """Train a ViT from scratch, or from a model; an interrupted run goes on where it stopped."""
     import circuitvit as cv
-    from circuitvit.measure import accuracy
+    from circuitvit.html.chart import chart_page
 
     recipe = cv.Recipe(
         epochs=epochs, learning_rate=learning_rate, final_learning_rate=final_learning_rate,
@@ -93,33 +126,85 @@ def train(
         batch=batch, accumulate=accumulate, horizontal_flip=flip, crop_scale=crop_scale,
         rand_augment=rand_augment, noise=noise, erase=erase, mixup=mixup, cutmix=cutmix,
         label_smoothing=label_smoothing, drop_path=drop_path, ema_decay=ema, patience=patience,
-        distill_alpha=distill_alpha, distill_temperature=distill_temperature,
-        mixed_precision=mixed_precision.value, seed=images.seed,
+        distill_alpha=distill_alpha, distill_temperature=distill_temperature, tune=tune.value,
+        adapter_width=adapter_width, mixed_precision=mixed_precision.value, seed=images.seed,
     )  # fmt: skip
     teacher: Any = None if distill_from is None else cv.load_vit(distill_from)
-    splits = images.splits(teacher, image_size=image_size)
-    shape = splits.train.images.shape
-    config = cv.ViTConfig(
-        image_size=shape[2],
-        channels=shape[1],
-        classes=len(splits.train.class_names),
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=mlp_width,
-    )
+    if start_from is not None:
+        vit, splits = _started(start_from, images, image_size)
+    else:
+        _check_fresh(tune)
+        splits = images.splits(teacher, image_size=image_size)
+        vit = _fresh(
+            splits, images.seed, patch_size=patch_size, width=width, depth=depth, heads=heads,
+            mlp_width=mlp_width,
+        )  # fmt: skip
     result = cv.train(
-        cv.ViT(config, seed=images.seed), splits.train, splits.validation, recipe, folder=out,
-        teacher=teacher, log=_say if log else None,
+        vit, splits.train, splits.validation, recipe, folder=out, teacher=teacher,
+        tensorboard=tensorboard, log=_say if log else None,
     )  # fmt: skip
-    trained = result.best or result.vit
-    trained.save_pretrained(out)
+    if gradient_flow is not None:
+        typer.echo(f"Wrote {chart_page(gradient_flow, result.gradient_flow())}.")
     if patience is not None:
         done = f"{len(result.history)} epochs of at most {epochs}"
         typer.echo(f"Saved is epoch {result.best_epoch}, the best of {done}.")
-    found = accuracy(trained, splits.test.images, splits.test.labels)
-    typer.echo(f"Wrote {out}. Test accuracy {found.top1:.2%} ({found.images} images).")
+    _save(result.best or result.vit, splits.test, out, start_from)
+
+
+def _check_fresh(tune: Tune) -> None:
+    if tune != Tune.all:
+        raise CircuitError(
+            f"--tune {tune.value} leaves the rest of the model as it is, and a new one knows "
+            "nothing. Name a trained one with --start-from."
+        )
+
+
+def _fresh(splits: "Splits", seed: int, **shape: Any) -> Any:
+    """A new ViT for these images."""
+    import circuitvit as cv
+
+    images = splits.train.images.shape
+    config = cv.ViTConfig(
+        image_size=images[2], channels=images[1], classes=len(splits.train.class_names), **shape
+    )
+    return cv.ViT(config, seed=seed)
+
+
+def _started(source: str, images: Images, image_size: int | None) -> tuple[Any, "Splits"]:
+    """A trained model, and the images as it looks at them; with a new head for other classes."""
+    import circuitvit as cv
+    from circuitvit.train import with_new_head
+
+    vit = cv.load_vit(source, image_size=image_size).float()
+    seen = vit.preprocessing
+    # The images keep their own classes, whatever the model's are.
+    view = SimpleNamespace(image_size=vit.config.image_size, channels=vit.config.channels,
+                           classes=None)  # fmt: skip
+    bare = None if seen is None else replace(seen, class_names=None)
+    splits = images.splits(SimpleNamespace(config=view, preprocessing=bare))
+    names = splits.train.class_names
+    if seen is None or seen.class_names != names:
+        typer.echo(f"The head is a new one, of {len(names)} classes.")
+        vit = with_new_head(vit, len(names), seed=images.seed)
+    return vit, splits
+
+
+def _save(trained: Any, test: "ImageSet", out: Path, start_from: str | None) -> None:
+    """Write the model, or its adapter alone, and say how good it is on the test images."""
+    from circuitvit.measure import accuracy
+    from circuitvit.train import AdaptedViT
+
+    written = out
+    if isinstance(trained, AdaptedViT):
+        written = trained.adapter.save(out)
+        typer.echo(
+            f"An adapter of {trained.adapter.parameters:,} numbers; "
+            f"cv.Adapter.load({str(out)!r}).apply(cv.load_vit({start_from!r})) is the whole model."
+        )
+    else:
+        trained.save_pretrained(out)
+    found = accuracy(trained, test.images, test.labels)
+    typer.echo(f"Wrote {written}. Test accuracy {found.top1:.2%} ({found.images} images).")
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,9 @@
 """Training: the recipe, the loop, and checkpoints that it resumes from."""
 
+from circuitvit.train.adapter import AdaptedViT, Adapter
+from circuitvit.train.new_head import with_new_head
 from circuitvit.train.recipe import Recipe
-from circuitvit.train.training import Training, train
+from circuitvit.train.result import Training
+from circuitvit.train.training import train
 
-__all__ = ["Recipe", "Training", "train"]
+__all__ = ["AdaptedViT", "Adapter", "Recipe", "Training", "train", "with_new_head"]

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     DISTURBANCE = 2
     MIX = 3
     DROPPED_PATHS = 4
+    ADAPTER = 5
 
 
 def seed_of(*key: int) -> int:

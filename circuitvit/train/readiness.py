@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
+from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.distillation import Teacher, teacher_problems
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
@@ -26,6 +27,16 @@ def check(
     Raises:
         CircuitError: images, model, recipe, teacher or machine don't fit; every reason is named.
     """
+    if not isinstance(vit, ViT | CircuitViT):
+        own = isinstance(vit, AdaptedViT)
+        raise CircuitError(
+            f"expected a circuitvit.ViT or CircuitViT to train, got {type(vit).__name__}. "
+            + (
+                "Train its backbone anew, the model that it started from."
+                if own
+                else "circuitvit.load_vit(model) makes one."
+            )
+        )
     for name, images in (("training images", training), ("validation images", validation)):
         vit.check_images(images.images, name=name)
     problems = [
@@ -36,6 +47,10 @@ def check(
     if recipe.drop_path and not isinstance(vit, ViT):
         problems.append(
             f"drop_path is of a ViT's blocks, this is a {type(vit).__name__}; use drop_path=0"
+        )
+    if recipe.tune == "adapter" and not isinstance(vit, ViT):
+        problems.append(
+            f'adapters sit in the blocks of a ViT, this is a {type(vit).__name__}; use tune="head"'
         )
     if teacher is not None:
         problems += teacher_problems(teacher, training, vit.config.classes)

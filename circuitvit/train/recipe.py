@@ -10,7 +10,7 @@ from circuitvit.train.schedule import ScheduleBy, learning_rate_at
 
 Precision = Literal["no", "bf16", "fp16"]
 Watched = Literal["accuracy", "loss"]
-Tuned = Literal["all", "head"]
+Tuned = Literal["all", "head", "adapter"]
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -52,7 +52,8 @@ class Recipe:
         distill_alpha: share of the labels' cross-entropy where there is a teacher, 0–1.
         distill_temperature: T, which softens the logits of teacher and student.
         tune: what learns: `all` weights, or the linear `head` alone, which suits a pretrained model
-            and few images.
+            and few images, or the head and an `adapter` after each attention and each MLP.
+        adapter_width: numbers a token in each adapter's bottleneck.
         seed: draws the order of the images and their changes, for each epoch anew.
         mixed_precision: `bf16` or `fp16` computes the forward pass so; `fp16` on a GPU only.
 
@@ -89,6 +90,7 @@ class Recipe:
     distill_alpha: float = 0.5
     distill_temperature: float = 2.0
     tune: Tuned = "all"
+    adapter_width: int = 16
     seed: int = 0
     mixed_precision: Precision = "no"
 
@@ -144,7 +146,7 @@ def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
-        ("epochs", "batch", "accumulate"),
+        ("epochs", "batch", "accumulate", "adapter_width"),
         lambda value: _count(value, 1),
         "a whole number, at least 1",
     ),

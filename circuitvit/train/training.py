@@ -1,7 +1,7 @@
 """Training a ViT on images in memory, on one device or several.
 
 The recipe is the whole of it, besides a teacher. Runs under `accelerate launch` and torchrun too:
-each process takes its share of every batch. Left out: adapters.
+each process takes its share of every batch.
 """
 
 import copy
@@ -9,62 +9,37 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import AdamW
 
-from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
 from circuitvit.progress import progress as progress_bar
+from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.averaging import Average
 from circuitvit.train.batches import EpochBatches
 from circuitvit.train.checkpoint import Checkpoint
 from circuitvit.train.distillation import Teacher, loss_of
-from circuitvit.train.draws import seed_of
+from circuitvit.train.draws import Purpose, seed_of
 from circuitvit.train.drop_path import DroppedPaths, dropped_paths
+from circuitvit.train.gradient_flow import GradientFlow
+from circuitvit.train.learning import adamw, learning
 from circuitvit.train.readiness import check, run_of
 from circuitvit.train.recipe import Recipe
+from circuitvit.train.result import AnyViT, Model, Training
 from circuitvit.train.stopping import best_epoch, is_over
+from circuitvit.train.tensorboard import curves_in
 from circuitvit.vit import ViT
-
-AnyViT = ViT | CircuitViT
-Model = TypeVar("Model", bound=AnyViT)
-UNDECAYED = ("position", "token", "constant", "table", "pattern")
-"""Words in the names of parameters that weight decay leaves alone."""
 
 CHECKPOINT = "checkpoint.safetensors"
 LINES_AN_EPOCH = 20
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, eq=False)
-class Training(Generic[Model]):
-    """What a training gave.
-
-    Attributes:
-        vit: the model after the last epoch, or the average of its weights where the recipe has an
-            `ema_decay`; in eval mode, on the device of the model that was given. It keeps the
-            preprocessing of its training images.
-        history: for each epoch its number from 1, `loss` (mean over its steps, as the recipe
-            smooths, mixes and distills it), `validation_accuracy` (0–1) and `validation_loss`
-            (nats) of what `vit` would be then, `learning_rate` (of its last step), `seconds`.
-        best: likewise after the epoch that was best on the validation images; None where the
-            recipe doesn't keep it.
-        best_epoch: its number, from 1, as the recipe's `watch` tells.
-    """
-
-    vit: Model
-    history: tuple[dict[str, Any], ...]
-    best: Model | None
-    best_epoch: int
 
 
 def train(
@@ -75,6 +50,7 @@ def train(
     *,
     folder: str | Path | None = None,
     teacher: nn.Module | None = None,
+    tensorboard: str | Path | None = None,
     progress: bool | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Training[Model]:
@@ -93,12 +69,15 @@ def train(
             this very training, it is resumed.
         teacher: a module from images to logits of the same classes, to learn from as well; it is
             left as it is.
+        tensorboard: a folder for TensorBoard's curves, a point an epoch; needs
+            `circuitvit[tensorboard]`. A resumed training goes on with them.
         progress: whether to draw a progress bar; by default on a terminal only.
         log: called with about 20 lines an epoch, such as `print`, where no bar is drawn.
 
     Raises:
         CircuitError: model, images, recipe and teacher don't fit, the folder holds another training
-            or half a checkpoint or can't be written to, or the loss or its gradient is not finite.
+            or half a checkpoint or can't be written to, TensorBoard is missing, or the loss or its
+            gradient is not finite.
     """
     # Else processes that torchrun starts on a machine without a GPU don't find each other.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -119,12 +98,14 @@ def train(
     total, done = recipe.epochs * loop.steps, len(loop.history) * loop.steps
     with (
         torch.random.fork_rng(devices),
-        dropped_paths(loop.model, recipe) as loop.dropped,
+        dropped_paths(loop.body, recipe) as loop.dropped,
+        curves_in(tensorboard, loop.history, main=main) as curves,
         progress_bar("training", total, done=done, show=show) as step_done,
     ):
         while not is_over(loop.history, recipe):
             epoch = len(loop.history)
             loop.take_down(loop.epoch(epoch, step_done))
+            curves(loop.history[-1])
             if path is not None and main:
                 loop.checkpoint(run).save(path)
             accelerator.wait_for_everyone()
@@ -145,7 +126,7 @@ class _Loop:
     ) -> None:
         self.training, self.validation, self.recipe = training, validation, recipe
         self.teacher, self.accelerator = teacher, accelerator
-        self.model = copy.deepcopy(vit).to(accelerator.device)
+        self.model = _to_train(vit, training, recipe).to(accelerator.device)
         self.model.preprocessing = training.preprocessing or vit.preprocessing
         self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = adamw(self.model, recipe)
@@ -153,6 +134,7 @@ class _Loop:
         self.frozen = [p for p in self.model.parameters() if id(p) not in taught]
         for parameter in self.frozen:  # no gradient is computed, nor shared between processes
             parameter.requires_grad_(False)
+        self.flow = GradientFlow(self.model)
         self.steps = len(training) // recipe.batch
         half = recipe.mixed_precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
@@ -164,9 +146,14 @@ class _Loop:
         self.forward, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
     @property
-    def outcome(self) -> AnyViT:
+    def outcome(self) -> AnyViT | AdaptedViT:
         """The model that is measured and comes out."""
         return self.model if self.average is None else cast(AnyViT, self.average.model)
+
+    @property
+    def body(self) -> AnyViT:
+        """What has the blocks."""
+        return self.model.backbone if isinstance(self.model, AdaptedViT) else self.model
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands."""
@@ -225,7 +212,7 @@ class _Loop:
                 self.average.update(self.model, done)
             step_done(f"epoch {epoch + 1} of {recipe.epochs}")
             self._say(epoch, step, records[-1], rate)
-        loss = self._mean_loss(torch.stack(records), epoch)
+        loss, norm = self._means(torch.stack(records), epoch)
         held_out = accuracy(self.outcome, self.validation.images.to(device), self.validation.labels)
         entry = {
             "epoch": epoch + 1,
@@ -233,6 +220,8 @@ class _Loop:
             "validation_accuracy": held_out.top1,
             "validation_loss": held_out.loss,
             "learning_rate": rate,
+            "gradient_norm": norm,
+            "gradients": self.flow.taken(),
             "seconds": time.perf_counter() - began,
         }
         if self.log is not None:
@@ -272,6 +261,7 @@ class _Loop:
                 accelerator.backward(self.scaler.scale(loss))
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
+        self.flow.record()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
         assert norm is not None
         if self.scaler.is_enabled():
@@ -292,8 +282,8 @@ class _Loop:
             taught = None if self.teacher is None else self.teacher.logits(images)
         return loss_of(logits, targets, taught, recipe)
 
-    def _mean_loss(self, records: Float[Tensor, "step 2"], epoch: int) -> float:
-        """The mean loss of an epoch; looked at once an epoch, so that a GPU need not wait.
+    def _means(self, records: Float[Tensor, "step 2"], epoch: int) -> tuple[float, float | None]:
+        """An epoch's mean loss and gradient norm; looked at once, so that a GPU need not wait.
 
         Raises:
             CircuitError: a loss or gradient was not finite. The epoch is lost, the checkpoint of
@@ -311,25 +301,14 @@ class _Loop:
                 f"({self.recipe.learning_rate}) or lengthen the warm-up. With a folder, the "
                 "checkpoint of the epoch before is kept."
             )
-        return records[:, 0].mean().item()
+        norms = records[:, 1][torch.isfinite(records[:, 1])]
+        return records[:, 0].mean().item(), norms.mean().item() if len(norms) else None
 
 
-def learning(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name."""
-    named = dict(model.named_parameters())
-    if recipe.tune == "all":
-        return named
-    return {n: p for n, p in named.items() if "head" in n.split(".")[:-1]}
-
-
-def adamw(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW that decays weights, but no norm, bias, position, token, constant or table."""
-    decayed, kept = [], []
-    for name, parameter in learning(model, recipe).items():
-        free = parameter.ndim < 2 or any(word in name for word in UNDECAYED)
-        (kept if free else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=recipe.learning_rate)
+def _to_train(vit: AnyViT, images: ImageSet, recipe: Recipe) -> AnyViT | AdaptedViT:
+    """A copy of the model, with an adapter in it if that is what learns."""
+    if recipe.tune != "adapter":
+        return copy.deepcopy(vit)
+    assert isinstance(vit, ViT)
+    seed = seed_of(recipe.seed, 0, 0, Purpose.ADAPTER)
+    return AdaptedViT(vit, recipe.adapter_width, class_names=images.class_names, seed=seed)

@@ -1,0 +1,107 @@
+"""Positive values of some rows over time, as colours on a logarithmic scale. Knows no torch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from circuitvit.html.chart import GREY, Figure
+from circuitvit.html.escaping import escape
+from circuitvit.html.heatmap import EMPTY, SCALE
+from circuitvit.html.plotly_figure import FONT, INK
+
+
+def timeline(
+    rows: Sequence[str],
+    times: Sequence[int],
+    values: Sequence[Sequence[float | None]],
+    *,
+    title: str,
+    subtitle: str,
+    x_title: str,
+    scale_title: str,
+) -> Figure:
+    """Draw a row of cells for each name, the first on top.
+
+    Args:
+        rows: their names; texts are shown literally.
+        times: whole numbers, along the horizontal axis.
+        values: [row time], ≥ 0; a cell without one, or with 0, has no colour.
+        title: the heading.
+        subtitle: a smaller line below it.
+        x_title: what the times are.
+        scale_title: what the colours show.
+    """
+    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+
+    cells = [[math.log10(v) if v else None for v in row] for row in values]
+    known = [v for row in cells for v in row if v is not None] or [0.0]
+    low, high = min(known), max(known)
+    if high - low < 0.1:  # one colour would be as good as any
+        low, high = low - 0.5, high + 0.5
+    ticks = list(_ticks(low, high))
+    told = [[_said(name, t, v, x_title) for t, v in zip(times, row, strict=True)]
+            for name, row in zip(rows, values, strict=True)]  # fmt: skip
+    trace = {
+        "type": "heatmap",
+        "x": list(times),
+        "y": list(range(len(rows))),
+        "z": cells,
+        "zmin": low,
+        "zmax": high,
+        "colorscale": SCALE,
+        "ygap": 1,
+        "xgap": 1 if len(times) <= 60 else 0,
+        "customdata": told,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "hoverongaps": True,
+        "colorbar": {
+            "title": {"text": escape(scale_title)},
+            "tickvals": [math.log10(tick) for tick in ticks],
+            "ticktext": [f"{tick:g}" for tick in ticks],
+            "outlinewidth": 0,
+            "thickness": 14,
+        },
+    }
+    return go.Figure([trace], layout=_layout(rows, times, title, subtitle, x_title))
+
+
+def _ticks(low: float, high: float) -> Iterator[float]:
+    """Round numbers between two powers of ten: every 1, 2 and 5, or few enough of them."""
+    decades = high - low
+    steps = (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 5 else (1,)
+    for power in range(math.floor(low), math.ceil(high) + 1):
+        for step in steps:
+            tick = step * 10.0**power
+            if low <= math.log10(tick) <= high:
+                yield tick
+
+
+def _said(name: str, time: int, value: float | None, x_title: str) -> str:
+    told = "not recorded" if value is None else f"{value:.3g}"
+    return f"{escape(name)}<br>{escape(x_title)} {time}<br>{told}"
+
+
+def _layout(
+    rows: Sequence[str], times: Sequence[int], title: str, subtitle: str, x_title: str
+) -> dict[str, Any]:
+    axis = {"showgrid": False, "zeroline": False, "linecolor": GREY}
+    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
+    whole = {"tickmode": "array", "tickvals": list(times)} if len(times) <= 20 else {}
+    return {
+        "template": "none",
+        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": EMPTY,
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
+        "margin": {"l": 16, "r": 24, "t": 84, "b": 56},
+        "height": max(360, 150 + 24 * len(rows)),
+        "xaxis": {**axis, **whole, "title": {"text": escape(x_title)}, "ticks": "outside"},
+        "yaxis": {
+            **axis,
+            "tickvals": list(range(len(rows))),
+            "ticktext": [escape(name) for name in rows],
+            "range": [len(rows) - 0.5, -0.5],
+            "automargin": True,
+        },
+    }
