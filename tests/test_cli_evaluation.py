@@ -1,6 +1,9 @@
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_cli import run
 
 import circuitvit as cv
@@ -50,6 +53,31 @@ def test_the_other_projects_options_are_understood(runs):
     words = [first, second, "--baseline", "tau_0.05", "--out", "again"]
     assert run("evaluate", *words, "--limit", 60, cwd=runs).returncode == 0
     assert json.loads((runs / "again" / "report.json").read_text())["baseline"] == "tau_0.05"
+
+
+def foreign_folder(folder):
+    """Another library's model that is no ViT."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "resnet", "architectures": ["ResNet"]}')
+    save_file({"conv1.weight": torch.zeros(2, 1, 3, 3)}, folder / "model.safetensors")
+
+
+def test_what_is_met_on_the_way_and_is_no_vit_is_left_out_and_said(tmp_path):
+    config = cv.ViTConfig(**SMALL, heads=1, head_width=4, mlp_width=8)
+    cv.ViT(config, seed=0).save_pretrained(tmp_path / "vit")
+    foreign_folder(tmp_path / "resnet")
+    done = run("evaluate", "--auto-find", ".", "--out", "report", "--limit", 60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["vit"]
+    assert "left out resnet: " in done.stderr
+    refused = run("evaluate", "vit", "resnet", "--limit", 60, cwd=tmp_path)
+    assert refused.returncode == 2  # it was asked for by name
+    shutil.rmtree(tmp_path / "vit")
+    shutil.rmtree(tmp_path / "report")
+    nothing = run("evaluate", "--auto-find", ".", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert "no model could be loaded; left out resnet: " in nothing.stderr
 
 
 def test_long_paths_are_not_cut_in_the_table(runs):

@@ -46,12 +46,12 @@ def evaluate(
 ) -> None:
     """Accuracy, calibration, cost and latency of models side by side, and which to deploy."""
     import circuitvit as cv
-    from circuitvit.pretrained import load_saved
 
     sources = [*(model_paths or ()), *(models or ())]
-    sources += [str(folder) for folder in _found_below(auto_find)] if auto_find else []
-    named = {name: source for source, name in zip(*_named(sources, baseline), strict=True)}
-    loaded = {name: load_saved(source) for name, source in named.items()}
+    met = [str(folder) for folder in _found_below(auto_find)] if auto_find else []
+    every = zip(*_named([*sources, *met], baseline), strict=True)
+    named = {name: source for source, name in every}
+    loaded = _loaded(named, met={*met} - {*sources, baseline})
     _check_alike({named[name]: model for name, model in loaded.items()})
     first = _baseline_of(loaded, named, baseline, largest=auto_find is not None)
     ordered = {first: loaded[first], **loaded}
@@ -83,6 +83,29 @@ def _found_below(folder: Path) -> list[Path]:
             + (f"; {seen[0]} has a config.json, but no weights beside it." if seen else ".")
         )
     return found
+
+
+def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
+    """The models by name; what was only met on the way and can't be loaded is left out, and said.
+
+    Raises:
+        CircuitError: one that was asked for can't be loaded, or none could.
+    """
+    from circuitvit.pretrained import load_saved
+
+    loaded, wrong = {}, []
+    for name, source in named.items():
+        try:
+            loaded[name] = load_saved(source)
+        except CircuitError as cause:
+            if source not in met:
+                raise
+            wrong.append(f"left out {source}: {cause}")
+    if not loaded:
+        raise CircuitError(f"no model could be loaded; {'; '.join(wrong)}")
+    for line in wrong:
+        typer.echo(line, err=True)
+    return loaded
 
 
 def _is_hidden(path: Path) -> bool:
