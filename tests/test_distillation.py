@@ -130,3 +130,17 @@ def test_fingerprints_of_teachers_tell_weights_apart():
     like = torch.zeros(1)
     prints = [Teacher(make_vit(seed=seed), like).fingerprint() for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_loss_of_logits_in_half_precision_is_computed_in_single(half):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(8, 10, generator=generator).to(half) for _ in range(2))
+    labels = torch.arange(8)
+    for taught in (None, teacher):
+        loss = loss_of(student, labels, taught, ONE_STEP)
+        whole = loss_of(
+            student.float(), labels, None if taught is None else taught.float(), ONE_STEP
+        )
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, whole)

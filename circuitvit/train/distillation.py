@@ -85,14 +85,17 @@ def loss_of(
     """The mean cross-entropy over images, with a teacher α · CE + (1 − α) · T² · KL.
 
     KL is that of the student's classes from the teacher's, both softened by the temperature T.
+    Logits in half precision are taken to single first.
     """
+    logits = _single(logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
     if taught is None:
         return loss
     alpha, temperature = recipe.distill_alpha, recipe.distill_temperature
-    student, teacher = (
-        (x if x.dtype == torch.float64 else x.float()).div(temperature).log_softmax(dim=1)
-        for x in (logits, taught)
-    )
+    student, teacher = (x.div(temperature).log_softmax(dim=1) for x in (logits, _single(taught)))
     distance = F.kl_div(student, teacher.to(student), reduction="batchmean", log_target=True)
     return alpha * loss + (1 - alpha) * temperature**2 * distance
+
+
+def _single(logits: Float[Tensor, "image class"]) -> Float[Tensor, "image class"]:
+    return logits if logits.dtype == torch.float64 else logits.float()
