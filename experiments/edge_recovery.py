@@ -15,8 +15,9 @@ mean over training images. The compiled circuit is trained again for a quarter o
 and with the dense model as its teacher.
 
 Controls: the dense model trained on for as long, as the recovered one has seen more images than it;
-random circuits of as many edges, dead ends and all, as pruned only; and the circuit of all edges,
-for what compiling alone does to the time. Nothing is chosen by accuracy: shares are fixed
+random circuits of as many edges, grown backwards from the logits as EAP's are, several as pruned and
+the first of each share trained again as EAP's is (one training: no spread); and the circuit of all
+edges, for what compiling alone does to the time. Nothing is chosen by accuracy: shares are fixed
 beforehand, circuits come from training images, validation images are only looked at, and test
 images are for the last stage alone.
 
@@ -26,8 +27,8 @@ The published figures are of 200 classes of Tiny-ImageNet: 36.25% → 33.00% wit
 
 import argparse
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,6 +38,7 @@ from edge_recovery_report import KINDS, PUBLISHED, report
 from study import Study, folder_of, options, run, source_of, stages_of
 
 import circuitvit as cv
+from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.measure import accuracy
 from circuitvit.pretrained import load_saved
@@ -94,6 +96,8 @@ TOY: dict[str, Any] = {
 }
 TOY_SHAPE = {"patch_size": 2, "width": 32, "depth": 3, "heads": 4, "mlp_width": 64}
 TOY_EPOCHS, TOY_BATCH = 8, 32
+DRAWS = 1000
+"""Random circuits that are looked at until one holds a path."""
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -187,9 +191,14 @@ class EdgeRecovery:
         """Where its compiled model is saved."""
         return self.study.folder / "models" / f"{kind}_{name.replace(' ', '_')}_pruned"
 
+    @cached_property
+    def pairs(self) -> cv.Pairs:
+        """Training images, each with one of another class."""
+        return cv.Pairs.by_class(self.splits.train, count=self.settings["pairs"], seed=self.seed)
+
     def found(self, vit: cv.ViT) -> dict[str, cv.Circuit]:
-        """The circuits, from pairs of training images of different classes."""
-        pairs = cv.Pairs.by_class(self.splits.train, count=self.settings["pairs"], seed=self.seed)
+        """The circuits, from the pairs."""
+        pairs = self.pairs
         scores = cv.eap(vit, pairs, method="eap-ig-inputs", metric="kl", qkv="joint")
         keep = {name: round(share * len(scores)) for name, share in self.settings["keep"].items()}
         circuits = {name: scores.greedy(count) for name, count in keep.items()}
@@ -217,7 +226,7 @@ class EdgeRecovery:
     def compiled(self, kind: str, vit: cv.ViT, name: str) -> dict[str, Any]:
         """Save a circuit's model; its size, and what it does on validation images."""
         circuit = cv.Circuit.load(self.circuit_file(kind, name))
-        small = cv.compile(vit, circuit, level="edge", **self.ablated)
+        small = self.small(vit, circuit)
         small.save_pretrained(self.pruned_folder(kind, name))
         held = accuracy(small, self.splits.validation.images, self.splits.validation.labels)
         blocks = small.plan.blocks
@@ -249,6 +258,8 @@ class EdgeRecovery:
             found[f"{share}: pruned"] = pruned
             found[f"{share}: recovered"] = again(f"{share}_recovered", pruned)
             found[f"{share}: distilled"] = again(f"{share}_distilled", pruned, dense)
+            drawn = self.small(dense, self.random_circuit(kind, dense, share, 0))
+            found[f"{share}: random, recovered"] = again(f"{share}_random_recovered", drawn)
         return found | {"acdc: pruned": circuits["acdc"]}
 
     def evaluated(self, kind: str, models: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,26 +285,48 @@ class EdgeRecovery:
             "advice": list(result.advice().lines()),
         }
 
+    def random_circuit(self, kind: str, vit: cv.ViT, share: str, draw: int) -> cv.Circuit:
+        """A circuit grown as EAP's, of as many edges, by random scores; it is kept in a file."""
+        path = self.circuit_file(kind, f"{share}_random_{draw}")
+        if not path.exists():
+            count = len(cv.Circuit.load(self.circuit_file(kind, share)))
+            seeds = Random(f"{self.seed} {kind} {share} {draw}")
+            connected(partial(self.grown, vit, count), seeds).save(path)
+        return cv.Circuit.load(path)
+
+    def grown(self, vit: cv.ViT, count: int, seed: int) -> cv.Circuit:
+        """So many edges, grown from the logits by random scores."""
+        return cv.eap(vit, self.pairs, method="random", seed=seed, qkv="joint").greedy(count)
+
     def random_ones(self, kind: str, dense: cv.ViT) -> dict[str, Any]:
         """Test accuracy of random circuits of as many edges as EAP's; not trained."""
-        every = cv.edge_graph(dense.config, qkv="joint").edges
-        names = sorted(f"{writer}->{reader}" for writer, reader in every)
-        found = {}
+        draws, test = range(self.settings["random_circuits"]), self.splits.test
+        found: dict[str, Any] = {}
         for share in self.settings["keep"]:
-            count = len(cv.Circuit.load(self.circuit_file(kind, share)))
-            draws = range(self.settings["random_circuits"])
-            drawn = [Random(f"{self.seed} {kind} {share} {draw}") for draw in draws]
-            found[share] = [self.tested(dense, one.sample(names, count)) for one in drawn]
+            circuits = [self.random_circuit(kind, dense, share, draw) for draw in draws]
+            held = [accuracy(self.small(dense, one), test.images, test.labels) for one in circuits]
+            found[share] = [{"top1": one.top1, "loss": one.loss} for one in held]
         return found
 
-    def tested(self, dense: cv.ViT, edges: Sequence[str]) -> dict[str, float]:
-        """Test accuracy of the circuit of some edges."""
-        circuit = cv.Circuit(dense.config, edges, qkv="joint")
-        with warnings.catch_warnings():  # few random edges often hold no path at all
-            warnings.filterwarnings("ignore", message="no kept path")
-            small = cv.compile(dense, circuit, level="edge", **self.ablated)
-        held = accuracy(small, self.splits.test.images, self.splits.test.labels)
-        return {"top1": held.top1, "loss": held.loss}
+    def small(self, vit: cv.ViT, circuit: cv.Circuit) -> cv.CircuitViT:
+        """A circuit, compiled."""
+        return cv.compile(vit, circuit, level="edge", **self.ablated)
+
+
+def connected(grow: Callable[[int], cv.Circuit], seeds: Random) -> cv.Circuit:
+    """The first circuit in which the images reach the logits through a head or an MLP.
+
+    Raises:
+        CircuitError: none of many does.
+    """
+    for _ in range(DRAWS):
+        circuit = grow(seeds.getrandbits(32))
+        if circuit.units():
+            return circuit
+    raise CircuitError(
+        f"none of {DRAWS} random circuits of so few edges leads from the images through a head or an "
+        "MLP to the logits. Keep more edges: raise the shares in `keep` of this file."
+    )
 
 
 def row_of(result: cv.Evaluation, name: str, images: int, on_front: bool) -> dict[str, Any]:
