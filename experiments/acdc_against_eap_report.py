@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from study import origins
+
 from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.html.tables import markdown_table
 
@@ -126,8 +128,8 @@ def report(results: Results) -> str:
     search = settings["eap"][settings["loss"]]
     lines = [
         "# ACDC against EAP",
-        f"`{results['command']}`, {parts['evaluate']['date']}; {machine(results)}. The dense model "
-        f"learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:.0%} of "
+        origins(results),
+        f"{parts['evaluate']['date']}. The dense model learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:.0%} of "
         f"the full schedule. {seconds(results)}.",
         f"{found['images']:,} test images; latency is that of a batch of {found['batch']} as a "
         "share of the dense model's; KL is the rise over the dense model on the "
@@ -149,11 +151,6 @@ def report(results: Results) -> str:
         + ". More in `evaluation/report.md`, which has advice from test images.",
     ]
     return "\n\n".join(lines) + "\n"
-
-
-def machine(results: Results) -> str:
-    """The hardware in words."""
-    return ", ".join(f"{key} {value}" for key, value in results["hardware"].items())
 
 
 def seconds(results: Results) -> str:

@@ -22,13 +22,25 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from study import Study, evaluated_rows, folder_of, options, run, source_of, stages_of
+from study import (
+    Study,
+    dense_shape,
+    evaluated_rows,
+    folder_of,
+    images_of,
+    options,
+    origins,
+    run,
+    set_of,
+    stages_of,
+)
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
 from circuitvit.html.tables import markdown_table
+from circuitvit.images import Splits
 from circuitvit.images.animals import categories
 from circuitvit.measure import accuracy, latency, macs
 
@@ -70,6 +82,8 @@ TOY: dict[str, Any] = {
 }
 TOY_EPOCHS = 16
 BATCH = 64
+DRAWS = 1000
+"""Shapes that are drawn until one is another."""
 DIGITS = {str(digit): "straight" if digit in (1, 4, 7) else "round" for digit in range(10)}
 PUBLISHED = "41 of 48 heads gone at τ=0.01, all MLPs kept; 55.24% retrained"
 
@@ -80,49 +94,27 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     epochs = given.epochs or (TOY_EPOCHS if given.toy else SETTINGS["recipe"]["epochs"])
     warmup = min(SETTINGS["recipe"]["warmup_epochs"], epochs / 8)
     settings["recipe"] = SETTINGS["recipe"] | {"epochs": epochs, "warmup_epochs": warmup}
-    settings["share_of_schedule"] = epochs / SETTINGS["recipe"]["epochs"]
-    return settings | {"data": "digits" if given.toy and not given.data else given.data}
+    return settings | {"share_of_schedule": epochs / SETTINGS["recipe"]["epochs"]}
 
 
 class Blueprint:
     """The experiment's steps, on one study."""
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.settings = study, study.settings
-        digits = self.settings["data"] == "digits"
-        self.categories = DIGITS if digits else categories()
-        self.seed = self.settings["seed"]
-        source = "digits" if digits else source_of(self.settings["data"], "animals")
-        self.splits = cv.load_splits(
-            source,
-            image_size=self.settings["image_size"],
-            classes=None if digits else "animals",
-            validation=self.settings["validation"],
-            seed=self.seed,
-            limit=self.settings["limit"],
-            cache=None if digits else study.folder / "cache",
-        )
-        self.reference = self.splits.train.images[: self.settings["reference"]]
-        self.ablated = {"ablation": self.settings["ablation"], "reference": self.reference}
-        self.channels = self.splits.train.images.shape[1]
+    def __init__(self, study: Study, splits: Splits, coarse: Mapping[str, str | None]) -> None:
+        self.study, self.settings, self.splits = study, study.settings, splits
+        self.categories, self.seed = coarse, self.settings["seed"]
+        self.reference = splits.train.images[: self.settings["reference"]].to(study.device)
+        self.ablated: Any = {"ablation": self.settings["ablation"], "reference": self.reference}
 
     @property
     def recipe(self) -> cv.Recipe:
         """How everything is trained from scratch."""
         return cv.Recipe(**self.settings["recipe"], seed=self.seed)
 
-    def config(self) -> cv.ViTConfig:
-        """The baseline's shape."""
-        return cv.ViTConfig(
-            image_size=self.settings["image_size"],
-            channels=self.channels,
-            classes=len(self.splits.train.class_names),
-            **self.settings["shape"],
-        )
-
     def baseline(self) -> Any:
         """The trained baseline."""
-        start = lambda: cv.ViT(self.config(), seed=self.seed)  # noqa: E731
+        config = dense_shape(self.study, self.splits.train)
+        start = lambda: cv.ViT(config, seed=self.seed)  # noqa: E731
         return self.study.trained("baseline", start, self.splits, self.recipe)
 
     def circuit(self, dense: Any, tau: float) -> cv.Circuit:
@@ -150,13 +142,13 @@ class Blueprint:
         if not circuit.units():
             return kept | {"compiled": False}  # nothing of the image reaches the logits
         small = cv.compile(dense, circuit, **self.ablated)
-        found = accuracy(small, self.splits.validation.images, self.splits.validation.labels)
+        validation = self.splits.validation
+        found = accuracy(small, validation.images.to(self.study.device), validation.labels)
         shape = tuple(self.splits.train.images.shape[1:])
         saved = 1 - macs(small, shape) / macs(dense, shape)
-        names = circuit.units()
         return kept | {
             "compiled": True,
-            "units": list(names),
+            "units": list(circuit.units()),
             "macs_saved": saved,
             "validation_top1": found.top1,
             "validation_loss": found.loss,
@@ -169,7 +161,8 @@ class Blueprint:
             if trial["compiled"]:
                 circuit = self.circuit(dense, trial["tau"])
                 models[f"{trial['tau']:g}"] = cv.compile(dense, circuit, **self.ablated)
-        found = latency(models, self.splits.validation.images, baseline="dense", batch=BATCH)
+        images = self.splits.validation.images[:BATCH].to(self.study.device)
+        found = latency(models, images, baseline="dense", batch=BATCH)
         return {
             name: {"ratio": one.ratio, "low": one.ratio_low, "high": one.ratio_high}
             for name, one in found.items()
@@ -208,8 +201,9 @@ class Blueprint:
 
     def evaluated(self, models: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All models on the test images, side by side; the whole report goes into a folder."""
-        test = self.splits.test
-        found = cv.evaluate(models, test.images, test.labels, batches=(1, BATCH))
+        test, device = self.splits.test, self.study.device
+        models = {name: model.to(device) for name, model in models.items()}
+        found = cv.evaluate(models, test.images.to(device), test.labels, batches=(1, BATCH))
         found.save(self.study.folder / "evaluation")
         return evaluated_rows(found)
 
@@ -225,26 +219,29 @@ def random_blueprint(like: cv.ViTConfig, whole: cv.ViTConfig, seed: int) -> cv.V
     draw = Random(seed)
     places = [block for block in range(whole.depth) for _ in range(whole.heads[block])]
     thinking = sum(width > 0 for width in like.mlp_width)
-    while True:
+    for _ in range(DRAWS):
         kept = draw.sample(places, sum(like.heads))
         blocks = draw.sample(range(whole.depth), thinking)
         heads = tuple(kept.count(block) for block in range(whole.depth))
         widths = tuple(w if b in blocks else 0 for b, w in enumerate(whole.mlp_width))
         if (heads, widths) != (like.heads, like.mlp_width):
             return replace(whole, heads=heads, mlp_width=widths)
+    raise CircuitError(
+        f"in {DRAWS} draws there was no other shape with {sum(like.heads)} heads and {thinking} MLPs "
+        "than that of the circuit, so there is no control."
+    )
 
 
 def report(results: Mapping[str, Any]) -> str:
     """The report for people; all figures are those of `results.json`."""
     settings, found = results["settings"], part_of(results)
-    hardware = results["hardware"]
     share, epochs = settings["share_of_schedule"], settings["recipe"]["epochs"]
     lines = [
         "# A blueprint from a circuit",
         "",
-        f"`{results['command']}`, {hardware['processor']}, threads: {hardware['threads']}, torch "
-        f"{hardware['torch']}; {seconds(results) / 60:.0f} minutes, {found('test', 'date')}. "
-        f"{epochs} epochs, {share:.0%} of the full schedule. Published: {PUBLISHED}.",
+        origins(results),
+        "",
+        f"{seconds(results) / 60:.0f} minutes, {found('test', 'date')}. {epochs} epochs, {share:.0%} of the full schedule. Published: {PUBLISHED}.",
         "",
         f"τ={found('choice')['tau']:g} was chosen on validation images: the best as compiled of "
         f"those that save {settings['least_saving']:.0%} of the MACs. Test images were used for "
@@ -343,7 +340,9 @@ def figure(results: Mapping[str, Any]) -> Any:
 def main(given: argparse.Namespace) -> None:
     """Run the stages that are wanted."""
     study = Study(NAME, settings_of(given), folder_of(given, NAME), stages_of(given))
-    steps = Blueprint(study)
+    name = set_of(given, "animals")
+    coarse = DIGITS if name == "digits" else categories()
+    steps = Blueprint(study, images_of(study, given.data, name), coarse)
     dense = steps.baseline()
     if not {"optimize", "evaluate"} & set(study.stages):
         return

@@ -33,13 +33,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from edge_recovery_report import KINDS, PUBLISHED, report
-from study import Study, folder_of, options, run, source_of, stages_of
+from study import Study, dense_shape, folder_of, images_of, options, run, set_of, stages_of
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
+from circuitvit.images import Splits
 from circuitvit.measure import accuracy
 from circuitvit.pretrained import load_saved
 
@@ -103,7 +103,7 @@ DRAWS = 1000
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     """All that decides the results."""
     settings = SETTINGS | (TOY if given.toy else {})
-    name = "digits" if given.toy and not given.data else given.set
+    name = set_of(given, given.set)
     epochs = given.epochs or (TOY_EPOCHS if given.toy else SETTINGS["epochs"])
     settings |= {"set": name, **SETS[name], "epochs": epochs, "limit": given.limit}
     settings["warmup_epochs"] = min(SETTINGS["warmup_epochs"], epochs / 8)
@@ -112,26 +112,16 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
         small, unlike = {"batch": TOY_BATCH}, {"horizontal_flip": False}
         settings["shape"] = TOY_SHAPE
         settings["recipes"] = {"baseline": PLAIN | small, "better": BETTER | small | unlike}
-    return settings | {"data": "digits" if name == "digits" else given.data}
+    return settings
 
 
 class EdgeRecovery:
     """The experiment's steps, on one study."""
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.settings = study, study.settings
-        self.seed, name = self.settings["seed"], self.settings["set"]
-        digits = name == "digits"
-        self.splits = cv.load_splits(
-            "digits" if digits else source_of(self.settings["data"], name),
-            image_size=self.settings["image_size"],
-            classes=self.settings["classes"],
-            validation=self.settings["validation"],
-            seed=self.seed,
-            limit=self.settings["limit"],
-            cache=None if digits else study.folder / "cache",
-        )
-        self.reference = self.splits.train.images[: self.settings["reference"]]
+    def __init__(self, study: Study, splits: Splits) -> None:
+        self.study, self.settings, self.splits = study, study.settings, splits
+        self.seed = self.settings["seed"]
+        self.reference = splits.train.images[: self.settings["reference"]].to(study.device)
         self.ablated: Any = {"ablation": "mean", "reference": self.reference}
 
     def recipe(self, kind: str) -> cv.Recipe:
@@ -153,12 +143,7 @@ class EdgeRecovery:
 
     def dense(self, kind: str) -> cv.ViT:
         """A trained dense model."""
-        config = cv.ViTConfig(
-            image_size=self.settings["image_size"],
-            channels=self.splits.train.images.shape[1],
-            classes=len(self.splits.train.class_names),
-            **self.settings["shape"],
-        )
+        config = dense_shape(self.study, self.splits.train)
         start = lambda: cv.ViT(config, seed=self.seed)  # noqa: E731
         return self.study.trained(kind, start, self.splits, self.recipe(kind))
 
@@ -176,7 +161,10 @@ class EdgeRecovery:
             return {name: self.compiled(kind, vit, name) for name in self.names}
 
         self.study.part(f"circuits of {kind}", "optimize", make)
-        return {name: load_saved(self.pruned_folder(kind, name)) for name in self.names}
+        return {
+            name: load_saved(self.pruned_folder(kind, name)).to(self.study.device)
+            for name in self.names
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -228,7 +216,8 @@ class EdgeRecovery:
         circuit = cv.Circuit.load(self.circuit_file(kind, name))
         small = self.small(vit, circuit)
         small.save_pretrained(self.pruned_folder(kind, name))
-        held = accuracy(small, self.splits.validation.images, self.splits.validation.labels)
+        validation = self.splits.validation
+        held = accuracy(small, validation.images.to(self.study.device), validation.labels)
         blocks = small.plan.blocks
         return {
             "edges": len(circuit),
@@ -264,8 +253,7 @@ class EdgeRecovery:
 
     def evaluated(self, kind: str, models: Mapping[str, Any]) -> dict[str, Any]:
         """What the models do on test images, and how fast."""
-        test = self.splits.test
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        test, device = self.splits.test, self.study.device
         result = cv.evaluate(
             {name: model.to(device) for name, model in models.items()},
             test.images.to(device),
@@ -301,10 +289,11 @@ class EdgeRecovery:
     def random_ones(self, kind: str, dense: cv.ViT) -> dict[str, Any]:
         """Test accuracy of random circuits of as many edges as EAP's; not trained."""
         draws, test = range(self.settings["random_circuits"]), self.splits.test
+        images = test.images.to(self.study.device)
         found: dict[str, Any] = {}
         for share in self.settings["keep"]:
             circuits = [self.random_circuit(kind, dense, share, draw) for draw in draws]
-            held = [accuracy(self.small(dense, one), test.images, test.labels) for one in circuits]
+            held = [accuracy(self.small(dense, one), images, test.labels) for one in circuits]
             found[share] = [{"top1": one.top1, "loss": one.loss} for one in held]
         return found
 
@@ -352,7 +341,7 @@ def main(given: argparse.Namespace) -> None:
     settings = settings_of(given)
     name = f"{NAME}_animals" if settings["set"] == "animals" else NAME
     study = Study(NAME, settings, folder_of(given, name), stages_of(given))
-    steps = EdgeRecovery(study)
+    steps = EdgeRecovery(study, images_of(study, given.data, settings["set"]))
     dense = {kind: steps.dense(kind) for kind in KINDS}
     if not {"optimize", "evaluate"} & set(study.stages):
         return

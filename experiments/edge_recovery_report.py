@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from study import STAGES
+from study import STAGES, origins
 
 from circuitvit.html.tables import markdown_table
 
@@ -88,7 +88,6 @@ def changes(results: Mapping[str, Any]) -> str:
 def report(results: Mapping[str, Any]) -> str:
     """All that was found, as Markdown; every figure is of `results.json`."""
     settings, parts = results["settings"], results["parts"]
-    machine = ", ".join(f"{key} {value}" for key, value in results["hardware"].items())
     minutes = {
         stage: sum(p["seconds"] for p in parts.values() if p["stage"] == stage) / 60
         for stage in STAGES
@@ -97,7 +96,8 @@ def report(results: Mapping[str, Any]) -> str:
     spent = ", ".join(f"{stage} {spent:.1f} min" for stage, spent in minutes.items())
     lines = [
         "# Edges removed, and recovered",
-        f"`{results['command']}`; {machine}; {dates[0]} to {dates[-1]}; {spent}.",
+        origins(results),
+        f"{dates[0]} to {dates[-1]}; {spent}.",
         f"The images are of `{settings['set']}`, not the 200 classes of Tiny-ImageNet of the "
         f"published figures, and {settings['epochs']} epochs were run (better: "
         f"{settings['epochs'] * settings['better_epochs']}), {settings['share_of_schedule']:.0%} "

@@ -24,7 +24,7 @@ import acdc_against_eap as experiment  # noqa: E402
 import acdc_against_eap_report as reports  # noqa: E402
 import kept_parts as parts_of  # noqa: E402
 from kept_parts import Ablated, Kept, MaskedRuns  # noqa: E402
-from study import Study  # noqa: E402
+from study import Study, images_of  # noqa: E402
 
 LEVELS = {"blocks": 3, "heads": 12, "neurons": 192}
 
@@ -223,14 +223,15 @@ class Unseen:
         raise AssertionError(f"the test images' {name} was looked at")
 
 
-def small_study(folder, stages, *more, **changes):
+def small_steps(folder, stages, *more, **changes):
     given = experiment.parser_of().parse_args(["--toy", "--epochs", "1", *more])
     settings = experiment.settings_of(given) | {"taus": [0.05], "keep_ratios": [0.8]} | changes
-    return Study("small", settings, folder, stages)
+    study = Study("small", settings, folder, stages)
+    return experiment.Comparison(study, images_of(study, None, "digits"))
 
 
 def test_no_test_image_is_looked_at_before_the_last_stage(tmp_path):
-    steps = experiment.Comparison(small_study(tmp_path, ("train", "optimize")))
+    steps = small_steps(tmp_path, ("train", "optimize"))
     object.__setattr__(steps.splits, "test", Unseen())
     steps.optimize()
     assert "choose" in steps.study.results["parts"]
@@ -242,7 +243,7 @@ def test_no_test_image_is_looked_at_before_the_last_stage(tmp_path):
 def test_task_loss_one_method_and_recovery(tmp_path):
     options = ("--loss", "task", "--method", "eap", "--recovery-epochs", "1")
     stages = ("train", "optimize", "evaluate")
-    steps = experiment.Comparison(small_study(tmp_path, stages, *options))
+    steps = small_steps(tmp_path, stages, *options)
     steps.evaluate()
     results = steps.study.results
     assert results["parts"]["score heads"]["result"]["metric"] == "cross_entropy"

@@ -1,0 +1,124 @@
+"""What the experiments share: `experiments/study.py`, in this process, without a whole toy run."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pytest
+
+import circuitvit as cv
+from circuitvit.errors import CircuitError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+import animals_blueprint
+import study as studies
+from study import Study, origins
+
+SETTINGS = {"seed": 0, "epochs": 1}
+STAGES = ("train", "optimize", "evaluate")
+
+
+def begun(folder, settings=SETTINGS):
+    return Study("small", settings, folder, STAGES)
+
+
+def stored(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def splits_of(seed=0):
+    return cv.load_splits("digits", image_size=8, validation=0.1, seed=seed, limit=40)
+
+
+def called(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["small.py", *words])
+
+
+def test_each_part_keeps_the_command_and_hardware_that_made_it(tmp_path, monkeypatch):
+    called(monkeypatch, "--threads", "1")
+    begun(tmp_path).part("first", "train", lambda: 1)
+    called(monkeypatch, "--threads", "2")
+    monkeypatch.setattr(studies, "hardware", lambda device: {"processor": f"another {device.type}"})
+    begun(tmp_path).part("second", "train", lambda: 2)
+    found = stored(tmp_path)
+    first, second = (found["parts"][name] for name in ("first", "second"))
+    assert first["command"] == "python experiments/small.py --threads 1"
+    assert set(first["hardware"]) == {"device", "threads", "torch", "circuitvit", "processor"}
+    assert second["command"] == found["command"] == "python experiments/small.py --threads 2"
+    assert second["hardware"] == found["hardware"]
+    assert second["hardware"]["processor"].startswith("another c")
+    lines = origins(found).splitlines()
+    assert [line.rsplit(": ")[-1] for line in lines] == ["first", "second"]
+    assert "processor another c" in lines[1]
+
+
+def test_a_run_that_makes_nothing_leaves_the_file_as_it_is(tmp_path, monkeypatch):
+    called(monkeypatch, "--threads", "1")
+    begun(tmp_path).part("first", "train", lambda: 1)
+    before = stored(tmp_path)
+    called(monkeypatch, "--skip-training")
+    again = begun(tmp_path)
+    assert again.part("first", "train", lambda: 2) == 1
+    again.save()
+    assert stored(tmp_path) == before
+
+
+def test_a_file_from_before_goes_on(tmp_path, monkeypatch):
+    """It has `data` in its settings, no fingerprints of images, and one hardware for all."""
+    hardware = {"device": "x86_64", "threads": "1"}
+    part = {"stage": "train", "date": "2026-11-21", "seconds": 3.0, "result": 7}
+    old = {"settings": SETTINGS | {"data": "../shared/data"}, "parts": {"old": part}}
+    old |= {"experiment": "small", "command": "python before", "hardware": hardware}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    called(monkeypatch)
+    study, splits = begun(tmp_path), splits_of()
+    study.check_images(splits)
+    assert study.part("old", "train", lambda: 8) == 7
+    study.part("new", "train", lambda: 9)
+    found = stored(tmp_path)
+    assert found["settings"] == SETTINGS
+    assert found["parts"]["old"] == part | {"command": "python before", "hardware": hardware}
+    assert found["images"] == {
+        name: getattr(splits, name).fingerprint() for name in ("train", "validation", "test")
+    }
+
+
+def test_other_images_under_the_same_settings_are_refused(tmp_path):
+    study = begun(tmp_path)
+    study.check_images(splits_of())
+    study.save()
+    begun(tmp_path).check_images(splits_of())  # the same, loaded again
+    with pytest.raises(CircuitError, match="other images: those of train had the fingerprint") as e:
+        begun(tmp_path).check_images(replace(splits_of(), train=splits_of(seed=1).train))
+    assert "validation" not in str(e.value)
+    assert "another --out" in str(e.value)
+
+
+def test_the_seconds_of_a_training_are_those_of_its_epochs_in_the_file_too(tmp_path):
+    splits = splits_of()
+    vit = cv.ViT(
+        cv.ViTConfig(
+            image_size=8, channels=1, classes=10, patch_size=4, width=8, depth=1, heads=2,
+            mlp_width=8,
+        )
+    )  # fmt: skip
+    recipe = cv.Recipe(epochs=2, batch=16)
+    begun(tmp_path).trained("small", lambda: vit, splits, recipe)
+    part = stored(tmp_path)["parts"]["train small"]
+    spent = sum(epoch["seconds"] for epoch in part["result"])
+    assert part["seconds"] == round(spent, 1)
+    found = stored(tmp_path)
+    found["parts"]["train small"]["seconds"] = 1e4  # of the last run alone
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    begun(tmp_path).trained("small", lambda: vit, splits, recipe)
+    assert stored(tmp_path)["parts"]["train small"]["seconds"] == round(spent, 1)
+
+
+def test_a_shape_without_another_has_no_random_one():
+    whole = models.shape(depth=2)
+    bare = replace(whole, heads=(0, 0), mlp_width=(0, 0))
+    with pytest.raises(CircuitError, match="no other shape with 0 heads and 0 MLPs"):
+        animals_blueprint.random_blueprint(bare, whole, seed=0)
