@@ -26,7 +26,17 @@ from typing import Any
 from acdc_against_eap_report import report, tradeoff
 from acdc_against_eap_search import Search, Wanted
 from kept_parts import Kept, MaskedRuns, compiled, random_kept
-from study import Study, dense_shape, folder_of, images_of, options, run, set_of, stages_of
+from study import (
+    Study,
+    dense_shape,
+    evaluated_rows,
+    folder_of,
+    images_of,
+    options,
+    run,
+    set_of,
+    stages_of,
+)
 
 import circuitvit as cv
 from circuitvit.files import write_text
@@ -239,22 +249,15 @@ class Comparison:
             seed=self.seed,
         )  # fmt: skip
         found.save(folder / "evaluation")
-        places, front = self.test_places(), found.pareto()
+        places = self.test_places()
         rows = {
-            name: {
-                "top1": asdict(found[name].interval),
-                "loss": found.report[name].accuracy.loss,
-                "parameters": found.report[name].parameters,
-                "macs": found.report[name].macs,
-                "latency_ratio": asdict(found.ratio(name)),
-                "pareto": name in front,
-                "top1_beside_random": float(found[name].right[places].mean()),
-            }
-            for name in models
+            row["name"]: row
+            | {"top1_beside_random": float(found[row["name"]].right[places].mean())}
+            for row in evaluated_rows(found)
         }
         advice = found.advice().lines()
         return {"images": len(test.images), "batch": found.batch, "rows": rows,
-                "pareto": list(front), "advice": advice}  # fmt: skip
+                "pareto": list(found.pareto()), "advice": advice}  # fmt: skip
 
     def random(self, level: str) -> dict[str, list[float]]:
         """Test accuracy of random prunings of a level, by how much stays, a value for each seed."""
@@ -315,9 +318,10 @@ def main(given: argparse.Namespace) -> None:
         steps.optimize()
     if "evaluate" in study.stages:
         steps.evaluate()
+    study.save(given.results)
+    if study.has("evaluate", *(f"random {level}" for level in study.settings["levels"])):
         write_text(study.folder / "report.md", report(study.results))
         chart_page(study.folder / "tradeoff.html", tradeoff(study.results))
-    study.save(given.results)
 
 
 if __name__ == "__main__":

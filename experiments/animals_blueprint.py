@@ -18,7 +18,6 @@ import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -342,7 +341,16 @@ def main(given: argparse.Namespace) -> None:
     study = Study(NAME, settings_of(given), folder_of(given, NAME), stages_of(given))
     name = set_of(given, "animals")
     coarse = DIGITS if name == "digits" else categories()
-    steps = Blueprint(study, images_of(study, given.data, name), coarse)
+    work(study, Blueprint(study, images_of(study, given.data, name), coarse))
+    study.save(given.results)
+    if study.has("test"):
+        write_text(study.folder / "report.md", report(study.results))
+        chart_page(study.folder / "tau.html", figure(study.results))
+        print(f"Wrote {study.folder}.\n{report(study.results)}")
+
+
+def work(study: Study, steps: Blueprint) -> None:
+    """The stages that are wanted."""
     dense = steps.baseline()
     if not {"optimize", "evaluate"} & set(study.stages):
         return
@@ -355,15 +363,6 @@ def main(given: argparse.Namespace) -> None:
     models = {"baseline": dense, **steps.optimized(dense, choice["tau"])}
     if "evaluate" in study.stages:
         study.part("test", "evaluate", partial(steps.evaluated, models))
-        finish(study, given.results)
-
-
-def finish(study: Study, copy: Path | None) -> None:
-    """Write the report and the page."""
-    study.save(copy)
-    write_text(study.folder / "report.md", report(study.results))
-    chart_page(study.folder / "tau.html", figure(study.results))
-    print(f"Wrote {study.folder}.\n{report(study.results)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,17 @@ from random import Random
 from typing import Any
 
 from edge_recovery_report import KINDS, PUBLISHED, report
-from study import Study, dense_shape, folder_of, images_of, options, run, set_of, stages_of
+from study import (
+    Study,
+    dense_shape,
+    evaluated_rows,
+    folder_of,
+    images_of,
+    options,
+    run,
+    set_of,
+    stages_of,
+)
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
@@ -96,6 +106,7 @@ TOY: dict[str, Any] = {
 }
 TOY_SHAPE = {"patch_size": 2, "width": 32, "depth": 3, "heads": 4, "mlp_width": 64}
 TOY_EPOCHS, TOY_BATCH = 8, 32
+TESTED = ("random circuits", "evaluation")
 DRAWS = 1000
 """Random circuits that are looked at until one holds a path."""
 
@@ -265,11 +276,10 @@ class EdgeRecovery:
             seed=self.seed,
         )
         result.save(self.study.folder / "evaluation" / kind)
-        front = result.pareto()
         return {
             "images": len(test),
-            "rows": {name: row_of(result, name, len(test), name in front) for name in models},
-            "pareto": list(front),
+            "rows": {row["name"]: row for row in evaluated_rows(result)},
+            "pareto": list(result.pareto()),
             "advice": list(result.advice().lines()),
         }
 
@@ -318,30 +328,18 @@ def connected(grow: Callable[[int], cv.Circuit], seeds: Random) -> cv.Circuit:
     )
 
 
-def row_of(result: cv.Evaluation, name: str, images: int, on_front: bool) -> dict[str, Any]:
-    """One model's figures; `seconds` are those of all test images at the largest batch."""
-    one, cost, ratio = result[name], result.report[name], result.ratio(name)
-    change = result.difference(name, "dense")
-    speed = result.images_per_second(name)
-    assert speed is not None
-    return {
-        "top1": one.accuracy.top1,
-        "interval": [one.interval.low, one.interval.high],
-        "loss": one.accuracy.loss,
-        "change": [change.value, change.low, change.high],
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "seconds": images / speed,
-        "ratio": [ratio.value, ratio.low, ratio.high],
-        "pareto": on_front,
-    }
-
-
 def main(given: argparse.Namespace) -> None:
     settings = settings_of(given)
     name = f"{NAME}_animals" if settings["set"] == "animals" else NAME
     study = Study(NAME, settings, folder_of(given, name), stages_of(given))
-    steps = EdgeRecovery(study, images_of(study, given.data, settings["set"]))
+    work(study, EdgeRecovery(study, images_of(study, given.data, settings["set"])))
+    study.save(given.results)
+    if study.has(*(f"{what} of {kind}" for what in TESTED for kind in KINDS)):
+        write_text(study.folder / "report.md", report(study.results))
+
+
+def work(study: Study, steps: EdgeRecovery) -> None:
+    """The stages that are wanted."""
     dense = {kind: steps.dense(kind) for kind in KINDS}
     if not {"optimize", "evaluate"} & set(study.stages):
         return
@@ -355,8 +353,6 @@ def main(given: argparse.Namespace) -> None:
         study.part(
             f"evaluation of {kind}", "evaluate", lambda k=kind: steps.evaluated(k, models[k])
         )
-    study.save(given.results)
-    write_text(study.folder / "report.md", report(study.results))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def table(results: Mapping[str, Any], kind: str) -> str:
             name, str(sizes.get(share, sizes["all edges"])["edges"]),
             f"{row['top1']:.2%} ({low:.1%}–{high:.1%})", points(*row["change"]),
             f"{row['loss']:.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f} M",
-            f"{row['seconds']:.1f}", "{:.2f} ({:.2f}–{:.2f})".format(*row["ratio"]),
+            f"{row['seconds']:.1f}", "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
             "yes" if row["pareto"] else "no",
         ])  # fmt: skip
         if share in drawn and name.endswith("pruned"):
@@ -80,7 +80,7 @@ def changes(results: Mapping[str, Any]) -> str:
                 f"{top1['dense']:.2%}", points(start - top1["dense"]), *won,
                 points(top1["dense, trained on"] - top1["dense"]),
                 points(top1[f"{share}: recovered"] - top1[f"{share}: random, recovered"]),
-                f"{found[f'{share}: recovered']['ratio'][0]:.2f}",
+                f"{found[f'{share}: recovered']['time_ratio']:.2f}",
             ])  # fmt: skip
     return markdown_table(rows)
 
@@ -125,7 +125,7 @@ def spent_on(parts: Mapping[str, Any]) -> list[str]:
                 f"{size['layer_norms']} LayerNorms where all edges have "
                 f"{sizes['all edges']['layer_norms']}, "
                 f"{row['macs'] / rows['dense']['macs']:.0%} of the dense model's MACs, "
-                f"{row['ratio'][0]:.0%} of its time"
+                f"{row['time_ratio']:.0%} of its time"
             )
     return ["\n".join(lines)]
 

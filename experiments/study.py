@@ -112,6 +112,10 @@ class Study:
             self._note(name, stage, value, time.perf_counter() - start)
         return parts[name]["result"]
 
+    def has(self, *names: str) -> bool:
+        """Whether these parts are all there."""
+        return all(name in self.results["parts"] for name in names)
+
     def _note(self, name: str, stage: str, value: Any, seconds: float) -> None:
         self.results["parts"][name] = {
             "stage": stage,
@@ -168,21 +172,28 @@ class Study:
 
 
 def evaluated_rows(found: cv.Evaluation) -> list[dict[str, Any]]:
-    """What a study notes of each evaluated model; `time_ratio` is to the baseline's time."""
+    """What a study notes of each evaluated model.
+
+    `change` is of top-1 and `time_ratio` of time, to the baseline, and each has its 95% interval;
+    `seconds` are those of all images at the largest batch that was timed.
+    """
     front, rows = set(found.pareto()), []
     for name in found.names:
         one, cost, ratio = found[name], found.report[name], found.ratio(name)
+        change, speed = found.difference(name, found.report.baseline), found.images_per_second(name)
         rows.append(
             {
                 "name": name,
                 "top1": one.accuracy.top1,
                 "interval": [one.interval.low, one.interval.high],
+                "change": [change.value, change.low, change.high],
                 "loss": one.accuracy.loss,
                 "parameters": cost.parameters,
                 "macs": cost.macs,
                 "time_ratio": ratio.value,
                 "time_interval": [ratio.low, ratio.high],
                 "milliseconds": found.cost(name),
+                "seconds": None if speed is None else one.accuracy.images / speed,
                 "pareto": name in front,
             }
         )

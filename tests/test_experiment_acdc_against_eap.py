@@ -143,7 +143,7 @@ def test_the_pareto_set_is_that_of_the_figures(toy, results):
         )
         assert found["rows"][name]["pareto"] == (not beaten)
         assert (name in found["pareto"]) == (not beaten)
-        assert found["rows"][name]["top1"]["value"] == top1
+        assert found["rows"][name]["top1"] == top1
 
 
 def test_each_size_has_random_controls_of_that_size(results):
