@@ -1,6 +1,7 @@
-"""Claim: the circuit of a ViT tells the shape of a smaller one that learns as well.
+"""Claim: a circuit's shape, trained afresh, is compared with others of its size, drawn at random.
 
 Command   python experiments/animals_blueprint.py --data ../shared/data [--epochs 8 --threads 1]
+          [--random-blueprints 3]
           [--results experiments/results/animals_blueprint.json]
 Hardware  any; the full schedule wants a GPU
 Minutes   on one CPU core some 10 an epoch, over all trainings
@@ -9,9 +10,13 @@ Expected  runs/animals_blueprint/{results.json, report.md, tau.html, circuits/ta
 A ViT of 6 blocks × 8 heads learns the 58 animal classes of Tiny-ImageNet. Pairs of images of unlike
 coarse categories (a dog, a bird) are searched by ACDC over several τ, and every τ's circuit is
 compiled. The τ is chosen on validation images; its blueprint is retrained from scratch, beside it
-tuned with the weights it has, and another of as many heads and MLPs, drawn at random, is trained as the
-control. Test images are looked at in the last stage alone. The published figures: at τ=0.01
+tuned with the weights it has, and others of as many heads and MLPs, drawn at random, are trained as
+the control. Test images are looked at in the last stage alone. The published figures: at τ=0.01
 41 of 48 heads went, all MLPs stayed, 55.24% after retraining.
+
+One run shows how one training of one circuit's shape ends beside one training of each random one: by
+default of a single one. Intervals are of the test images; what another seed or another draw would
+change isn't in them. So it can't show that circuits tell good shapes, only fail to.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from typing import Any
 
 from study import (
     Study,
+    circuit_of,
     dense_shape,
     evaluated_rows,
     folder_of,
@@ -81,8 +87,9 @@ TOY: dict[str, Any] = {
 }
 TOY_EPOCHS = 16
 BATCH = 64
+RANDOM = "random blueprint"
 DRAWS = 1000
-"""Shapes that are drawn until one is another."""
+"""Shapes that are drawn, at most, until enough are others."""
 DIGITS = {str(digit): "straight" if digit in (1, 4, 7) else "round" for digit in range(10)}
 PUBLISHED = "41 of 48 heads gone at τ=0.01, all MLPs kept; 55.24% retrained"
 
@@ -99,9 +106,11 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
 class Blueprint:
     """The experiment's steps, on one study."""
 
-    def __init__(self, study: Study, splits: Splits, coarse: Mapping[str, str | None]) -> None:
+    def __init__(
+        self, study: Study, splits: Splits, coarse: Mapping[str, str | None], draws: int = 1
+    ) -> None:
         self.study, self.settings, self.splits = study, study.settings, splits
-        self.categories, self.seed = coarse, self.settings["seed"]
+        self.categories, self.draws, self.seed = coarse, draws, self.settings["seed"]
         self.reference = splits.train.images[: self.settings["reference"]].to(study.device)
         self.ablated: Any = {"ablation": self.settings["ablation"], "reference": self.reference}
 
@@ -132,7 +141,7 @@ class Blueprint:
                 **self.ablated,
             )
             found.save(path)
-        return cv.Circuit.load(path)
+        return circuit_of(path, dense)
 
     def trial(self, dense: Any, tau: float) -> dict[str, Any]:
         """What τ leaves, and how well it does as it is on validation images."""
@@ -184,19 +193,24 @@ class Blueprint:
         circuit = self.circuit(dense, tau)
         small = cv.compile(dense, circuit, **self.ablated)
         fresh = cv.compile(dense, circuit, fresh=True, seed=self.seed + 1, **self.ablated)
-        other = cv.ViT(random_blueprint(fresh.config, dense.config, self.seed), seed=self.seed + 1)
+        others = random_blueprints(fresh.config, dense.config, self.draws, self.seed)
         tuning = self.settings["tuning"]
         epochs = max(1, round(tuning["epochs_share"] * self.recipe.epochs))
         gentle = replace(
             self.recipe, epochs=epochs, warmup_epochs=0, learning_rate=tuning["learning_rate"]
         )
         train = partial(self.study.trained, splits=self.splits, stage="optimize")
-        return {
+        models = {
             f"compiled, τ={tau:g}": small,
             "blueprint retrained": train("retrained", lambda: fresh, recipe=self.recipe),
             "blueprint tuned": train("tuned", lambda: small, recipe=gentle),
-            "random blueprint trained": train("random", lambda: other, recipe=self.recipe),
         }
+        for place, shape in enumerate(others, start=1):
+            number = f" {place}" if place > 1 else ""
+            start = partial(cv.ViT, shape, seed=self.seed + 1)
+            trained = train(f"random{number}", start, recipe=self.recipe)
+            models[f"{RANDOM}{number} trained"] = trained
+        return models
 
     def evaluated(self, models: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All models on the test images, side by side; the whole report goes into a folder."""
@@ -213,21 +227,31 @@ def kept_units(names: Iterable[str]) -> dict[str, int]:
     return {"heads": kinds.count("a"), "mlps": kinds.count("m")}
 
 
-def random_blueprint(like: cv.ViTConfig, whole: cv.ViTConfig, seed: int) -> cv.ViTConfig:
-    """Another shape with as many heads and MLPs, drawn from those of the whole model."""
-    draw = Random(seed)
+def random_blueprints(
+    like: cv.ViTConfig, whole: cv.ViTConfig, count: int, seed: int
+) -> list[cv.ViTConfig]:
+    """Other shapes with as many heads and MLPs, drawn from those of the whole model; no two alike.
+
+    Raises:
+        CircuitError: so many draws did not find so many.
+    """
+    draw, found = Random(seed), list[cv.ViTConfig]()
     places = [block for block in range(whole.depth) for _ in range(whole.heads[block])]
     thinking = sum(width > 0 for width in like.mlp_width)
+    taken = {(like.heads, like.mlp_width)}
     for _ in range(DRAWS):
+        if len(found) >= count:
+            return found
         kept = draw.sample(places, sum(like.heads))
         blocks = draw.sample(range(whole.depth), thinking)
         heads = tuple(kept.count(block) for block in range(whole.depth))
         widths = tuple(w if b in blocks else 0 for b, w in enumerate(whole.mlp_width))
-        if (heads, widths) != (like.heads, like.mlp_width):
-            return replace(whole, heads=heads, mlp_width=widths)
+        if (heads, widths) not in taken:
+            taken.add((heads, widths))
+            found.append(replace(whole, heads=heads, mlp_width=widths))
     raise CircuitError(
-        f"in {DRAWS} draws there was no other shape with {sum(like.heads)} heads and {thinking} MLPs "
-        "than that of the circuit, so there is no control."
+        f"{DRAWS} draws found {len(found)} of the {count} other shapes with {sum(like.heads)} heads "
+        f"and {thinking} MLPs that were asked for. Ask for --random-blueprints {len(found)}."
     )
 
 
@@ -247,6 +271,8 @@ def report(results: Mapping[str, Any]) -> str:
         "this table only:",
         "",
         table(results),
+        "",
+        control(results),
         "",
         "Every τ, as compiled, on validation images:",
         "",
@@ -277,6 +303,17 @@ def table(results: Mapping[str, Any]) -> str:
         units = whole if row["name"] == "baseline" else kept
         cells.append([row["name"], str(units["heads"]), str(units["mlps"]), *figures(row)])
     return markdown_table([head, *cells])
+
+
+def control(results: Mapping[str, Any]) -> str:
+    """How much the random shapes can tell."""
+    rows = results["parts"]["test"]["result"]
+    drawn = sum(row["name"].startswith(RANDOM) for row in rows)
+    return (
+        f"The control is {drawn} random shape{'s' * (drawn != 1)} of as many heads and MLPs. Every "
+        "model was trained once: the intervals are of the test images, and hold no spread over "
+        "trainings."
+    )
 
 
 def figures(row: Mapping[str, Any]) -> list[str]:
@@ -341,7 +378,8 @@ def main(given: argparse.Namespace) -> None:
     study = Study(NAME, settings_of(given), folder_of(given, NAME), stages_of(given))
     name = set_of(given, "animals")
     coarse = DIGITS if name == "digits" else categories()
-    work(study, Blueprint(study, images_of(study, given.data, name), coarse))
+    splits = images_of(study, given.data, name)
+    work(study, Blueprint(study, splits, coarse, given.random_blueprints))
     study.save(given.results)
     if study.has("test"):
         write_text(study.folder / "report.md", report(study.results))
@@ -362,8 +400,29 @@ def work(study: Study, steps: Blueprint) -> None:
     choice = study.part("choice", "optimize", partial(steps.chosen, trials))
     models = {"baseline": dense, **steps.optimized(dense, choice["tau"])}
     if "evaluate" in study.stages:
+        check_evaluated(study, models)
         study.part("test", "evaluate", partial(steps.evaluated, models))
 
 
+def check_evaluated(study: Study, models: Mapping[str, Any]) -> None:
+    """Refuse an evaluation that was of other models than these.
+
+    Raises:
+        CircuitError: so it was.
+    """
+    if not study.has("test"):
+        return
+    before = {row["name"] for row in study.results["parts"]["test"]["result"]}
+    if unlike := sorted(before ^ set(models)):
+        raise CircuitError(
+            f"{study.file} has an evaluation with or without {', '.join(unlike)}. Give the "
+            "--random-blueprints of before, or remove the part 'test' from the file."
+        )
+
+
 if __name__ == "__main__":
-    run(main, options(__doc__, NAME))
+    parser = options(__doc__, NAME)
+    parser.add_argument(
+        "--random-blueprints", type=int, default=1, help="shapes of the control; one by default"
+    )
+    run(main, parser)

@@ -36,6 +36,7 @@ from typing import Any
 from edge_recovery_report import KINDS, PUBLISHED, report
 from study import (
     Study,
+    circuit_of,
     dense_shape,
     evaluated_rows,
     folder_of,
@@ -224,7 +225,7 @@ class EdgeRecovery:
 
     def compiled(self, kind: str, vit: cv.ViT, name: str) -> dict[str, Any]:
         """Save a circuit's model; its size, and what it does on validation images."""
-        circuit = cv.Circuit.load(self.circuit_file(kind, name))
+        circuit = circuit_of(self.circuit_file(kind, name), vit)
         small = self.small(vit, circuit)
         small.save_pretrained(self.pruned_folder(kind, name))
         validation = self.splits.validation
@@ -287,10 +288,10 @@ class EdgeRecovery:
         """A circuit grown as EAP's, of as many edges, by random scores; it is kept in a file."""
         path = self.circuit_file(kind, f"{share}_random_{draw}")
         if not path.exists():
-            count = len(cv.Circuit.load(self.circuit_file(kind, share)))
+            count = len(circuit_of(self.circuit_file(kind, share), vit))
             seeds = Random(f"{self.seed} {kind} {share} {draw}")
             connected(partial(self.grown, vit, count), seeds).save(path)
-        return cv.Circuit.load(path)
+        return circuit_of(path, vit)
 
     def grown(self, vit: cv.ViT, count: int, seed: int) -> cv.Circuit:
         """So many edges, grown from the logits by random scores."""

@@ -25,6 +25,7 @@ from circuitvit.pretrained import load_saved
 
 HOUSE = Path(__file__).parents[1]
 STAGES = ("train", "optimize", "evaluate")
+OTHER = {"model": "another model", "data": "other image pairs"}
 SPLITS = ("train", "validation", "test")
 SHARED = {
     "animals": "tiny_imagenet_animals_*.parquet",
@@ -169,6 +170,43 @@ class Study:
         for path in (self.file, *more):
             if path is not None:
                 write_json(path, self.results)
+
+
+def circuit_of(path: Path, vit: cv.ViT) -> cv.Circuit:
+    """A circuit from its file, which was found on this very model.
+
+    Raises:
+        CircuitError: it was found on another, or its file can't be read.
+    """
+    circuit = cv.Circuit.load(path)
+    check_origin(path, {"model": circuit.provenance.model}, {"model": vit.fingerprint()})
+    return circuit
+
+
+def check_origin(
+    path: Path, noted: Mapping[str, str | None], here: Mapping[str, str | None]
+) -> None:
+    """Refuse a file of what was found on another `model` or other `data`.
+
+    Args:
+        path: the file.
+        noted: the fingerprints in it.
+        here: those of this study.
+
+    Raises:
+        CircuitError: they differ.
+    """
+    unlike = [
+        f"{OTHER[what]} (fingerprint {noted.get(what)}, here {own})"
+        for what, own in here.items()
+        if noted.get(what) != own
+    ]
+    if unlike:
+        raise CircuitError(
+            f"{path} was found on {' and '.join(unlike)}. Give another --out; or, to search anew "
+            f"here, remove {path.parent} and every part of the stages optimize and evaluate from "
+            "results.json."
+        )
 
 
 def evaluated_rows(found: cv.Evaluation) -> list[dict[str, Any]]:

@@ -192,8 +192,11 @@ def test_the_report_has_every_model_and_both_controls(results, pages, reports):
 
 
 def test_a_second_run_does_nothing_again(results, pages):
-    again = run(pages["folder"])
+    report = (pages["folder"] / "report.md").read_text()
+    (pages["folder"] / "report.md").unlink()
+    again = run(pages["folder"], "--stages", "train")
     assert again.returncode == 0, again.stderr
+    assert (pages["folder"] / "report.md").read_text() == report
     assert again.stdout == ""
     assert stored(pages["folder"]) == results
 

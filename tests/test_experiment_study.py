@@ -120,5 +120,33 @@ def test_the_seconds_of_a_training_are_those_of_its_epochs_in_the_file_too(tmp_p
 def test_a_shape_without_another_has_no_random_one():
     whole = models.shape(depth=2)
     bare = replace(whole, heads=(0, 0), mlp_width=(0, 0))
-    with pytest.raises(CircuitError, match="no other shape with 0 heads and 0 MLPs"):
-        animals_blueprint.random_blueprint(bare, whole, seed=0)
+    with pytest.raises(
+        CircuitError, match="found 0 of the 1 other shapes with 0 heads and 0 MLPs"
+    ) as e:
+        animals_blueprint.random_blueprints(bare, whole, 1, seed=0)
+    assert "--random-blueprints 0" in str(e.value)
+    assert animals_blueprint.random_blueprints(bare, whole, 0, seed=0) == []
+
+
+def test_random_shapes_differ_and_the_first_is_the_same_however_many():
+    whole = models.shape(depth=3)
+    like = replace(whole, heads=(1, 0, 2), mlp_width=(whole.mlp_width[0], 0, 0))
+    drawn = animals_blueprint.random_blueprints(like, whole, 4, seed=0)
+    shapes = {(one.heads, one.mlp_width) for one in [like, *drawn]}
+    assert len(shapes) == 5
+    assert {sum(heads) for heads, _ in shapes} == {3}
+    assert {sum(width > 0 for width in widths) for _, widths in shapes} == {1}
+    assert animals_blueprint.random_blueprints(like, whole, 1, seed=0) == drawn[:1]
+
+
+def test_a_circuit_of_another_model_is_refused(tmp_path):
+    vit, other = (models.random_vit(models.shape(), seed=seed) for seed in (0, 1))
+    images = models.random_images(vit, 4)
+    circuit = cv.acdc(vit, cv.Pairs(clean=images), tau=0.01, ablation="zero")
+    circuit.save(tmp_path / "circuit.json")
+    assert studies.circuit_of(tmp_path / "circuit.json", vit).edges == circuit.edges
+    with pytest.raises(
+        CircuitError, match=rf"another model \(fingerprint {vit.fingerprint()}, here"
+    ) as error:
+        studies.circuit_of(tmp_path / "circuit.json", other)
+    assert "to search anew here, remove" in str(error.value)
