@@ -26,6 +26,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from animals_blueprint_report import RANDOM, drawn_in, figure, report
 from study import (
     Study,
     circuit_of,
@@ -34,7 +35,6 @@ from study import (
     folder_of,
     images_of,
     options,
-    origins,
     run,
     set_of,
     stages_of,
@@ -44,7 +44,6 @@ import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
-from circuitvit.html.tables import markdown_table
 from circuitvit.images import Splits
 from circuitvit.images.animals import categories
 from circuitvit.measure import accuracy, latency, macs
@@ -87,11 +86,9 @@ TOY: dict[str, Any] = {
 }
 TOY_EPOCHS = 16
 BATCH = 64
-RANDOM = "random blueprint"
 DRAWS = 1000
 """Shapes that are drawn, at most, until enough are others."""
 DIGITS = {str(digit): "straight" if digit in (1, 4, 7) else "round" for digit in range(10)}
-PUBLISHED = "41 of 48 heads gone at τ=0.01, all MLPs kept; 55.24% retrained"
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +238,7 @@ def random_blueprints(
     taken = {(like.heads, like.mlp_width)}
     for _ in range(DRAWS):
         if len(found) >= count:
-            return found
+            break
         kept = draw.sample(places, sum(like.heads))
         blocks = draw.sample(range(whole.depth), thinking)
         heads = tuple(kept.count(block) for block in range(whole.depth))
@@ -249,128 +246,12 @@ def random_blueprints(
         if (heads, widths) not in taken:
             taken.add((heads, widths))
             found.append(replace(whole, heads=heads, mlp_width=widths))
+    if len(found) >= count:
+        return found
     raise CircuitError(
         f"{DRAWS} draws found {len(found)} of the {count} other shapes with {sum(like.heads)} heads "
         f"and {thinking} MLPs that were asked for. Ask for --random-blueprints {len(found)}."
     )
-
-
-def report(results: Mapping[str, Any]) -> str:
-    """The report for people; all figures are those of `results.json`."""
-    settings, found = results["settings"], part_of(results)
-    share, epochs = settings["share_of_schedule"], settings["recipe"]["epochs"]
-    lines = [
-        "# A blueprint from a circuit",
-        "",
-        origins(results),
-        "",
-        f"{seconds(results) / 60:.0f} minutes, {found('test', 'date')}. {epochs} epochs, {share:.0%} of the full schedule. Published: {PUBLISHED}.",
-        "",
-        f"τ={found('choice')['tau']:g} was chosen on validation images: the best as compiled of "
-        f"those that save {settings['least_saving']:.0%} of the MACs. Test images were used for "
-        "this table only:",
-        "",
-        table(results),
-        "",
-        control(results),
-        "",
-        "Every τ, as compiled, on validation images:",
-        "",
-        trials_table(results),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def part_of(results: Mapping[str, Any]) -> Any:
-    """A function from a part's name to its result, or another field of it."""
-    return lambda name, field="result": results["parts"][name][field]
-
-
-def seconds(results: Mapping[str, Any]) -> float:
-    """How long all parts took."""
-    return sum(part["seconds"] for part in results["parts"].values())
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """What came of the chosen τ, on test images."""
-    rows = results["parts"]["test"]["result"]
-    head = ["model", "heads", "MLPs", "top-1 (95%)", "loss", "params", "MACs", "time, batch 64"]
-    shape = results["settings"]["shape"]
-    whole = {"heads": shape["depth"] * shape["heads"], "mlps": shape["depth"]}
-    kept = results["parts"]["choice"]["result"]
-    cells = []
-    for row in rows:
-        units = whole if row["name"] == "baseline" else kept
-        cells.append([row["name"], str(units["heads"]), str(units["mlps"]), *figures(row)])
-    return markdown_table([head, *cells])
-
-
-def control(results: Mapping[str, Any]) -> str:
-    """How much the random shapes can tell."""
-    rows = results["parts"]["test"]["result"]
-    drawn = sum(row["name"].startswith(RANDOM) for row in rows)
-    return (
-        f"The control is {drawn} random shape{'s' * (drawn != 1)} of as many heads and MLPs. Every "
-        "model was trained once: the intervals are of the test images, and hold no spread over "
-        "trainings."
-    )
-
-
-def figures(row: Mapping[str, Any]) -> list[str]:
-    """Accuracy, loss, size and time of one model."""
-    low, high = row["interval"]
-    return [
-        f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
-        f"{row['loss']:.3f}",
-        f"{row['parameters'] / 1e6:.2f} M",
-        f"{row['macs'] / 1e6:.0f} M",
-        f"{row['time_ratio']:.2f}",
-    ]
-
-
-def trials_table(results: Mapping[str, Any]) -> str:
-    """What every τ leaves."""
-    found = part_of(results)
-    speeds = found("speeds")
-    cells = []
-    for tau in results["settings"]["taus"]:
-        trial = found(f"τ={tau:g}")
-        end = ["–"] * 3
-        if trial["compiled"]:
-            end = [
-                f"{trial['validation_top1']:.2%}",
-                f"{-trial['macs_saved']:.0%}",
-                f"{1 / speeds[f'{tau:g}']['ratio']:.2f} ×",
-            ]
-        cells.append([f"{tau:g}", *(str(trial[k]) for k in ("edges", "heads", "mlps")), *end])
-    head = ["τ", "edges", "heads", "MLPs", "top-1", "MACs", "speed-up"]
-    return markdown_table([head, *cells])
-
-
-def figure(results: Mapping[str, Any]) -> Any:
-    """Accuracy and speed-up over τ, and against each other with τ beside each point."""
-    from plotly.subplots import make_subplots
-
-    found, speeds = part_of(results), part_of(results)("speeds")
-    trials = [found(f"τ={tau:g}") for tau in results["settings"]["taus"]]
-    trials = [trial for trial in trials if trial["compiled"]]
-    taus = [trial["tau"] for trial in trials]
-    top1 = [100 * trial["validation_top1"] for trial in trials]
-    faster = [1 / speeds[f"{tau:g}"]["ratio"] for tau in taus]
-    titles = ("top-1 of the compiled circuit", "speed-up, batch 64", "the one against the other")
-    drawn = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
-    drawn.add_scatter(x=taus, y=top1, mode="lines+markers", row=1, col=1)
-    drawn.add_scatter(x=taus, y=faster, mode="lines+markers", row=1, col=2)
-    drawn.add_scatter(
-        x=faster, y=top1, text=[f"τ={tau:g}" for tau in taus],
-        mode="markers+text", textposition="top center", row=1, col=3,
-    )  # fmt: skip
-    for column in (1, 2):
-        drawn.update_xaxes(type="log", title="τ", row=1, col=column)
-    drawn.update_xaxes(title="speed-up", row=1, col=3)
-    for column in (1, 3):
-        drawn.update_yaxes(title="validation top-1, %", row=1, col=column)
-    return drawn.update_layout(template="plotly_white", showlegend=False)
 
 
 def main(given: argparse.Namespace) -> None:
@@ -398,25 +279,23 @@ def work(study: Study, steps: Blueprint) -> None:
     ]
     study.part("speeds", "optimize", partial(steps.speeds, dense, trials))
     choice = study.part("choice", "optimize", partial(steps.chosen, trials))
+    check_evaluated(study, steps.draws)
     models = {"baseline": dense, **steps.optimized(dense, choice["tau"])}
     if "evaluate" in study.stages:
-        check_evaluated(study, models)
         study.part("test", "evaluate", partial(steps.evaluated, models))
 
 
-def check_evaluated(study: Study, models: Mapping[str, Any]) -> None:
-    """Refuse an evaluation that was of other models than these.
+def check_evaluated(study: Study, draws: int) -> None:
+    """Refuse to go on behind an evaluation beside another number of random blueprints.
 
     Raises:
         CircuitError: so it was.
     """
-    if not study.has("test"):
-        return
-    before = {row["name"] for row in study.results["parts"]["test"]["result"]}
-    if unlike := sorted(before ^ set(models)):
+    before = drawn_in(study.results) if study.has("test") else draws
+    if before != draws:
         raise CircuitError(
-            f"{study.file} has an evaluation with or without {', '.join(unlike)}. Give the "
-            "--random-blueprints of before, or remove the part 'test' from the file."
+            f"{study.file} has an evaluation beside {before} random blueprints, not {draws}. Say "
+            f"--random-blueprints {before}, or remove the part 'test' from the file."
         )
 
 

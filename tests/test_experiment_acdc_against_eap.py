@@ -15,7 +15,6 @@ import torch
 import circuitvit as cv
 from circuitvit.ablation import EdgeMask, RemovedNeurons, run_embedded
 from circuitvit.circuit import edges_among
-from circuitvit.errors import CircuitError
 from circuitvit.writes import ablated_values, neuron_means
 
 HOUSE = Path(__file__).parents[1]
@@ -24,7 +23,6 @@ sys.path.insert(0, str(HOUSE / "experiments"))
 import acdc_against_eap as experiment  # noqa: E402
 import acdc_against_eap_report as reports  # noqa: E402
 import kept_parts as parts_of  # noqa: E402
-from acdc_against_eap_search import Search  # noqa: E402
 from kept_parts import Ablated, Kept, MaskedRuns  # noqa: E402
 from study import Study, images_of  # noqa: E402
 
@@ -243,23 +241,6 @@ def test_no_test_image_is_looked_at_before_the_last_stage(tmp_path):
     steps.study.stages = ("evaluate",)
     with pytest.raises(AssertionError, match="was looked at"):
         steps.evaluate()
-
-
-def test_what_was_found_on_another_model_or_other_images_is_refused(tmp_path):
-    steps = small_steps(tmp_path, ("train", "optimize"), "--method", "acdc")
-    search, other = steps.search, cv.ViT(steps.dense.config, seed=9)
-    for level in ("heads", "neurons"):
-        wanted = next(one for one in steps.every if one.level == level)
-        if level == "neurons":
-            search.score(level)
-        found = search.found(wanted)
-        assert search.found(wanted) == found  # read again
-        path = tmp_path / "circuits" / f"{wanted.name}.json"
-        message = rf"{path.name} was found on another model .*{search.vit.fingerprint()}, here"
-        with pytest.raises(CircuitError, match=message):
-            Search(steps.study, other, steps.splits.train).found(wanted)
-        with pytest.raises(CircuitError, match="was found on other image pairs"):
-            Search(steps.study, steps.dense, steps.splits.test).found(wanted)
 
 
 def test_task_loss_one_method_and_recovery(tmp_path):

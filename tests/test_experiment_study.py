@@ -13,8 +13,10 @@ from circuitvit.errors import CircuitError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
+import acdc_against_eap
 import animals_blueprint
 import study as studies
+from acdc_against_eap_search import Search
 from study import Study, origins
 
 SETTINGS = {"seed": 0, "epochs": 1}
@@ -150,3 +152,23 @@ def test_a_circuit_of_another_model_is_refused(tmp_path):
     ) as error:
         studies.circuit_of(tmp_path / "circuit.json", other)
     assert "to search anew here, remove" in str(error.value)
+
+
+def test_what_was_found_on_another_model_or_other_images_is_refused(tmp_path):
+    given = acdc_against_eap.parser_of().parse_args(["--toy", "--epochs", "1", "--method", "acdc"])
+    settings = acdc_against_eap.settings_of(given) | {"taus": [0.05]}
+    study = begun(tmp_path, settings)
+    steps = acdc_against_eap.Comparison(study, studies.images_of(study, None, "digits"))
+    search, other = steps.search, cv.ViT(steps.dense.config, seed=9)
+    for level in ("heads", "neurons"):
+        wanted = next(one for one in steps.every if one.level == level)
+        if level == "neurons":
+            search.score(level)
+        found = search.found(wanted)
+        assert search.found(wanted) == found  # read again
+        path = tmp_path / "circuits" / f"{wanted.name}.json"
+        message = rf"{path.name} was found on another model .*{search.vit.fingerprint()}, here"
+        with pytest.raises(CircuitError, match=message):
+            Search(steps.study, other, steps.splits.train).found(wanted)
+        with pytest.raises(CircuitError, match="was found on other image pairs"):
+            Search(steps.study, steps.dense, steps.splits.test).found(wanted)
