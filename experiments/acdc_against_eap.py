@@ -242,6 +242,8 @@ class Comparison:
     def evaluated(self) -> dict[str, Any]:
         """All models on test images, side by side."""
         test, folder = self.splits.test, self.study.folder
+        for wanted in self.every:
+            self.search.found(wanted)  # refuses those of another model
         models = {name: load_saved(self.folder(name)).to(self.device) for name in self.names()}
         found = cv.evaluate(
             models, test.images.to(self.device), test.labels, class_names=test.class_names,

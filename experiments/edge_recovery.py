@@ -173,6 +173,8 @@ class EdgeRecovery:
             return {name: self.compiled(kind, vit, name) for name in self.names}
 
         self.study.part(f"circuits of {kind}", "optimize", make)
+        for name in self.names:
+            circuit_of(self.circuit_file(kind, name), vit)  # refuses those of another model
         return {
             name: load_saved(self.pruned_folder(kind, name)).to(self.study.device)
             for name in self.names
