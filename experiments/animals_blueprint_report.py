@@ -1,4 +1,4 @@
-"""The report and page of `animals_blueprint.py`, all from its `results.json`; not an experiment itself."""
+"""The report and page of `animals_blueprint.py`, all from its `results.json`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,8 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         origins(results),
         "",
-        f"{seconds(results) / 60:.0f} minutes, {found('test', 'date')}. {epochs} epochs, {share:.0%} of the full schedule. Published: {PUBLISHED}.",
+        f"{seconds(results) / 60:.0f} minutes, {found('test', 'date')}. {epochs} epochs, {share:.0%} of "
+        f"the full schedule. Published: {PUBLISHED}.",
         "",
         f"τ={found('choice')['tau']:g} was chosen on validation images: the best as compiled of "
         f"those that save {settings['least_saving']:.0%} of the MACs. Test images were used for "

@@ -38,7 +38,8 @@ def table(results: Mapping[str, Any], kind: str) -> str:
             name, str(sizes.get(share, sizes["all edges"])["edges"]),
             f"{row['top1']:.2%} ({low:.1%}–{high:.1%})", points(*row["change"]),
             f"{row['loss']:.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f} M",
-            f"{row['seconds']:.1f}", "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
+            f"{row['seconds']:.1f}",
+            "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
             "yes" if row["pareto"] else "no",
         ])  # fmt: skip
         if share in drawn and name.endswith("pruned"):
