@@ -23,15 +23,25 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from acdc_against_eap_report import report, tradeoff
 from acdc_against_eap_search import Search, Wanted
 from kept_parts import Kept, MaskedRuns, compiled, random_kept
-from study import Study, folder_of, options, run, source_of, stages_of
+from study import (
+    Study,
+    dense_shape,
+    evaluated_rows,
+    folder_of,
+    images_of,
+    options,
+    run,
+    set_of,
+    stages_of,
+)
 
 import circuitvit as cv
 from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
+from circuitvit.images import Splits
 from circuitvit.measure import accuracy, macs
 from circuitvit.pretrained import load_saved
 
@@ -111,33 +121,17 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
         "loss": given.loss,
         "analysis_batches": given.analysis_batches,
     }
-    digits = given.toy and not given.data
-    settings |= {
-        **chosen,
-        "data": "digits" if digits else given.data,
-        "limit": given.limit or settings["limit"],
-    }
+    settings |= {**chosen, "limit": given.limit or settings["limit"]}
     return settings | {"share_of_schedule": epochs / full}
 
 
 class Comparison:
     """The experiment's steps, on one study."""
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.settings = study, study.settings
+    def __init__(self, study: Study, splits: Splits) -> None:
+        self.study, self.settings, self.splits = study, study.settings, splits
         self.seed, self.every = self.settings["seed"], Wanted.all_of(self.settings)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        digits = self.settings["data"] == "digits"
-        name = self.settings["set"]
-        self.splits = cv.load_splits(
-            "digits" if digits else source_of(self.settings["data"], name),
-            image_size=self.settings["image_size"],
-            classes="animals" if name == "animals" and not digits else None,
-            validation=self.settings["validation"],
-            seed=self.seed,
-            limit=self.settings["limit"],
-            cache=None if digits else study.folder / "cache",
-        )
+        self.device = study.device
 
     @property
     def recipe(self) -> cv.Recipe:
@@ -146,18 +140,12 @@ class Comparison:
 
     def start(self) -> cv.ViT:
         """The dense model before its training."""
-        config = cv.ViTConfig(
-            image_size=self.settings["image_size"],
-            channels=self.splits.train.images.shape[1],
-            classes=len(self.splits.train.class_names),
-            **self.settings["shape"],
-        )
-        return cv.ViT(config, seed=self.seed)
+        return cv.ViT(dense_shape(self.study, self.splits.train), seed=self.seed)
 
     @cached_property
     def dense(self) -> cv.ViT:
         """The trained model that is pruned."""
-        return self.study.trained("dense", self.start, self.splits, self.recipe).to(self.device)
+        return self.study.trained("dense", self.start, self.splits, self.recipe)
 
     @cached_property
     def search(self) -> Search:
@@ -209,7 +197,7 @@ class Comparison:
         name = f"{wanted.name}_recovered"
         start = lambda: load_saved(self.folder(wanted.name))  # noqa: E731
         small = self.study.trained(name, start, self.splits, recipe, stage="optimize")
-        self.study.part(f"judge {name}", "optimize", lambda: self.judged(small.to(self.device)))
+        self.study.part(f"judge {name}", "optimize", lambda: self.judged(small))
 
     def optimize(self) -> None:
         """All prunings, and the choice on validation images."""
@@ -254,6 +242,8 @@ class Comparison:
     def evaluated(self) -> dict[str, Any]:
         """All models on test images, side by side."""
         test, folder = self.splits.test, self.study.folder
+        for wanted in self.every:
+            self.search.found(wanted)  # refuses those of another model
         models = {name: load_saved(self.folder(name)).to(self.device) for name in self.names()}
         found = cv.evaluate(
             models, test.images.to(self.device), test.labels, class_names=test.class_names,
@@ -261,22 +251,15 @@ class Comparison:
             seed=self.seed,
         )  # fmt: skip
         found.save(folder / "evaluation")
-        places, front = self.test_places(), found.pareto()
+        places = self.test_places()
         rows = {
-            name: {
-                "top1": asdict(found[name].interval),
-                "loss": found.report[name].accuracy.loss,
-                "parameters": found.report[name].parameters,
-                "macs": found.report[name].macs,
-                "latency_ratio": asdict(found.ratio(name)),
-                "pareto": name in front,
-                "top1_beside_random": float(found[name].right[places].mean()),
-            }
-            for name in models
+            row["name"]: row
+            | {"top1_beside_random": float(found[row["name"]].right[places].mean())}
+            for row in evaluated_rows(found)
         }
         advice = found.advice().lines()
         return {"images": len(test.images), "batch": found.batch, "rows": rows,
-                "pareto": list(front), "advice": advice}  # fmt: skip
+                "pareto": list(found.pareto()), "advice": advice}  # fmt: skip
 
     def random(self, level: str) -> dict[str, list[float]]:
         """Test accuracy of random prunings of a level, by how much stays, a value for each seed."""
@@ -331,15 +314,16 @@ def parser_of() -> argparse.ArgumentParser:
 
 def main(given: argparse.Namespace) -> None:
     study = Study(NAME, settings_of(given), folder_of(given, NAME), stages_of(given))
-    steps = Comparison(study)
+    steps = Comparison(study, images_of(study, given.data, set_of(given, given.set)))
     _ = steps.dense
     if "optimize" in study.stages:
         steps.optimize()
     if "evaluate" in study.stages:
         steps.evaluate()
+    study.save(given.results)
+    if study.has("evaluate", *(f"random {level}" for level in study.settings["levels"])):
         write_text(study.folder / "report.md", report(study.results))
         chart_page(study.folder / "tradeoff.html", tradeoff(study.results))
-    study.save(given.results)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from study import origins
+
 from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.html.tables import markdown_table
 
@@ -48,17 +50,17 @@ def _row(results: Results, name: str) -> list[str]:
         kept = f"{pruned['kept'][pruned['level']]:,} of {total(results, pruned['level']):,}"
         rise = f"{pruned['divergence']:.3f}"
     control = control_of(results, name)
-    top1, ratio = row["top1"], row["latency_ratio"]
+    low, high = row["interval"]
     return [
         _title(name),
         kept,
         "" if name.endswith("_recovered") else rise,
-        f"{top1['value']:.2%} ({top1['low']:.1%}–{top1['high']:.1%})",
+        f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
         f"{row['loss']:.3f}",
         "" if control is None else f"{control:.2%}",
         "" if control is None else f"{100 * (row['top1_beside_random'] - control):+.1f}",
         f"{1 - row['macs'] / dense['macs']:.1%}",
-        f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
+        "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
         front,
     ]
 
@@ -126,8 +128,8 @@ def report(results: Results) -> str:
     search = settings["eap"][settings["loss"]]
     lines = [
         "# ACDC against EAP",
-        f"`{results['command']}`, {parts['evaluate']['date']}; {machine(results)}. The dense model "
-        f"learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:.0%} of "
+        origins(results),
+        f"{parts['evaluate']['date']}. The dense model learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:.0%} of "
         f"the full schedule. {seconds(results)}.",
         f"{found['images']:,} test images; latency is that of a batch of {found['batch']} as a "
         "share of the dense model's; KL is the rise over the dense model on the "
@@ -143,17 +145,12 @@ def report(results: Results) -> str:
         f"Chosen on validation images, before any test image was looked at: {_title(chosen['name'])}, "
         f"the fewest MACs among those that lose at most {100 * settings['give']:g} points of top-1 "
         f"there ({chosen['validation_top1']:.2%}); on test images "
-        f"{evaluated(results, chosen['name'])['top1']['value']:.2%}.",
+        f"{evaluated(results, chosen['name'])['top1']:.2%}.",
         "Pareto set (top-1 against latency), the quickest first: "
         + ", ".join(_title(name) for name in found["pareto"])
         + ". More in `evaluation/report.md`, which has advice from test images.",
     ]
     return "\n\n".join(lines) + "\n"
-
-
-def machine(results: Results) -> str:
-    """The hardware in words."""
-    return ", ".join(f"{key} {value}" for key, value in results["hardware"].items())
 
 
 def seconds(results: Results) -> str:
@@ -179,7 +176,7 @@ def tradeoff(results: Results) -> Figure:
         subtitle="test images; nothing was trained after pruning; beside each point: random",
         x_title="MACs, as a share of the dense model's",
         y_title="top-1",
-        level=rows["dense"]["top1"]["value"],
+        level=rows["dense"]["top1"],
         level_name="dense",
     )
 
@@ -191,9 +188,9 @@ def _series(results: Results, title: str, names: list[str], color: str, dash: An
     return Series(
         name=title,
         x=[rows[name]["macs"] / rows["dense"]["macs"] for name in names],
-        y=[rows[name]["top1"]["value"] for name in names],
-        low=[rows[name]["top1"]["low"] for name in names],
-        high=[rows[name]["top1"]["high"] for name in names],
+        y=[rows[name]["top1"] for name in names],
+        low=[rows[name]["interval"][0] for name in names],
+        high=[rows[name]["interval"][1] for name in names],
         color=color,
         mark="dots",
         dash=dash,

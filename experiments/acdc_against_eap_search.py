@@ -16,7 +16,7 @@ from kept_parts import (
     heads_of,
     neuron_groups,
 )
-from study import Study
+from study import Study, check_origin
 from torch import Tensor
 
 import circuitvit as cv
@@ -85,6 +85,11 @@ class Search:
         )  # fmt: skip
 
     @cached_property
+    def origin(self) -> dict[str, str]:
+        """The fingerprints of the model and of the pairs, which stand in every file."""
+        return {"model": self.vit.fingerprint(), "data": self.pairs.fingerprint()}
+
+    @cached_property
     def runs(self) -> MaskedRuns:
         """Runs of the pairs' clean images without some parts."""
         return MaskedRuns(self.vit, self.problem.pairs.clean, self.ablated)
@@ -148,18 +153,23 @@ class Search:
         """What stays, searched for now or read from its file.
 
         That of blocks and heads is a circuit, which `circuitvit` draws and compiles.
+
+        Raises:
+            CircuitError: the file is of another model, or of other images.
         """
         path = self.study.folder / "circuits" / f"{wanted.name}.json"
         if path.exists() and wanted.level == "neurons":
-            return Found.from_dict(read_json(path, what="neurons that stay"))
+            noted = read_json(path, what="neurons that stay")
+            check_origin(path, noted, self.origin)
+            return Found.from_dict(noted)
         if path.exists():
             circuit = cv.Circuit.load(path)
+            check_origin(path, asdict(circuit.provenance), self.origin)
             origin, kept = circuit.provenance, Kept.of_units(self.vit.config, circuit.units())
             return Found(kept, origin.divergence or 0.0, origin.evaluations or 0)
         found = (self.acdc if wanted.method == "acdc" else self.eap)(wanted)
         if wanted.level == "neurons":
-            origin = {"model": self.vit.fingerprint(), "data": self.pairs.fingerprint()}
-            write_json(path, {**asdict(wanted), **origin, **found.as_dict()})
+            write_json(path, {**asdict(wanted), **self.origin, **found.as_dict()})
         else:
             self.circuit(wanted, found).save(path)
         return found

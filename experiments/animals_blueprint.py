@@ -1,6 +1,7 @@
-"""Claim: the circuit of a ViT tells the shape of a smaller one that learns as well.
+"""Claim: a circuit's shape, trained afresh, is compared with others of its size, drawn at random.
 
 Command   python experiments/animals_blueprint.py --data ../shared/data [--epochs 8 --threads 1]
+          [--random-blueprints 3]
           [--results experiments/results/animals_blueprint.json]
 Hardware  any; the full schedule wants a GPU
 Minutes   on one CPU core some 10 an epoch, over all trainings
@@ -9,26 +10,41 @@ Expected  runs/animals_blueprint/{results.json, report.md, tau.html, circuits/ta
 A ViT of 6 blocks × 8 heads learns the 58 animal classes of Tiny-ImageNet. Pairs of images of unlike
 coarse categories (a dog, a bird) are searched by ACDC over several τ, and every τ's circuit is
 compiled. The τ is chosen on validation images; its blueprint is retrained from scratch, beside it
-tuned with the weights it has, and another of as many heads and MLPs, drawn at random, is trained as the
-control. Test images are looked at in the last stage alone. The published figures: at τ=0.01
+tuned with the weights it has, and others of as many heads and MLPs, drawn at random, are trained as
+the control. Test images are looked at in the last stage alone. The published figures: at τ=0.01
 41 of 48 heads went, all MLPs stayed, 55.24% after retraining.
+
+One run shows how one training of one circuit's shape ends beside one training of each random one: by
+default of a single one. Intervals are of the test images; what another seed or another draw would
+change isn't in them. So it can't show that circuits tell good shapes, only fail to.
 """
 
 import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from study import Study, evaluated_rows, folder_of, options, run, source_of, stages_of
+from animals_blueprint_report import RANDOM, drawn_in, figure, report
+from study import (
+    Study,
+    circuit_of,
+    dense_shape,
+    evaluated_rows,
+    folder_of,
+    images_of,
+    options,
+    run,
+    set_of,
+    stages_of,
+)
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
-from circuitvit.html.tables import markdown_table
+from circuitvit.images import Splits
 from circuitvit.images.animals import categories
 from circuitvit.measure import accuracy, latency, macs
 
@@ -70,8 +86,9 @@ TOY: dict[str, Any] = {
 }
 TOY_EPOCHS = 16
 BATCH = 64
+DRAWS = 1000
+"""Shapes that are drawn, at most, until enough are others."""
 DIGITS = {str(digit): "straight" if digit in (1, 4, 7) else "round" for digit in range(10)}
-PUBLISHED = "41 of 48 heads gone at τ=0.01, all MLPs kept; 55.24% retrained"
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -80,49 +97,29 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     epochs = given.epochs or (TOY_EPOCHS if given.toy else SETTINGS["recipe"]["epochs"])
     warmup = min(SETTINGS["recipe"]["warmup_epochs"], epochs / 8)
     settings["recipe"] = SETTINGS["recipe"] | {"epochs": epochs, "warmup_epochs": warmup}
-    settings["share_of_schedule"] = epochs / SETTINGS["recipe"]["epochs"]
-    return settings | {"data": "digits" if given.toy and not given.data else given.data}
+    return settings | {"share_of_schedule": epochs / SETTINGS["recipe"]["epochs"]}
 
 
 class Blueprint:
     """The experiment's steps, on one study."""
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.settings = study, study.settings
-        digits = self.settings["data"] == "digits"
-        self.categories = DIGITS if digits else categories()
-        self.seed = self.settings["seed"]
-        source = "digits" if digits else source_of(self.settings["data"], "animals")
-        self.splits = cv.load_splits(
-            source,
-            image_size=self.settings["image_size"],
-            classes=None if digits else "animals",
-            validation=self.settings["validation"],
-            seed=self.seed,
-            limit=self.settings["limit"],
-            cache=None if digits else study.folder / "cache",
-        )
-        self.reference = self.splits.train.images[: self.settings["reference"]]
-        self.ablated = {"ablation": self.settings["ablation"], "reference": self.reference}
-        self.channels = self.splits.train.images.shape[1]
+    def __init__(
+        self, study: Study, splits: Splits, coarse: Mapping[str, str | None], draws: int = 1
+    ) -> None:
+        self.study, self.settings, self.splits = study, study.settings, splits
+        self.categories, self.draws, self.seed = coarse, draws, self.settings["seed"]
+        self.reference = splits.train.images[: self.settings["reference"]].to(study.device)
+        self.ablated: Any = {"ablation": self.settings["ablation"], "reference": self.reference}
 
     @property
     def recipe(self) -> cv.Recipe:
         """How everything is trained from scratch."""
         return cv.Recipe(**self.settings["recipe"], seed=self.seed)
 
-    def config(self) -> cv.ViTConfig:
-        """The baseline's shape."""
-        return cv.ViTConfig(
-            image_size=self.settings["image_size"],
-            channels=self.channels,
-            classes=len(self.splits.train.class_names),
-            **self.settings["shape"],
-        )
-
     def baseline(self) -> Any:
         """The trained baseline."""
-        start = lambda: cv.ViT(self.config(), seed=self.seed)  # noqa: E731
+        config = dense_shape(self.study, self.splits.train)
+        start = lambda: cv.ViT(config, seed=self.seed)  # noqa: E731
         return self.study.trained("baseline", start, self.splits, self.recipe)
 
     def circuit(self, dense: Any, tau: float) -> cv.Circuit:
@@ -141,7 +138,7 @@ class Blueprint:
                 **self.ablated,
             )
             found.save(path)
-        return cv.Circuit.load(path)
+        return circuit_of(path, dense)
 
     def trial(self, dense: Any, tau: float) -> dict[str, Any]:
         """What τ leaves, and how well it does as it is on validation images."""
@@ -150,13 +147,13 @@ class Blueprint:
         if not circuit.units():
             return kept | {"compiled": False}  # nothing of the image reaches the logits
         small = cv.compile(dense, circuit, **self.ablated)
-        found = accuracy(small, self.splits.validation.images, self.splits.validation.labels)
+        validation = self.splits.validation
+        found = accuracy(small, validation.images.to(self.study.device), validation.labels)
         shape = tuple(self.splits.train.images.shape[1:])
         saved = 1 - macs(small, shape) / macs(dense, shape)
-        names = circuit.units()
         return kept | {
             "compiled": True,
-            "units": list(names),
+            "units": list(circuit.units()),
             "macs_saved": saved,
             "validation_top1": found.top1,
             "validation_loss": found.loss,
@@ -169,7 +166,8 @@ class Blueprint:
             if trial["compiled"]:
                 circuit = self.circuit(dense, trial["tau"])
                 models[f"{trial['tau']:g}"] = cv.compile(dense, circuit, **self.ablated)
-        found = latency(models, self.splits.validation.images, baseline="dense", batch=BATCH)
+        images = self.splits.validation.images[:BATCH].to(self.study.device)
+        found = latency(models, images, baseline="dense", batch=BATCH)
         return {
             name: {"ratio": one.ratio, "low": one.ratio_low, "high": one.ratio_high}
             for name, one in found.items()
@@ -192,24 +190,30 @@ class Blueprint:
         circuit = self.circuit(dense, tau)
         small = cv.compile(dense, circuit, **self.ablated)
         fresh = cv.compile(dense, circuit, fresh=True, seed=self.seed + 1, **self.ablated)
-        other = cv.ViT(random_blueprint(fresh.config, dense.config, self.seed), seed=self.seed + 1)
+        others = random_blueprints(fresh.config, dense.config, self.draws, self.seed)
         tuning = self.settings["tuning"]
         epochs = max(1, round(tuning["epochs_share"] * self.recipe.epochs))
         gentle = replace(
             self.recipe, epochs=epochs, warmup_epochs=0, learning_rate=tuning["learning_rate"]
         )
         train = partial(self.study.trained, splits=self.splits, stage="optimize")
-        return {
+        models = {
             f"compiled, τ={tau:g}": small,
             "blueprint retrained": train("retrained", lambda: fresh, recipe=self.recipe),
             "blueprint tuned": train("tuned", lambda: small, recipe=gentle),
-            "random blueprint trained": train("random", lambda: other, recipe=self.recipe),
         }
+        for place, shape in enumerate(others, start=1):
+            number = f" {place}" if place > 1 else ""
+            start = partial(cv.ViT, shape, seed=self.seed + 1)
+            trained = train(f"random{number}", start, recipe=self.recipe)
+            models[f"{RANDOM}{number} trained"] = trained
+        return models
 
     def evaluated(self, models: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All models on the test images, side by side; the whole report goes into a folder."""
-        test = self.splits.test
-        found = cv.evaluate(models, test.images, test.labels, batches=(1, BATCH))
+        test, device = self.splits.test, self.study.device
+        models = {name: model.to(device) for name, model in models.items()}
+        found = cv.evaluate(models, test.images.to(device), test.labels, batches=(1, BATCH))
         found.save(self.study.folder / "evaluation")
         return evaluated_rows(found)
 
@@ -220,130 +224,52 @@ def kept_units(names: Iterable[str]) -> dict[str, int]:
     return {"heads": kinds.count("a"), "mlps": kinds.count("m")}
 
 
-def random_blueprint(like: cv.ViTConfig, whole: cv.ViTConfig, seed: int) -> cv.ViTConfig:
-    """Another shape with as many heads and MLPs, drawn from those of the whole model."""
-    draw = Random(seed)
+def random_blueprints(
+    like: cv.ViTConfig, whole: cv.ViTConfig, count: int, seed: int
+) -> list[cv.ViTConfig]:
+    """Other shapes with as many heads and MLPs, drawn from those of the whole model; no two alike.
+
+    Raises:
+        CircuitError: so many draws did not find so many.
+    """
+    draw, found = Random(seed), list[cv.ViTConfig]()
     places = [block for block in range(whole.depth) for _ in range(whole.heads[block])]
     thinking = sum(width > 0 for width in like.mlp_width)
-    while True:
+    taken = {(like.heads, like.mlp_width)}
+    for _ in range(DRAWS):
+        if len(found) >= count:
+            break
         kept = draw.sample(places, sum(like.heads))
         blocks = draw.sample(range(whole.depth), thinking)
         heads = tuple(kept.count(block) for block in range(whole.depth))
         widths = tuple(w if b in blocks else 0 for b, w in enumerate(whole.mlp_width))
-        if (heads, widths) != (like.heads, like.mlp_width):
-            return replace(whole, heads=heads, mlp_width=widths)
-
-
-def report(results: Mapping[str, Any]) -> str:
-    """The report for people; all figures are those of `results.json`."""
-    settings, found = results["settings"], part_of(results)
-    hardware = results["hardware"]
-    share, epochs = settings["share_of_schedule"], settings["recipe"]["epochs"]
-    lines = [
-        "# A blueprint from a circuit",
-        "",
-        f"`{results['command']}`, {hardware['processor']}, threads: {hardware['threads']}, torch "
-        f"{hardware['torch']}; {seconds(results) / 60:.0f} minutes, {found('test', 'date')}. "
-        f"{epochs} epochs, {share:.0%} of the full schedule. Published: {PUBLISHED}.",
-        "",
-        f"τ={found('choice')['tau']:g} was chosen on validation images: the best as compiled of "
-        f"those that save {settings['least_saving']:.0%} of the MACs. Test images were used for "
-        "this table only:",
-        "",
-        table(results),
-        "",
-        "Every τ, as compiled, on validation images:",
-        "",
-        trials_table(results),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def part_of(results: Mapping[str, Any]) -> Any:
-    """A function from a part's name to its result, or another field of it."""
-    return lambda name, field="result": results["parts"][name][field]
-
-
-def seconds(results: Mapping[str, Any]) -> float:
-    """How long all parts took."""
-    return sum(part["seconds"] for part in results["parts"].values())
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """What came of the chosen τ, on test images."""
-    rows = results["parts"]["test"]["result"]
-    head = ["model", "heads", "MLPs", "top-1 (95%)", "loss", "params", "MACs", "time, batch 64"]
-    shape = results["settings"]["shape"]
-    whole = {"heads": shape["depth"] * shape["heads"], "mlps": shape["depth"]}
-    kept = results["parts"]["choice"]["result"]
-    cells = []
-    for row in rows:
-        units = whole if row["name"] == "baseline" else kept
-        cells.append([row["name"], str(units["heads"]), str(units["mlps"]), *figures(row)])
-    return markdown_table([head, *cells])
-
-
-def figures(row: Mapping[str, Any]) -> list[str]:
-    """Accuracy, loss, size and time of one model."""
-    low, high = row["interval"]
-    return [
-        f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
-        f"{row['loss']:.3f}",
-        f"{row['parameters'] / 1e6:.2f} M",
-        f"{row['macs'] / 1e6:.0f} M",
-        f"{row['time_ratio']:.2f}",
-    ]
-
-
-def trials_table(results: Mapping[str, Any]) -> str:
-    """What every τ leaves."""
-    found = part_of(results)
-    speeds = found("speeds")
-    cells = []
-    for tau in results["settings"]["taus"]:
-        trial = found(f"τ={tau:g}")
-        end = ["–"] * 3
-        if trial["compiled"]:
-            end = [
-                f"{trial['validation_top1']:.2%}",
-                f"{-trial['macs_saved']:.0%}",
-                f"{1 / speeds[f'{tau:g}']['ratio']:.2f} ×",
-            ]
-        cells.append([f"{tau:g}", *(str(trial[k]) for k in ("edges", "heads", "mlps")), *end])
-    head = ["τ", "edges", "heads", "MLPs", "top-1", "MACs", "speed-up"]
-    return markdown_table([head, *cells])
-
-
-def figure(results: Mapping[str, Any]) -> Any:
-    """Accuracy and speed-up over τ, and against each other with τ beside each point."""
-    from plotly.subplots import make_subplots
-
-    found, speeds = part_of(results), part_of(results)("speeds")
-    trials = [found(f"τ={tau:g}") for tau in results["settings"]["taus"]]
-    trials = [trial for trial in trials if trial["compiled"]]
-    taus = [trial["tau"] for trial in trials]
-    top1 = [100 * trial["validation_top1"] for trial in trials]
-    faster = [1 / speeds[f"{tau:g}"]["ratio"] for tau in taus]
-    titles = ("top-1 of the compiled circuit", "speed-up, batch 64", "the one against the other")
-    drawn = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
-    drawn.add_scatter(x=taus, y=top1, mode="lines+markers", row=1, col=1)
-    drawn.add_scatter(x=taus, y=faster, mode="lines+markers", row=1, col=2)
-    drawn.add_scatter(
-        x=faster, y=top1, text=[f"τ={tau:g}" for tau in taus],
-        mode="markers+text", textposition="top center", row=1, col=3,
-    )  # fmt: skip
-    for column in (1, 2):
-        drawn.update_xaxes(type="log", title="τ", row=1, col=column)
-    drawn.update_xaxes(title="speed-up", row=1, col=3)
-    for column in (1, 3):
-        drawn.update_yaxes(title="validation top-1, %", row=1, col=column)
-    return drawn.update_layout(template="plotly_white", showlegend=False)
+        if (heads, widths) not in taken:
+            taken.add((heads, widths))
+            found.append(replace(whole, heads=heads, mlp_width=widths))
+    if len(found) >= count:
+        return found
+    raise CircuitError(
+        f"{DRAWS} draws found {len(found)} of the {count} other shapes with {sum(like.heads)} heads "
+        f"and {thinking} MLPs that were asked for. Ask for --random-blueprints {len(found)}."
+    )
 
 
 def main(given: argparse.Namespace) -> None:
     """Run the stages that are wanted."""
     study = Study(NAME, settings_of(given), folder_of(given, NAME), stages_of(given))
-    steps = Blueprint(study)
+    name = set_of(given, "animals")
+    coarse = DIGITS if name == "digits" else categories()
+    splits = images_of(study, given.data, name)
+    work(study, Blueprint(study, splits, coarse, given.random_blueprints))
+    study.save(given.results)
+    if study.has("test"):
+        write_text(study.folder / "report.md", report(study.results))
+        chart_page(study.folder / "tau.html", figure(study.results))
+        print(f"Wrote {study.folder}.\n{report(study.results)}")
+
+
+def work(study: Study, steps: Blueprint) -> None:
+    """The stages that are wanted."""
     dense = steps.baseline()
     if not {"optimize", "evaluate"} & set(study.stages):
         return
@@ -353,19 +279,29 @@ def main(given: argparse.Namespace) -> None:
     ]
     study.part("speeds", "optimize", partial(steps.speeds, dense, trials))
     choice = study.part("choice", "optimize", partial(steps.chosen, trials))
+    check_evaluated(study, steps.draws)
     models = {"baseline": dense, **steps.optimized(dense, choice["tau"])}
     if "evaluate" in study.stages:
         study.part("test", "evaluate", partial(steps.evaluated, models))
-        finish(study, given.results)
 
 
-def finish(study: Study, copy: Path | None) -> None:
-    """Write the report and the page."""
-    study.save(copy)
-    write_text(study.folder / "report.md", report(study.results))
-    chart_page(study.folder / "tau.html", figure(study.results))
-    print(f"Wrote {study.folder}.\n{report(study.results)}")
+def check_evaluated(study: Study, draws: int) -> None:
+    """Refuse to go on behind an evaluation beside another number of random blueprints.
+
+    Raises:
+        CircuitError: so it was.
+    """
+    before = drawn_in(study.results) if study.has("test") else draws
+    if before != draws:
+        raise CircuitError(
+            f"{study.file} has an evaluation beside {before} random blueprints, not {draws}. Say "
+            f"--random-blueprints {before}, or remove the part 'test' from the file."
+        )
 
 
 if __name__ == "__main__":
-    run(main, options(__doc__, NAME))
+    parser = options(__doc__, NAME)
+    parser.add_argument(
+        "--random-blueprints", type=int, default=1, help="shapes of the control; one by default"
+    )
+    run(main, parser)

@@ -15,8 +15,9 @@ mean over training images. The compiled circuit is trained again for a quarter o
 and with the dense model as its teacher.
 
 Controls: the dense model trained on for as long, as the recovered one has seen more images than it;
-random circuits of as many edges, dead ends and all, as pruned only; and the circuit of all edges,
-for what compiling alone does to the time. Nothing is chosen by accuracy: shares are fixed
+random circuits of as many edges, grown backwards from the logits as EAP's are, several as pruned and
+the first of each share trained again as EAP's is (one training: no spread); and the circuit of all
+edges, for what compiling alone does to the time. Nothing is chosen by accuracy: shares are fixed
 beforehand, circuits come from training images, validation images are only looked at, and test
 images are for the last stage alone.
 
@@ -26,18 +27,30 @@ The published figures are of 200 classes of Tiny-ImageNet: 36.25% → 33.00% wit
 
 import argparse
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from edge_recovery_report import KINDS, PUBLISHED, report
-from study import Study, folder_of, options, run, source_of, stages_of
+from study import (
+    Study,
+    circuit_of,
+    dense_shape,
+    evaluated_rows,
+    folder_of,
+    images_of,
+    options,
+    run,
+    set_of,
+    stages_of,
+)
 
 import circuitvit as cv
+from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
+from circuitvit.images import Splits
 from circuitvit.measure import accuracy
 from circuitvit.pretrained import load_saved
 
@@ -94,12 +107,15 @@ TOY: dict[str, Any] = {
 }
 TOY_SHAPE = {"patch_size": 2, "width": 32, "depth": 3, "heads": 4, "mlp_width": 64}
 TOY_EPOCHS, TOY_BATCH = 8, 32
+TESTED = ("random circuits", "evaluation")
+DRAWS = 1000
+"""Random circuits that are looked at until one holds a path."""
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     """All that decides the results."""
     settings = SETTINGS | (TOY if given.toy else {})
-    name = "digits" if given.toy and not given.data else given.set
+    name = set_of(given, given.set)
     epochs = given.epochs or (TOY_EPOCHS if given.toy else SETTINGS["epochs"])
     settings |= {"set": name, **SETS[name], "epochs": epochs, "limit": given.limit}
     settings["warmup_epochs"] = min(SETTINGS["warmup_epochs"], epochs / 8)
@@ -108,26 +124,16 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
         small, unlike = {"batch": TOY_BATCH}, {"horizontal_flip": False}
         settings["shape"] = TOY_SHAPE
         settings["recipes"] = {"baseline": PLAIN | small, "better": BETTER | small | unlike}
-    return settings | {"data": "digits" if name == "digits" else given.data}
+    return settings
 
 
 class EdgeRecovery:
     """The experiment's steps, on one study."""
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.settings = study, study.settings
-        self.seed, name = self.settings["seed"], self.settings["set"]
-        digits = name == "digits"
-        self.splits = cv.load_splits(
-            "digits" if digits else source_of(self.settings["data"], name),
-            image_size=self.settings["image_size"],
-            classes=self.settings["classes"],
-            validation=self.settings["validation"],
-            seed=self.seed,
-            limit=self.settings["limit"],
-            cache=None if digits else study.folder / "cache",
-        )
-        self.reference = self.splits.train.images[: self.settings["reference"]]
+    def __init__(self, study: Study, splits: Splits) -> None:
+        self.study, self.settings, self.splits = study, study.settings, splits
+        self.seed = self.settings["seed"]
+        self.reference = splits.train.images[: self.settings["reference"]].to(study.device)
         self.ablated: Any = {"ablation": "mean", "reference": self.reference}
 
     def recipe(self, kind: str) -> cv.Recipe:
@@ -149,12 +155,7 @@ class EdgeRecovery:
 
     def dense(self, kind: str) -> cv.ViT:
         """A trained dense model."""
-        config = cv.ViTConfig(
-            image_size=self.settings["image_size"],
-            channels=self.splits.train.images.shape[1],
-            classes=len(self.splits.train.class_names),
-            **self.settings["shape"],
-        )
+        config = dense_shape(self.study, self.splits.train)
         start = lambda: cv.ViT(config, seed=self.seed)  # noqa: E731
         return self.study.trained(kind, start, self.splits, self.recipe(kind))
 
@@ -172,7 +173,12 @@ class EdgeRecovery:
             return {name: self.compiled(kind, vit, name) for name in self.names}
 
         self.study.part(f"circuits of {kind}", "optimize", make)
-        return {name: load_saved(self.pruned_folder(kind, name)) for name in self.names}
+        for name in self.names:
+            circuit_of(self.circuit_file(kind, name), vit)  # refuses those of another model
+        return {
+            name: load_saved(self.pruned_folder(kind, name)).to(self.study.device)
+            for name in self.names
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -187,9 +193,14 @@ class EdgeRecovery:
         """Where its compiled model is saved."""
         return self.study.folder / "models" / f"{kind}_{name.replace(' ', '_')}_pruned"
 
+    @cached_property
+    def pairs(self) -> cv.Pairs:
+        """Training images, each with one of another class."""
+        return cv.Pairs.by_class(self.splits.train, count=self.settings["pairs"], seed=self.seed)
+
     def found(self, vit: cv.ViT) -> dict[str, cv.Circuit]:
-        """The circuits, from pairs of training images of different classes."""
-        pairs = cv.Pairs.by_class(self.splits.train, count=self.settings["pairs"], seed=self.seed)
+        """The circuits, from the pairs."""
+        pairs = self.pairs
         scores = cv.eap(vit, pairs, method="eap-ig-inputs", metric="kl", qkv="joint")
         keep = {name: round(share * len(scores)) for name, share in self.settings["keep"].items()}
         circuits = {name: scores.greedy(count) for name, count in keep.items()}
@@ -216,10 +227,11 @@ class EdgeRecovery:
 
     def compiled(self, kind: str, vit: cv.ViT, name: str) -> dict[str, Any]:
         """Save a circuit's model; its size, and what it does on validation images."""
-        circuit = cv.Circuit.load(self.circuit_file(kind, name))
-        small = cv.compile(vit, circuit, level="edge", **self.ablated)
+        circuit = circuit_of(self.circuit_file(kind, name), vit)
+        small = self.small(vit, circuit)
         small.save_pretrained(self.pruned_folder(kind, name))
-        held = accuracy(small, self.splits.validation.images, self.splits.validation.labels)
+        validation = self.splits.validation
+        held = accuracy(small, validation.images.to(self.study.device), validation.labels)
         blocks = small.plan.blocks
         return {
             "edges": len(circuit),
@@ -249,12 +261,13 @@ class EdgeRecovery:
             found[f"{share}: pruned"] = pruned
             found[f"{share}: recovered"] = again(f"{share}_recovered", pruned)
             found[f"{share}: distilled"] = again(f"{share}_distilled", pruned, dense)
+            drawn = self.small(dense, self.random_circuit(kind, dense, share, 0))
+            found[f"{share}: random, recovered"] = again(f"{share}_random_recovered", drawn)
         return found | {"acdc: pruned": circuits["acdc"]}
 
     def evaluated(self, kind: str, models: Mapping[str, Any]) -> dict[str, Any]:
         """What the models do on test images, and how fast."""
-        test = self.splits.test
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        test, device = self.splits.test, self.study.device
         result = cv.evaluate(
             {name: model.to(device) for name, model in models.items()},
             test.images.to(device),
@@ -266,60 +279,70 @@ class EdgeRecovery:
             seed=self.seed,
         )
         result.save(self.study.folder / "evaluation" / kind)
-        front = result.pareto()
         return {
             "images": len(test),
-            "rows": {name: row_of(result, name, len(test), name in front) for name in models},
-            "pareto": list(front),
+            "rows": {row["name"]: row for row in evaluated_rows(result)},
+            "pareto": list(result.pareto()),
             "advice": list(result.advice().lines()),
         }
 
+    def random_circuit(self, kind: str, vit: cv.ViT, share: str, draw: int) -> cv.Circuit:
+        """A circuit grown as EAP's, of as many edges, by random scores; it is kept in a file."""
+        path = self.circuit_file(kind, f"{share}_random_{draw}")
+        if not path.exists():
+            count = len(circuit_of(self.circuit_file(kind, share), vit))
+            seeds = Random(f"{self.seed} {kind} {share} {draw}")
+            connected(partial(self.grown, vit, count), seeds).save(path)
+        return circuit_of(path, vit)
+
+    def grown(self, vit: cv.ViT, count: int, seed: int) -> cv.Circuit:
+        """So many edges, grown from the logits by random scores."""
+        return cv.eap(vit, self.pairs, method="random", seed=seed, qkv="joint").greedy(count)
+
     def random_ones(self, kind: str, dense: cv.ViT) -> dict[str, Any]:
         """Test accuracy of random circuits of as many edges as EAP's; not trained."""
-        every = cv.edge_graph(dense.config, qkv="joint").edges
-        names = sorted(f"{writer}->{reader}" for writer, reader in every)
-        found = {}
+        draws, test = range(self.settings["random_circuits"]), self.splits.test
+        images = test.images.to(self.study.device)
+        found: dict[str, Any] = {}
         for share in self.settings["keep"]:
-            count = len(cv.Circuit.load(self.circuit_file(kind, share)))
-            draws = range(self.settings["random_circuits"])
-            drawn = [Random(f"{self.seed} {kind} {share} {draw}") for draw in draws]
-            found[share] = [self.tested(dense, one.sample(names, count)) for one in drawn]
+            circuits = [self.random_circuit(kind, dense, share, draw) for draw in draws]
+            held = [accuracy(self.small(dense, one), images, test.labels) for one in circuits]
+            found[share] = [{"top1": one.top1, "loss": one.loss} for one in held]
         return found
 
-    def tested(self, dense: cv.ViT, edges: Sequence[str]) -> dict[str, float]:
-        """Test accuracy of the circuit of some edges."""
-        circuit = cv.Circuit(dense.config, edges, qkv="joint")
-        with warnings.catch_warnings():  # few random edges often hold no path at all
-            warnings.filterwarnings("ignore", message="no kept path")
-            small = cv.compile(dense, circuit, level="edge", **self.ablated)
-        held = accuracy(small, self.splits.test.images, self.splits.test.labels)
-        return {"top1": held.top1, "loss": held.loss}
+    def small(self, vit: cv.ViT, circuit: cv.Circuit) -> cv.CircuitViT:
+        """A circuit, compiled."""
+        return cv.compile(vit, circuit, level="edge", **self.ablated)
 
 
-def row_of(result: cv.Evaluation, name: str, images: int, on_front: bool) -> dict[str, Any]:
-    """One model's figures; `seconds` are those of all test images at the largest batch."""
-    one, cost, ratio = result[name], result.report[name], result.ratio(name)
-    change = result.difference(name, "dense")
-    speed = result.images_per_second(name)
-    assert speed is not None
-    return {
-        "top1": one.accuracy.top1,
-        "interval": [one.interval.low, one.interval.high],
-        "loss": one.accuracy.loss,
-        "change": [change.value, change.low, change.high],
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "seconds": images / speed,
-        "ratio": [ratio.value, ratio.low, ratio.high],
-        "pareto": on_front,
-    }
+def connected(grow: Callable[[int], cv.Circuit], seeds: Random) -> cv.Circuit:
+    """The first circuit in which the images reach the logits through a head or an MLP.
+
+    Raises:
+        CircuitError: none of many does.
+    """
+    for _ in range(DRAWS):
+        circuit = grow(seeds.getrandbits(32))
+        if circuit.units():
+            return circuit
+    raise CircuitError(
+        f"none of {DRAWS} random circuits of so few edges leads from the images through a head or an "
+        "MLP to the logits. Keep more edges: raise the shares in `keep` of this file."
+    )
 
 
 def main(given: argparse.Namespace) -> None:
     settings = settings_of(given)
     name = f"{NAME}_animals" if settings["set"] == "animals" else NAME
     study = Study(NAME, settings, folder_of(given, name), stages_of(given))
-    steps = EdgeRecovery(study)
+    work(study, EdgeRecovery(study, images_of(study, given.data, settings["set"])))
+    study.save(given.results)
+    if study.has(*(f"{what} of {kind}" for what in TESTED for kind in KINDS)):
+        write_text(study.folder / "report.md", report(study.results))
+
+
+def work(study: Study, steps: EdgeRecovery) -> None:
+    """The stages that are wanted."""
     dense = {kind: steps.dense(kind) for kind in KINDS}
     if not {"optimize", "evaluate"} & set(study.stages):
         return
@@ -333,8 +356,6 @@ def main(given: argparse.Namespace) -> None:
         study.part(
             f"evaluation of {kind}", "evaluate", lambda k=kind: steps.evaluated(k, models[k])
         )
-    study.save(given.results)
-    write_text(study.folder / "report.md", report(study.results))
 
 
 if __name__ == "__main__":

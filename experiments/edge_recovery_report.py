@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from study import STAGES
+from study import STAGES, origins
 
 from circuitvit.html.tables import markdown_table
 
@@ -38,14 +38,15 @@ def table(results: Mapping[str, Any], kind: str) -> str:
             name, str(sizes.get(share, sizes["all edges"])["edges"]),
             f"{row['top1']:.2%} ({low:.1%}–{high:.1%})", points(*row["change"]),
             f"{row['loss']:.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f} M",
-            f"{row['seconds']:.1f}", "{:.2f} ({:.2f}–{:.2f})".format(*row["ratio"]),
+            f"{row['seconds']:.1f}",
+            "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
             "yes" if row["pareto"] else "no",
         ])  # fmt: skip
         if share in drawn and name.endswith("pruned"):
             tops, loss = ([one[key] for one in drawn[share]] for key in ("top1", "loss"))
             spread = f"{mean(tops):.2%} ({min(tops):.1%}–{max(tops):.1%})"
             change = points(mean(tops) - found["dense"]["top1"])
-            label = f"{share}: {len(tops)} random"
+            label = f"{share}: {len(tops)} random, pruned"
             size = str(sizes[share]["edges"])
             rows.append([label, size, spread, change, f"{mean(loss):.3f}", *["–"] * 5])
     return markdown_table(rows)
@@ -63,9 +64,9 @@ def changes(results: Mapping[str, Any]) -> str:
     before, later = PUBLISHED["seconds"]
     header = ["", "edges gone", "dense", "by pruning", "by recovery", "with distillation"]
     rows = [
-        [*header, "dense, trained on", "time ÷ dense's"],
+        [*header, "dense, trained on", "recovered: EAP over random", "time ÷ dense's"],
         ["published, 200 classes", f"{PUBLISHED['removed']} of {PUBLISHED['edges']}",
-         f"{first:.2%}", points(pruned - first), points(after - pruned), "–", "–",
+         f"{first:.2%}", points(pruned - first), points(after - pruned), "–", "–", "–",
          f"{later / before:.2f}"],
     ]  # fmt: skip
     for kind in KINDS:
@@ -79,7 +80,8 @@ def changes(results: Mapping[str, Any]) -> str:
                 f"{kind}, {share} share", f"{size['of'] - size['edges']} of {size['of']}",
                 f"{top1['dense']:.2%}", points(start - top1["dense"]), *won,
                 points(top1["dense, trained on"] - top1["dense"]),
-                f"{found[f'{share}: recovered']['ratio'][0]:.2f}",
+                points(top1[f"{share}: recovered"] - top1[f"{share}: random, recovered"]),
+                f"{found[f'{share}: recovered']['time_ratio']:.2f}",
             ])  # fmt: skip
     return markdown_table(rows)
 
@@ -87,7 +89,6 @@ def changes(results: Mapping[str, Any]) -> str:
 def report(results: Mapping[str, Any]) -> str:
     """All that was found, as Markdown; every figure is of `results.json`."""
     settings, parts = results["settings"], results["parts"]
-    machine = ", ".join(f"{key} {value}" for key, value in results["hardware"].items())
     minutes = {
         stage: sum(p["seconds"] for p in parts.values() if p["stage"] == stage) / 60
         for stage in STAGES
@@ -96,7 +97,8 @@ def report(results: Mapping[str, Any]) -> str:
     spent = ", ".join(f"{stage} {spent:.1f} min" for stage, spent in minutes.items())
     lines = [
         "# Edges removed, and recovered",
-        f"`{results['command']}`; {machine}; {dates[0]} to {dates[-1]}; {spent}.",
+        origins(results),
+        f"{dates[0]} to {dates[-1]}; {spent}.",
         f"The images are of `{settings['set']}`, not the 200 classes of Tiny-ImageNet of the "
         f"published figures, and {settings['epochs']} epochs were run (better: "
         f"{settings['epochs'] * settings['better_epochs']}), {settings['share_of_schedule']:.0%} "
@@ -124,7 +126,7 @@ def spent_on(parts: Mapping[str, Any]) -> list[str]:
                 f"{size['layer_norms']} LayerNorms where all edges have "
                 f"{sizes['all edges']['layer_norms']}, "
                 f"{row['macs'] / rows['dense']['macs']:.0%} of the dense model's MACs, "
-                f"{row['ratio'][0]:.0%} of its time"
+                f"{row['time_ratio']:.0%} of its time"
             )
     return ["\n".join(lines)]
 

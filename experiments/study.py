@@ -1,8 +1,8 @@
 """What the published experiments share: settings, stages, and a folder that remembers what is done.
 
 Not an experiment itself. Each part of a study (a trained model, a sweep, a table) is noted in
-`results.json` as soon as it is there, with its date and seconds; a study that was stopped goes on
-behind the last part, a training behind its last epoch.
+`results.json` as soon as it is there, with its date, seconds, command and hardware; a study that was
+stopped goes on behind the last part, a training behind its last epoch.
 """
 
 import argparse
@@ -19,11 +19,14 @@ from torch import nn
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, write_json
+from circuitvit.images import Splits
 from circuitvit.measure.machine import machine_of
 from circuitvit.pretrained import load_saved
 
 HOUSE = Path(__file__).parents[1]
 STAGES = ("train", "optimize", "evaluate")
+OTHER = {"model": "another model", "data": "other image pairs"}
+SPLITS = ("train", "validation", "test")
 SHARED = {
     "animals": "tiny_imagenet_animals_*.parquet",
     "cifar10": "cifar10_*.parquet",
@@ -38,6 +41,7 @@ class Study:
         folder: gets `results.json`, `models/`, `circuits/` and pages.
         settings: every number that decides the results; plain JSON values.
         stages: those that may be worked on.
+        device: where models compute; images are moved there. Parts are noted with it.
     """
 
     def __init__(
@@ -49,10 +53,17 @@ class Study:
         if self.file.exists():
             self.results = read_json(self.file, what="a study")
             self._check_settings()
-        self.results |= {"experiment": name, "command": command(), "hardware": hardware()}
+            for part in self.results["parts"].values():  # once, only the last run's were noted
+                for key in ("command", "hardware"):
+                    part.setdefault(key, self.results[key])
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.origin = {"command": command(), "hardware": hardware(self.device)}
+        self.results |= {"experiment": name, "settings": self.settings}
+        self.results = self.origin | self.results  # of a run that makes nothing, nothing is noted
 
     def _check_settings(self) -> None:
-        before = self.results.get("settings", {})
+        before = dict(self.results.get("settings", {}))
+        before.pop("data", None)  # once the path of the images, whatever it led to
         changed = [
             f"{name} was {before.get(name)!r} and is {self.settings.get(name)!r}"
             for name in sorted({*before, *self.settings})
@@ -62,6 +73,25 @@ class Study:
             raise CircuitError(
                 f"{self.folder} holds this experiment with other settings: {'; '.join(changed)}. "
                 "Give another --out, or remove the folder."
+            )
+
+    def check_images(self, splits: Splits) -> None:
+        """Note which images these are; later runs must have the same.
+
+        Raises:
+            CircuitError: they are others than before.
+        """
+        found = {name: getattr(splits, name).fingerprint() for name in SPLITS}
+        known = self.results.setdefault("images", found)
+        changed = [
+            f"those of {name} had the fingerprint {known[name]} and have {found[name]}"
+            for name in SPLITS
+            if known[name] != found[name]
+        ]
+        if changed:
+            raise CircuitError(
+                f"{self.folder} holds this experiment with other images: {'; '.join(changed)}. "
+                "Give --data the images of before, or another --out, or remove the folder."
             )
 
     def part(self, name: str, stage: str, make: Callable[[], Any]) -> Any:
@@ -83,14 +113,20 @@ class Study:
             self._note(name, stage, value, time.perf_counter() - start)
         return parts[name]["result"]
 
+    def has(self, *names: str) -> bool:
+        """Whether these parts are all there."""
+        return all(name in self.results["parts"] for name in names)
+
     def _note(self, name: str, stage: str, value: Any, seconds: float) -> None:
         self.results["parts"][name] = {
             "stage": stage,
             "date": datetime.now(UTC).date().isoformat(),
             "seconds": round(seconds, 1),
+            **self.origin,
             "result": value,
         }
-        write_json(self.file, self.results)
+        self.results |= self.origin
+        self.save()
 
     def trained(
         self,
@@ -102,7 +138,7 @@ class Study:
         teacher: nn.Module | None = None,
         stage: str = "train",
     ) -> Any:
-        """The model after the last epoch, trained now or before; its history is noted.
+        """The model after the last epoch, on `device`, trained now or before; its history is noted.
 
         Its seconds are those of its epochs, over all runs it took.
         """
@@ -123,8 +159,11 @@ class Study:
 
         history = self.part(f"train {name}", stage, make)
         entry = self.results["parts"][f"train {name}"]
-        entry["seconds"] = round(sum(epoch["seconds"] for epoch in history), 1)
-        return load_saved(folder)
+        spent = round(sum(epoch["seconds"] for epoch in history), 1)
+        if entry["seconds"] != spent:
+            entry["seconds"] = spent
+            self.save()
+        return load_saved(folder).to(self.device)
 
     def save(self, *more: Path | None) -> None:
         """Write `results.json`, and copies of it."""
@@ -133,22 +172,66 @@ class Study:
                 write_json(path, self.results)
 
 
+def circuit_of(path: Path, vit: cv.ViT) -> cv.Circuit:
+    """A circuit from its file, which was found on this very model.
+
+    Raises:
+        CircuitError: it was found on another, or its file can't be read.
+    """
+    circuit = cv.Circuit.load(path)
+    check_origin(path, {"model": circuit.provenance.model}, {"model": vit.fingerprint()})
+    return circuit
+
+
+def check_origin(
+    path: Path, noted: Mapping[str, str | None], here: Mapping[str, str | None]
+) -> None:
+    """Refuse a file of what was found on another `model` or other `data`.
+
+    Args:
+        path: the file.
+        noted: the fingerprints in it.
+        here: those of this study.
+
+    Raises:
+        CircuitError: they differ.
+    """
+    unlike = [
+        f"{OTHER[what]} (fingerprint {noted.get(what)}, here {own})"
+        for what, own in here.items()
+        if noted.get(what) != own
+    ]
+    if unlike:
+        raise CircuitError(
+            f"{path} was found on {' and '.join(unlike)}. Give another --out; or, to search anew "
+            f"here, remove {path.parent} and every part of the stages optimize and evaluate from "
+            "results.json."
+        )
+
+
 def evaluated_rows(found: cv.Evaluation) -> list[dict[str, Any]]:
-    """What a study notes of each evaluated model; `time_ratio` is to the baseline's time."""
+    """What a study notes of each evaluated model.
+
+    `change` is of top-1 and `time_ratio` of time, to the baseline, and each has its 95% interval;
+    `seconds` are those of all images at the largest batch that was timed.
+    """
     front, rows = set(found.pareto()), []
     for name in found.names:
         one, cost, ratio = found[name], found.report[name], found.ratio(name)
+        change, speed = found.difference(name, found.report.baseline), found.images_per_second(name)
         rows.append(
             {
                 "name": name,
                 "top1": one.accuracy.top1,
                 "interval": [one.interval.low, one.interval.high],
+                "change": [change.value, change.low, change.high],
                 "loss": one.accuracy.loss,
                 "parameters": cost.parameters,
                 "macs": cost.macs,
                 "time_ratio": ratio.value,
                 "time_interval": [ratio.low, ratio.high],
                 "milliseconds": found.cost(name),
+                "seconds": None if speed is None else one.accuracy.images / speed,
                 "pareto": name in front,
             }
         )
@@ -160,10 +243,20 @@ def command() -> str:
     return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
-def hardware() -> dict[str, str]:
+def hardware(device: torch.device) -> dict[str, str]:
     """The processor or GPU that figures come from, threads and versions."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {**machine_of(device), "processor": processor()}
+
+
+def origins(results: Mapping[str, Any]) -> str:
+    """How the parts were made, as Markdown: a line for each command and hardware."""
+    groups = dict[str, list[str]]()
+    for name, part in results["parts"].items():
+        machine = ", ".join(f"{key} {value}" for key, value in part["hardware"].items())
+        groups.setdefault(f"`{part['command']}`; {machine}", []).append(name)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "\n".join(f"* {how}: {', '.join(names)}" for how, names in groups.items())
 
 
 def processor() -> str:
@@ -187,7 +280,12 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--toy", action="store_true", help="a minute-long check on few images")
     parser.add_argument("--epochs", type=int, help="fewer, or more, than the full schedule's")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--skip-training", action="store_true", help="all stages but `train`")
+    parser.add_argument(
+        "--skip-training",
+        action="store_true",
+        help="not the stage `train`, the dense models; whatever is trained of pruned ones belongs "
+        "to `optimize`",
+    )
     parser.add_argument("--threads", type=int, help="of the processor, at most")
     return parser
 
@@ -200,6 +298,41 @@ def stages_of(given: argparse.Namespace) -> tuple[str, ...]:
 def folder_of(given: argparse.Namespace, name: str) -> Path:
     """Where the study keeps its things."""
     return given.out or HOUSE / "runs" / (f"{name}_toy" if given.toy else name)
+
+
+def set_of(given: argparse.Namespace, name: str) -> str:
+    """The data set that the options mean: of a toy without `--data`, the digits."""
+    return "digits" if given.toy and not given.data else name
+
+
+def images_of(study: Study, data: str | None, name: str) -> Splits:
+    """The images of a data set (`digits`, or of `SHARED`), as the study's settings want them.
+
+    Raises:
+        CircuitError: there are none, or they are others than the study had before.
+    """
+    digits, settings = name == "digits", study.settings
+    splits = cv.load_splits(
+        "digits" if digits else source_of(data, name),
+        image_size=settings["image_size"],
+        classes="animals" if name == "animals" else None,
+        validation=settings["validation"],
+        seed=settings["seed"],
+        limit=settings["limit"],
+        cache=None if digits else study.folder / "cache",
+    )
+    study.check_images(splits)
+    return splits
+
+
+def dense_shape(study: Study, images: cv.ImageSet) -> cv.ViTConfig:
+    """The shape of the dense model of a study."""
+    return cv.ViTConfig(
+        image_size=study.settings["image_size"],
+        channels=images.images.shape[1],
+        classes=len(images.class_names),
+        **study.settings["shape"],
+    )
 
 
 def source_of(data: str | None, name: str) -> str:

@@ -24,7 +24,7 @@ import acdc_against_eap as experiment  # noqa: E402
 import acdc_against_eap_report as reports  # noqa: E402
 import kept_parts as parts_of  # noqa: E402
 from kept_parts import Ablated, Kept, MaskedRuns  # noqa: E402
-from study import Study  # noqa: E402
+from study import Study, images_of  # noqa: E402
 
 LEVELS = {"blocks": 3, "heads": 12, "neurons": 192}
 
@@ -143,7 +143,7 @@ def test_the_pareto_set_is_that_of_the_figures(toy, results):
         )
         assert found["rows"][name]["pareto"] == (not beaten)
         assert (name in found["pareto"]) == (not beaten)
-        assert found["rows"][name]["top1"]["value"] == top1
+        assert found["rows"][name]["top1"] == top1
 
 
 def test_each_size_has_random_controls_of_that_size(results):
@@ -169,8 +169,11 @@ def test_the_choice_is_the_cheapest_that_loses_little_on_validation_images(resul
 def test_a_finished_run_does_nothing_again(toy):
     before = {p: p.stat().st_mtime_ns for p in (toy / "models").rglob("*") if p.is_file()}
     results = (toy / "results.json").read_bytes()
-    again = run(toy, "--skip-training")
+    report = (toy / "report.md").read_text()
+    (toy / "report.md").unlink()
+    again = run(toy, "--stages", "train")
     assert again.returncode == 0, again.stderr
+    assert (toy / "report.md").read_text() == report  # evaluation is there, whatever was asked for
     assert again.stdout == ""
     assert (toy / "results.json").read_bytes() == results
     assert before == {p: p.stat().st_mtime_ns for p in before}
@@ -223,14 +226,15 @@ class Unseen:
         raise AssertionError(f"the test images' {name} was looked at")
 
 
-def small_study(folder, stages, *more, **changes):
+def small_steps(folder, stages, *more, **changes):
     given = experiment.parser_of().parse_args(["--toy", "--epochs", "1", *more])
     settings = experiment.settings_of(given) | {"taus": [0.05], "keep_ratios": [0.8]} | changes
-    return Study("small", settings, folder, stages)
+    study = Study("small", settings, folder, stages)
+    return experiment.Comparison(study, images_of(study, None, "digits"))
 
 
 def test_no_test_image_is_looked_at_before_the_last_stage(tmp_path):
-    steps = experiment.Comparison(small_study(tmp_path, ("train", "optimize")))
+    steps = small_steps(tmp_path, ("train", "optimize"))
     object.__setattr__(steps.splits, "test", Unseen())
     steps.optimize()
     assert "choose" in steps.study.results["parts"]
@@ -242,7 +246,7 @@ def test_no_test_image_is_looked_at_before_the_last_stage(tmp_path):
 def test_task_loss_one_method_and_recovery(tmp_path):
     options = ("--loss", "task", "--method", "eap", "--recovery-epochs", "1")
     stages = ("train", "optimize", "evaluate")
-    steps = experiment.Comparison(small_study(tmp_path, stages, *options))
+    steps = small_steps(tmp_path, stages, *options)
     steps.evaluate()
     results = steps.study.results
     assert results["parts"]["score heads"]["result"]["metric"] == "cross_entropy"

@@ -18,7 +18,16 @@ HOUSE = Path(__file__).parents[1]
 EXPERIMENTS = HOUSE / "experiments"
 KINDS = ("baseline", "better")
 RECOVERED = tuple(
-    f"{share}_{word}" for share in ("published", "hard") for word in ("recovered", "distilled")
+    f"{share}_{word}"
+    for share in ("published", "hard")
+    for word in ("recovered", "distilled", "random_recovered")
+)
+
+
+CONTROLS = tuple(
+    f"{share}: {word}"
+    for share in ("published", "hard")
+    for word in ("2 random, pruned", "random, recovered")
 )
 
 
@@ -106,6 +115,30 @@ def test_the_circuits_have_the_shares_that_were_asked_for(results, pages):
             assert (len(circuit), circuit.qkv) == (size["edges"], "joint")
 
 
+def test_random_circuits_are_as_large_as_eaps_and_hold_a_path_to_the_logits(results, pages):
+    folder = pages["folder"]
+    for kind in KINDS:
+        for share in ("published", "hard"):
+            drawn = [
+                cv.Circuit.load(folder / "circuits" / f"{kind}_{share}_random_{draw}.json")
+                for draw in range(2)
+            ]
+            own = cv.Circuit.load(folder / "circuits" / f"{kind}_{share}.json")
+            for circuit in drawn:
+                assert (len(circuit), circuit.qkv) == (len(own), "joint")
+                assert circuit.provenance.method == "random"
+                assert circuit.provenance.model == own.provenance.model
+                assert circuit.units()  # the images reach the logits through something
+            assert len({one.edges for one in [own, *drawn]}) == 3
+            model = load_saved(folder / "models" / f"{kind}_{share}_random_recovered")
+            pruned = results["parts"][f"random circuits of {kind}"]["result"][share][0]
+            splits = cv.load_splits("digits", image_size=8, validation=0.1, seed=0)
+            found = accuracy(model, splits.test.images, splits.test.labels)
+            row = rows_of(results, kind)[f"{share}: random, recovered"]
+            assert row["top1"] == pytest.approx(found.top1, abs=1e-5)
+            assert row["loss"] < pruned["loss"]  # it was trained
+
+
 def test_noted_figures_are_those_of_the_saved_models(results, pages):
     splits = cv.load_splits("digits", image_size=8, validation=0.1, seed=0)
     names = {"dense": "", "hard: pruned": "_hard_pruned", "hard: recovered": "_hard_recovered"}
@@ -146,7 +179,7 @@ def test_the_report_has_every_model_and_both_controls(results, pages, reports):
     for kind in KINDS:
         lines = reports.table(results, kind).splitlines()
         names = [line.split(" | ")[0].strip("| ") for line in lines[2:]]
-        for name in ("dense, trained on", "published: 2 random", "hard: 2 random", "acdc: pruned"):
+        for name in ("dense, trained on", "acdc: pruned", *CONTROLS):
             assert names.count(name) == 1
         assert set(rows_of(results, kind)) <= set(names)
         assert "\n".join(lines) in text
@@ -159,8 +192,11 @@ def test_the_report_has_every_model_and_both_controls(results, pages, reports):
 
 
 def test_a_second_run_does_nothing_again(results, pages):
-    again = run(pages["folder"])
+    report = (pages["folder"] / "report.md").read_text()
+    (pages["folder"] / "report.md").unlink()
+    again = run(pages["folder"], "--stages", "train")
     assert again.returncode == 0, again.stderr
+    assert (pages["folder"] / "report.md").read_text() == report
     assert again.stdout == ""
     assert stored(pages["folder"]) == results
 
@@ -169,10 +205,13 @@ def test_a_lost_last_part_is_made_again_from_what_is_there(results, pages, tmp_p
     folder = tmp_path / "killed"
     shutil.copytree(pages["folder"], folder)
     parts = results["parts"]
-    lost = ["train better_hard_distilled", *[n for n in parts if parts[n]["stage"] == "evaluate"]]
+    lost = [
+        "train better_hard_random_recovered",
+        *[n for n in parts if parts[n]["stage"] == "evaluate"],
+    ]
     kept = {name: part for name, part in parts.items() if name not in lost}
     (folder / "results.json").write_text(json.dumps(results | {"parts": kept}))
-    shutil.rmtree(folder / "models" / "better_hard_distilled")
+    shutil.rmtree(folder / "models" / "better_hard_random_recovered")
     again = run(folder, "--stages", "optimize")
     assert again.returncode == 0, again.stderr
     remade = stored(folder)["parts"]
