@@ -11,7 +11,7 @@ Two ViTs of 6 blocks × 4 heads, 460 edges, learn the same classes: a *baseline*
 *better* one by twice the epochs with augmentation. Of each, edges are removed: the share of the
 published project (`published`) and nearly all (`hard`), by EAP and, for the published share, by
 ACDC. EAP scores with corrupt images, ACDC with means, as it is compiled: what was removed is its
-mean over training images. The compiled circuit is trained again for a quarter of the epochs, without
+mean over training images. The compiled circuit is trained again for 0.15 of the epochs, without
 and with the dense model as its teacher.
 
 Controls: the dense model trained on for as long, as the recovered one has seen more images than it;
@@ -78,7 +78,7 @@ SETTINGS: dict[str, Any] = {
     "epochs": 60,
     "warmup_epochs": 5,
     "better_epochs": 2,
-    "recovery": {"epochs_share": 0.25, "learning_rate": 2e-4, "drop_path": 0.0},
+    "recovery": {"epochs_share": 0.15, "learning_rate": 2e-4, "drop_path": 0.0},
     "distillation": {"distill_alpha": 0.5, "distill_temperature": 2.0},
     "recipes": {"baseline": PLAIN, "better": BETTER},
     "validation": 0.1,
