@@ -10,6 +10,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.distillation import Teacher, teacher_problems
+from circuitvit.train.drop_path import DroppedPaths
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
 
@@ -43,15 +44,8 @@ def check(
         *_data_problems(vit, training, validation, recipe),
         *_picture_problems(training, recipe),
         *_machine_problems(recipe, accelerator),
+        *_block_problems(vit, recipe),
     ]
-    if recipe.drop_path and not isinstance(vit, ViT):
-        problems.append(
-            f"drop_path is of a ViT's blocks, this is a {type(vit).__name__}; use drop_path=0"
-        )
-    if recipe.tune == "adapter" and not isinstance(vit, ViT):
-        problems.append(
-            f'adapters sit in the blocks of a ViT, this is a {type(vit).__name__}; use tune="head"'
-        )
     if teacher is not None:
         problems += teacher_problems(teacher, training, vit.config.classes)
     if problems:
@@ -86,6 +80,20 @@ def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
     channels = training.images.shape[1]
     if channels not in (1, 3):
         yield f"RandAugment is of 1 or 3 channels, these images have {channels}; use rand_augment=0"
+
+
+def _block_problems(vit: ViT | CircuitViT, recipe: Recipe) -> Iterator[str]:
+    kind = type(vit).__name__
+    if recipe.drop_path and not isinstance(vit, ViT):
+        yield f"drop_path is of a ViT's blocks, this is a {kind}; use drop_path=0"
+    elif recipe.drop_path and isinstance(vit, ViT) and not DroppedPaths(vit, recipe).paths:
+        yield (
+            f"drop_path={recipe.drop_path} would drop nothing: its chance falls to 0 towards the "
+            f"first of {len(vit.blocks)} block(s), and none after it has an attention or MLP; use "
+            "drop_path=0"
+        )
+    if recipe.tune == "adapter" and not isinstance(vit, ViT):
+        yield f'adapters sit in the blocks of a ViT, this is a {kind}; use tune="head"'
 
 
 def _machine_problems(recipe: Recipe, accelerator: Accelerator) -> Iterator[str]:
