@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -180,8 +181,12 @@ class _Loop:
         return Checkpoint.of(run, self.history, self.model, self.optimizer, more)
 
     def take_down(self, entry: dict[str, Any]) -> None:
-        """Add an epoch to the history, and keep its weights if it is the best one so far."""
-        self.history = (*self.history, entry)
+        """Add an epoch to the history, and keep its weights if it is the best one so far.
+
+        It's the main process's entry, so that all stop at the same epoch: on GPUs, figures can
+        differ in the last digit.
+        """
+        self.history = (*self.history, *broadcast_object_list([entry]))
         if self.recipe.keeps_best and best_epoch(self.history, self.recipe) == len(self.history):
             self.best = {n: t.detach().cpu().clone() for n, t in self.outcome.state_dict().items()}
 
