@@ -1,6 +1,8 @@
 """What has to hold before a training starts, and what makes it this training and no other."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -8,6 +10,7 @@ from accelerate import Accelerator
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
+from circuitvit.preprocessing import Preprocessing
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.distillation import Teacher, teacher_problems
 from circuitvit.train.drop_path import DroppedPaths
@@ -136,8 +139,25 @@ def run_of(
         "training images": training.fingerprint(),
         "validation images": validation.fingerprint(),
         "initial weights": vit.fingerprint(),
+        "class names": _named(training.class_names),
+        **_seen(training.preprocessing),
     }
     if teacher is not None:
         run["teacher"] = teacher.fingerprint()
+        run |= {f"teacher.{name}": value for name, value in teacher.config().items()}
     run |= {f"recipe.{name}": value for name, value in recipe.as_dict().items()}
     return run | {f"config.{name}": value for name, value in vit.config.as_dict().items()}
+
+
+def _seen(preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """What noise and RandAugment go by, and what the trained model keeps."""
+    if preprocessing is None:
+        return {"preprocessing": None}
+    seen = preprocessing.as_dict()
+    names = seen.pop("class_names")
+    return {"preprocessing": seen, "preprocessing's class names": names and _named(names)}
+
+
+def _named(names: Sequence[str]) -> str:
+    """16 hexadecimal digits that name a list of names."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
