@@ -50,7 +50,8 @@ def trained(name, rank=0):
         vit = vit.float()
         images, held_out = (replace(x, images=x.images.float()) for x in (images, held_out))
     teacher = make_vit(seed=5) if name == "rich" else None
-    return cv.train(vit, images, held_out, RECIPES[name], teacher=teacher)
+    log = None if rank else print  # the others must follow the one that tells
+    return cv.train(vit, images, held_out, RECIPES[name], teacher=teacher, log=log)
 
 
 def launched(folder: Path, launcher: list[str]) -> None:
