@@ -47,7 +47,7 @@ class Teacher:
         """
         config = getattr(self.module, "config", None)
         as_dict = getattr(config, "as_dict", None) or getattr(config, "to_dict", None)
-        values = as_dict() if callable(as_dict) else {}
+        values: Any = as_dict() if callable(as_dict) else {}
         told = {n: v for n, v in values.items() if not n.startswith("_") and n not in _ORIGIN}
         return json.loads(json.dumps(told, default=str))
 
