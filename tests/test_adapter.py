@@ -131,6 +131,17 @@ def test_the_head_of_the_backbone_does_not_matter_but_everything_else_does(train
     assert body_fingerprint(other_head) in str(refused.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_backbone_of_rounded_weights_is_refused_and_one_is_cast_afterwards(training, dtype):
+    told = rf"Its weights are {dtype}: load it in float32, apply, then cast\."
+    with pytest.raises(cv.CircuitError, match=told):
+        training.adapter.apply(make_vit().to(dtype))
+    images = blobs(seed=3).images
+    cast = training.adapter.apply(make_vit().float()).to(dtype)
+    found, expected = cast(images.to(dtype)).double(), training.vit(images)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("what", ["circuit", "linear", "adapted"])
 def test_what_is_no_vit_is_refused(training, what, as_users_call):
     model = {"circuit": edge_model, "linear": lambda: torch.nn.Linear(1, 1),

@@ -3,10 +3,12 @@
 import errno
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from killed_training import known
 from safetensors import SafetensorError, safe_open
 from test_train import blobs, make_vit, same_weights, timeless
 
@@ -218,3 +220,32 @@ def test_a_checkpoint_of_before_a_recipe_got_more_fields_is_resumed(tmp_path):
         cv.train(
             make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16, mixup=0.5), folder=tmp_path
         )
+
+
+SEEN = cv.Preprocessing(mean=(0.3,), std=(0.4,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preprocessing": replace(SEEN, std=(0.2,))}, r"preprocessing was .*0\.4.* now .*0\.2.*"),
+        ({"preprocessing": None}, r"preprocessing was \{.*\} and is now None"),
+        (
+            {"preprocessing": replace(SEEN, class_names=tuple("abcd"))},
+            r"preprocessing's class names was None and is now '\w{16}'",
+        ),
+        ({"class_names": tuple("abdc")}, r"class names was '\w{16}' and is now '\w{16}'"),
+    ],
+)
+def test_what_the_training_images_are_is_part_of_the_training(tmp_path, change, message):
+    recipe, file = Recipe(epochs=1, batch=16), tmp_path / "checkpoint.safetensors"
+    images, others = known(blobs()), replace(known(blobs()), **change)
+    first = cv.train(make_vit(), images, images, recipe, folder=tmp_path)
+    with pytest.raises(CircuitError, match=rf"another training: {message}\. Choose"):
+        cv.train(make_vit(), others, others, recipe, folder=tmp_path)
+    now = Checkpoint.load(file)
+    before = {n: v for n, v in now.run.items() if "class names" not in n and n != "preprocessing"}
+    assert len(before) == len(now.run) - 3
+    Checkpoint(before, now.history, now.tensors).save(file)
+    again = cv.train(make_vit(), others, others, recipe, folder=tmp_path)
+    assert same_weights(first.vit, again.vit)

@@ -10,6 +10,7 @@ from torch import nn
 
 import circuitvit as cv
 from circuitvit.train import Recipe
+from circuitvit.train.checkpoint import Checkpoint
 from circuitvit.train.distillation import Teacher, loss_of
 
 ONE_STEP = Recipe(epochs=1, batch=16, augment=False, distill_alpha=0.3, distill_temperature=4.0)
@@ -124,6 +125,42 @@ def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
         cv.train(*usual, folder=tmp_path, teacher=make_vit(seed=4))
     with pytest.raises(cv.CircuitError, match=r"teacher was '\w{16}' and is now None"):
         cv.train(*usual, folder=tmp_path)
+
+
+def test_a_teacher_of_the_same_weights_and_another_config_is_another(tmp_path):
+    usual = make_vit(), blobs(), blobs(), ONE_STEP
+    one, other = make_vit(seed=3, heads=2), make_vit(heads=4)
+    other.load_state_dict(one.state_dict())
+    assert not torch.equal(one(blobs().images), other(blobs().images))
+    first = cv.train(*usual, folder=tmp_path, teacher=one)
+    told = r"another training: teacher.head_width was .*; teacher.heads was \[2, 2\] and is now"
+    with pytest.raises(cv.CircuitError, match=told):
+        cv.train(*usual, folder=tmp_path, teacher=other)
+    file = tmp_path / "checkpoint.safetensors"
+    now = Checkpoint.load(file)
+    before = {n: v for n, v in now.run.items() if not n.startswith("teacher.")}
+    assert "teacher" in before
+    assert len(before) < len(now.run)
+    Checkpoint(before, now.history, now.tensors).save(file)
+    again = cv.train(*usual, folder=tmp_path, teacher=one)
+    assert same_weights(first.vit, again.vit)
+
+
+def test_the_config_of_a_foreign_teacher_tells_the_computation_and_not_the_origin():
+    import transformers
+
+    def config(**more):
+        asked = transformers.ViTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=4, patch_size=2,
+            intermediate_size=16, **more,
+        )  # fmt: skip
+        return Teacher(transformers.ViTForImageClassification(asked), torch.zeros(1)).config()
+
+    found = config(name_or_path="here", architectures=["A"])
+    assert found == config(name_or_path="there", dtype="float16")
+    assert found["num_attention_heads"] == 2
+    assert found != config(layer_norm_eps=1e-3)
+    assert Teacher(Foreign(), torch.zeros(1)).config() == {}
 
 
 def test_fingerprints_of_teachers_tell_weights_apart():

@@ -67,6 +67,16 @@ def test_blocks_without_attention_or_mlp_have_fewer_paths():
     cv.train(vit, blobs(), blobs(), RECIPE)
 
 
+@pytest.mark.parametrize(
+    "shape", [{"depth": 1}, {"depth": 2, "heads": (2, 0), "head_width": 4, "mlp_width": (16, 0)}]
+)
+def test_a_model_of_which_nothing_would_be_dropped_is_refused(shape):
+    vit = make_vit(**shape)
+    told = rf"drop_path=0.6 would drop nothing.*first of {shape['depth']} block.*drop_path=0\."
+    with pytest.raises(cv.CircuitError, match=told):
+        cv.train(vit, blobs(), blobs(), RECIPE)
+
+
 def test_circuits_compiled_to_edges_are_refused():
     with pytest.raises(cv.CircuitError, match=r"drop_path is of a ViT.*CircuitViT.*drop_path=0"):
         cv.train(edge_model(), blobs(), blobs(), RECIPE)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,39 @@ RECIPES = {
     "plain": Recipe(epochs=2, batch=16),
     "adapter": Recipe(epochs=2, batch=16, tune="adapter", drop_path=0.2, ema_decay=0.5),
     "rich": RECIPE,
-}
+    "patience": Recipe(epochs=4, batch=16, learning_rate=1e-2, patience=1, watch="loss"),
+    "single": Recipe(
+        epochs=8, batch=16, learning_rate=5e-3, crop_scale=0.6, noise=0.05, mixup=0.3
+    ),
+}  # fmt: skip
 
 WORKER = """
-import json, sys, torch
+import json, os, sys, torch
 from pathlib import Path
 from accelerate import PartialState
 from test_processes import RECIPES, trained
-for name, recipe in RECIPES.items():
-    result = trained(recipe)
+for name in RECIPES:
+    rank = int(os.environ["RANK"])
+    result = trained(name, rank)
     assert PartialState().num_processes == 2
-    if PartialState().is_main_process:
+    Path(sys.argv[1], f"{name}.{rank}.json").write_text(json.dumps(result.history))
+    if rank == 0:
         saves = result.vit.save_pretrained if result.adapter is None else result.adapter.save
         saves(Path(sys.argv[1]) / name)
-        Path(sys.argv[1], f"{name}.json").write_text(json.dumps(result.history))
 """
 
 
-def trained(recipe):
-    teacher = make_vit(seed=5) if recipe is RECIPE else None
-    return cv.train(make_vit(), known(blobs()), known(blobs(seed=1)), recipe, teacher=teacher)
+def trained(name, rank=0):
+    """Processes but the main one measure `patience` by wrong labels, which get less likely."""
+    vit, images, held_out = make_vit(), known(blobs()), known(blobs(seed=1))
+    if name == "patience" and rank:
+        held_out = replace(held_out, labels=held_out.labels.roll(1))
+    if name == "single":
+        vit = vit.float()
+        images, held_out = (replace(x, images=x.images.float()) for x in (images, held_out))
+    teacher = make_vit(seed=5) if name == "rich" else None
+    log = None if rank else print  # the others must follow the one that tells
+    return cv.train(vit, images, held_out, RECIPES[name], teacher=teacher, log=log)
 
 
 def launched(folder: Path, launcher: list[str]) -> None:
@@ -52,8 +66,9 @@ def launched(folder: Path, launcher: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    """In double precision: sums in another order differ by less than the tolerance."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("processes")
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launcher += [
         "--num_machines=1",
@@ -61,19 +76,42 @@ def test_two_processes_train_as_one_does(tmp_path):
         "--dynamo_backend=no",
         "--main_process_port=0",
     ]
-    launched(tmp_path, launcher)
-    for name, recipe in RECIPES.items():
-        alone = trained(recipe)
-        if alone.adapter is None:
-            together = cv.ViT.from_pretrained(tmp_path / name).state_dict()
-        else:
-            together = cv.Adapter.load(tmp_path / name).apply(make_vit()).state_dict()
-        curve = json.loads((tmp_path / f"{name}.json").read_text())
-        assert len(curve) == recipe.epochs
-        for one, two in zip(alone.history, curve, strict=True):
-            assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-            assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
-            assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-5)
-            assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
-        for key, value in alone.vit.state_dict().items():
-            torch.testing.assert_close(together[key], value, rtol=1e-6, atol=1e-7)
+    launched(made, launcher)
+    return made
+
+
+def curve_of(folder: Path, name: str, rank: int = 0):
+    return json.loads((folder / f"{name}.{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {"single"}))
+def test_two_processes_train_as_one_does(name, folder):
+    """In double precision: sums in another order differ by less than the tolerance."""
+    alone, curve = trained(name), curve_of(folder, name)
+    assert len(curve) == RECIPES[name].epochs
+    for one, two in zip(alone.history, curve, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
+        assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-5)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
+    if alone.adapter is None:
+        together = cv.ViT.from_pretrained(folder / name).state_dict()
+    else:
+        together = cv.Adapter.load(folder / name).apply(make_vit()).state_dict()
+    for key, value in alone.vit.state_dict().items():
+        torch.testing.assert_close(together[key], value, rtol=1e-6, atol=1e-7)
+
+
+def test_in_single_precision_the_loss_curve_is_that_of_one_process(folder):
+    alone, curve = trained("single"), curve_of(folder, "single")
+    assert alone.vit.head.weight.dtype == torch.float32
+    for which in ("loss", "validation_loss"):
+        one, two = ([entry[which] for entry in h] for h in (alone.history, curve))
+        assert two == pytest.approx(one, rel=0, abs=1e-5)
+        assert one[-1] < one[0] - 0.01
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_all_processes_go_by_the_figures_of_the_main_one(name, folder):
+    assert curve_of(folder, name, rank=1) == curve_of(folder, name)
+    assert len(trained("patience", rank=1).history) < RECIPES["patience"].epochs

@@ -1,5 +1,6 @@
 """What a training needs of recipe and machine, and what it says while it runs."""
 
+import math
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from test_train import blobs, make_vit
 
 import circuitvit as cv
-from circuitvit.train import Recipe
+from circuitvit.train import Recipe, training
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="of machines without a GPU")
@@ -55,3 +56,23 @@ def test_about_twenty_lines_an_epoch_are_logged_and_none_beside_a_bar(capfd):
     cv.train(make_vit(), blobs(), blobs(), few, log=lines.append, progress=True)
     assert lines == []
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_with_a_log_a_loss_that_is_not_finite_ends_the_training_within_the_epoch(told, monkeypatch):
+    """Of 48 steps the 19th fails; the next line comes after the 20th."""
+    calls, loss_of = [], training.loss_of
+
+    def poisoned(*args):
+        calls.append(None)
+        return loss_of(*args) * (math.inf if len(calls) == 19 else 1)
+
+    monkeypatch.setattr(training, "loss_of", poisoned)
+    lines = []
+    with pytest.raises(cv.CircuitError, match=r"loss became NaN.* at step 19 of 48 in epoch 1\."):
+        cv.train(
+            make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=1, learning_rate=1e-4),
+            log=lines.append if told else None,
+        )  # fmt: skip
+    assert len(calls) == (20 if told else 48)
+    assert len(lines) == (7 if told else 0)

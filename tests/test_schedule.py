@@ -25,6 +25,19 @@ def test_the_cosine_ends_at_the_final_rate():
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("warmup", [0, 0.3, 1.5, 5, 1e308])
+def test_the_warm_up_is_at_most_half_of_all(by, epochs, warmup):
+    recipe = Recipe(epochs=epochs, learning_rate=0.8, warmup_epochs=warmup, schedule_by=by)
+    rates = [recipe.learning_rate_at(step, steps_an_epoch=5) for step in range(5 * epochs)]
+    if by == "epoch":
+        rates = rates[::5]
+    at_peak = [number for number, rate in enumerate(rates, 1) if rate == pytest.approx(0.8)]
+    assert at_peak[0] <= max(1, len(rates) // 2)
+    assert max(rates) == pytest.approx(0.8)
+
+
 def test_a_final_rate_above_the_peak_is_refused():
     with pytest.raises(cv.CircuitError, match=r"final_learning_rate is 0.1, .* 0.01, or less"):
         Recipe(learning_rate=0.01, final_learning_rate=0.1)

@@ -169,11 +169,11 @@ class Adapter:
         return sum(value.numel() for value in self.weights.values())
 
     def apply(self, vit: ViT) -> AdaptedViT:
-        """Put the adapter into a copy of its backbone, in eval mode, with the backbone's dtype.
+        """Put the adapter into a copy of its backbone, in eval mode.
 
         Args:
-            vit: the model that the training started from; its head doesn't matter. It is left as
-                it is.
+            vit: the model that the training started from, with unrounded weights; cast to half
+                precision afterwards. Its head doesn't matter. It is left as it is.
 
         Raises:
             CircuitError: it is no ViT or another one, or the adapter's weights were altered.
@@ -185,10 +185,13 @@ class Adapter:
             )
         found = body_fingerprint(vit)
         if found != self.backbone:
+            dtype, rounded = vit.positions.dtype, ""
+            if dtype in (torch.float16, torch.bfloat16):
+                rounded = f" Its weights are {dtype}: load it in float32, apply, then cast."
             raise CircuitError(
                 f"this adapter was trained in a backbone of fingerprint {self.backbone}, got one "
-                f"of {found}: other weights or another shape. Give the model that the training "
-                "started from (its head doesn't matter), or train an adapter for this one."
+                f"of {found}: other weights or another shape.{rounded} Give the model that the "
+                "training started from (its head doesn't matter), or train an adapter for this one."
             )
         head = self._head(vit)
         bare = ViT.from_weights(

@@ -20,6 +20,8 @@ from circuitvit.files import replacing
 from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"
+_LATER = ("class names", "preprocessing", "teacher.")
+"""How those names begin that a run got later; checkpoints of before don't have them."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,15 @@ class Checkpoint:
         differences = [
             f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
             for name in sorted({*before, *run})
-            if before.get(name) != run.get(name)
+            if before.get(name) != run.get(name) and not _came_later(name, before, run)
         ]
         if differences:
             raise CircuitError(
                 f"{path} is the checkpoint of another training: " + "; ".join(differences) + ". "
                 "Choose another folder, or go back to what it was to resume it."
             )
+
+
+def _came_later(name: str, *runs: Mapping[str, Any]) -> bool:
+    """Whether only one of the runs can tell of it."""
+    return name.startswith(_LATER) and not all(name in run for run in runs)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from typing import Any
 
 import torch
@@ -38,6 +39,20 @@ class Teacher:
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
+
+    def config(self) -> dict[str, Any]:
+        """What its config says of the computation, as JSON knows it; nothing if it has none.
+
+        Of transformers' configs, what tells where it came from or its dtype is left out.
+        """
+        config = getattr(self.module, "config", None)
+        as_dict = getattr(config, "as_dict", None) or getattr(config, "to_dict", None)
+        values: Any = as_dict() if callable(as_dict) else {}
+        told = {n: v for n, v in values.items() if not n.startswith("_") and n not in _ORIGIN}
+        return json.loads(json.dumps(told, default=str))
+
+
+_ORIGIN = {"architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:

@@ -1,6 +1,8 @@
 """What has to hold before a training starts, and what makes it this training and no other."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -8,8 +10,10 @@ from accelerate import Accelerator
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
+from circuitvit.preprocessing import Preprocessing
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.distillation import Teacher, teacher_problems
+from circuitvit.train.drop_path import DroppedPaths
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
 
@@ -43,15 +47,8 @@ def check(
         *_data_problems(vit, training, validation, recipe),
         *_picture_problems(training, recipe),
         *_machine_problems(recipe, accelerator),
+        *_block_problems(vit, recipe),
     ]
-    if recipe.drop_path and not isinstance(vit, ViT):
-        problems.append(
-            f"drop_path is of a ViT's blocks, this is a {type(vit).__name__}; use drop_path=0"
-        )
-    if recipe.tune == "adapter" and not isinstance(vit, ViT):
-        problems.append(
-            f'adapters sit in the blocks of a ViT, this is a {type(vit).__name__}; use tune="head"'
-        )
     if teacher is not None:
         problems += teacher_problems(teacher, training, vit.config.classes)
     if problems:
@@ -86,6 +83,20 @@ def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
     channels = training.images.shape[1]
     if channels not in (1, 3):
         yield f"RandAugment is of 1 or 3 channels, these images have {channels}; use rand_augment=0"
+
+
+def _block_problems(vit: ViT | CircuitViT, recipe: Recipe) -> Iterator[str]:
+    kind = type(vit).__name__
+    if recipe.drop_path and not isinstance(vit, ViT):
+        yield f"drop_path is of a ViT's blocks, this is a {kind}; use drop_path=0"
+    elif recipe.drop_path and isinstance(vit, ViT) and not DroppedPaths(vit, recipe).paths:
+        yield (
+            f"drop_path={recipe.drop_path} would drop nothing: its chance falls to 0 towards the "
+            f"first of {len(vit.blocks)} block(s), and none after it has an attention or MLP; use "
+            "drop_path=0"
+        )
+    if recipe.tune == "adapter" and not isinstance(vit, ViT):
+        yield f'adapters sit in the blocks of a ViT, this is a {kind}; use tune="head"'
 
 
 def _machine_problems(recipe: Recipe, accelerator: Accelerator) -> Iterator[str]:
@@ -128,8 +139,25 @@ def run_of(
         "training images": training.fingerprint(),
         "validation images": validation.fingerprint(),
         "initial weights": vit.fingerprint(),
+        "class names": _named(training.class_names),
+        **_seen(training.preprocessing),
     }
     if teacher is not None:
         run["teacher"] = teacher.fingerprint()
+        run |= {f"teacher.{name}": value for name, value in teacher.config().items()}
     run |= {f"recipe.{name}": value for name, value in recipe.as_dict().items()}
     return run | {f"config.{name}": value for name, value in vit.config.as_dict().items()}
+
+
+def _seen(preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """What noise and RandAugment go by, and what the trained model keeps."""
+    if preprocessing is None:
+        return {"preprocessing": None}
+    seen = preprocessing.as_dict()
+    names = seen.pop("class_names")
+    return {"preprocessing": seen, "preprocessing's class names": names and _named(names)}
+
+
+def _named(names: Sequence[str]) -> str:
+    """16 hexadecimal digits that name a list of names."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]

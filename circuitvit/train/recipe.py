@@ -27,7 +27,8 @@ class Recipe:
         final_learning_rate: where the cosine would end one step after the last.
         schedule_by: whether the learning rate changes with every `step` or every `epoch`.
         weight_decay: of the weights; norms, biases, positions, tokens and constants have none.
-        warmup_epochs: epochs of linear warm-up, at most half of all epochs.
+        warmup_epochs: epochs of linear warm-up, at most half of all epochs; rounded to whole steps,
+            or epochs where the learning rate changes with these.
         label_smoothing: share of the target that is spread evenly over all classes, 0–1.
         clip: largest norm of the gradient of all parameters together.
         augment: whether images are changed at random; the next ones, to `cutmix`, say how.

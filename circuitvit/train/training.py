@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -94,6 +95,7 @@ def train(
     main = accelerator.is_main_process
     show = (sys.stderr.isatty() if progress is None else progress) and main
     loop.log = log if main and not show else None
+    [loop.is_told] = broadcast_object_list([loop.log is not None])
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     total, done = recipe.epochs * loop.steps, len(loop.history) * loop.steps
     with (
@@ -141,7 +143,8 @@ class _Loop:
         self.history: tuple[dict[str, Any], ...] = ()
         self.best: dict[str, Tensor] = {}
         self.dropped: DroppedPaths | None = None
-        self.log: Callable[[str], None] | None = None
+        self.log: Callable[[str], None] | None = None  # of the main process
+        self.is_told = False
         # `forward` gives the logits of `model`, in whatever wrapper the processes need.
         self.forward, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
@@ -180,8 +183,12 @@ class _Loop:
         return Checkpoint.of(run, self.history, self.model, self.optimizer, more)
 
     def take_down(self, entry: dict[str, Any]) -> None:
-        """Add an epoch to the history, and keep its weights if it is the best one so far."""
-        self.history = (*self.history, entry)
+        """Add an epoch to the history, and keep its weights if it is the best one so far.
+
+        It's the main process's entry, so that all stop at the same epoch: on GPUs, figures can
+        differ in the last digit.
+        """
+        self.history = (*self.history, *broadcast_object_list([entry]))
         if self.recipe.keeps_best and best_epoch(self.history, self.recipe) == len(self.history):
             self.best = {n: t.detach().cpu().clone() for n, t in self.outcome.state_dict().items()}
 
@@ -211,7 +218,7 @@ class _Loop:
             if self.average is not None:
                 self.average.update(self.model, done)
             step_done(f"epoch {epoch + 1} of {recipe.epochs}")
-            self._say(epoch, step, records[-1], rate)
+            self._say(epoch, records, rate)
         loss, norm = self._means(torch.stack(records), epoch)
         held_out = accuracy(self.outcome, self.validation.images.to(device), self.validation.labels)
         entry = {
@@ -231,15 +238,21 @@ class _Loop:
             )
         return entry
 
-    def _say(self, epoch: int, step: int, record: Float[Tensor, "2"], rate: float) -> None:
-        """A line at every twentieth of an epoch, but for its last step, after which comes more."""
-        parts = [LINES_AN_EPOCH * (step + more) // self.steps for more in (0, 1)]
-        if self.log is not None and parts[0] < parts[1] < LINES_AN_EPOCH:
-            self.log(
-                f"epoch {epoch + 1}/{self.recipe.epochs}, step {step + 1}/{self.steps}: "
-                f"loss {record[0].item():.4f}, gradient {record[1].item():.3g}, "
-                f"learning rate {rate:.3g}"
-            )
+    def _say(self, epoch: int, records: list[Tensor], rate: float) -> None:
+        """A line at every twentieth of an epoch, but for its last step, after which comes more.
+
+        Raises:
+            CircuitError: a loss or gradient was not finite; all processes look, so all end alike.
+        """
+        done = len(records)
+        parts = [LINES_AN_EPOCH * number // self.steps for number in (done - 1, done)]
+        if self.is_told and parts[0] < parts[1] < LINES_AN_EPOCH:
+            loss, norm = self._finite(torch.stack(records), epoch)[-1].tolist()
+            if self.log is not None:
+                self.log(
+                    f"epoch {epoch + 1}/{self.recipe.epochs}, step {done}/{self.steps}: "
+                    f"loss {loss:.4f}, gradient {norm:.3g}, learning rate {rate:.3g}"
+                )
 
     def _step(self, batches: EpochBatches, step: int, rate: float) -> Float[Tensor, "2"]:
         """One step on this process's share of a batch: the loss and the gradient's norm."""
@@ -283,7 +296,13 @@ class _Loop:
         return loss_of(logits, targets, taught, recipe)
 
     def _means(self, records: Float[Tensor, "step 2"], epoch: int) -> tuple[float, float | None]:
-        """An epoch's mean loss and gradient norm; looked at once, so that a GPU need not wait.
+        """An epoch's mean loss and gradient norm; looked at once, so that a GPU need not wait."""
+        records = self._finite(records, epoch)
+        norms = records[:, 1][torch.isfinite(records[:, 1])]
+        return records[:, 0].mean().item(), norms.mean().item() if len(norms) else None
+
+    def _finite(self, records: Float[Tensor, "step 2"], epoch: int) -> Float[Tensor, "step 2"]:
+        """The mean over the processes.
 
         Raises:
             CircuitError: a loss or gradient was not finite. The epoch is lost, the checkpoint of
@@ -301,8 +320,7 @@ class _Loop:
                 f"({self.recipe.learning_rate}) or lengthen the warm-up. With a folder, the "
                 "checkpoint of the epoch before is kept."
             )
-        norms = records[:, 1][torch.isfinite(records[:, 1])]
-        return records[:, 0].mean().item(), norms.mean().item() if len(norms) else None
+        return records
 
 
 def _to_train(vit: AnyViT, images: ImageSet, recipe: Recipe) -> AnyViT | AdaptedViT:
