@@ -8,6 +8,7 @@ from test_cli import run
 
 import circuitvit as cv
 from circuitvit.cli.evaluation import distinguishing
+from circuitvit.train.adapter import Adapter
 
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10, "width": 8, "depth": 1}
 
@@ -97,10 +98,7 @@ def test_a_baseline_that_cant_be_loaded_is_refused_also_if_it_was_met_on_the_way
 
 
 def test_an_adapter_alone_is_refused_by_what_it_is(tmp_path):
-    backbone = cv.ViT(cv.ViTConfig(**SMALL, heads=1, head_width=4, mlp_width=8), seed=0)
-    splits = cv.load_splits("digits", model=backbone, limit=60)
-    recipe = cv.Recipe(epochs=1, tune="adapter")
-    cv.train(backbone, splits, recipe).adapter.save(tmp_path)
+    Adapter(2, "a backbone", (), None, {"narrow": torch.zeros(2)}).save(tmp_path)
     for source in (tmp_path, tmp_path / "adapter.safetensors"):
         done = run("evaluate", source)
         assert done.returncode == 2
