@@ -138,8 +138,9 @@ def _why_balanced(
     if name == best:
         return [f"No model within {_points(give)} of its top-1 is shown to cost less.", *tie]
     gap = found.difference(best, name)
+    lead = "Among the fastest" if tie else f"The {_least(found)}"
     return [
-        f"{f'The {_least(found)}' if not tie else 'Among the fastest'} within {_points(give)} of {best}: it takes "
+        f"{lead} within {_points(give)} of {best}: it takes "
         f"{_times(found, name, best)} and gives up {_points(gap.value)} of top-1 "
         f"({_points(gap.low, unit=False)} to {_points(gap.high)})."
         + (" That difference may be chance." if gap.low <= 0 else ""),
