@@ -12,7 +12,7 @@ The dense model is that of `shared/models`, the ACDC circuit `graphs/cifar10/all
 at both levels. The models of 30% and 50% fewer MACs keep the units that EAP scores highest on the
 same training pairs; beside them stands one of units drawn at random until 30% are gone: a step is a
 whole head or MLP, so each saves a little more than that, not the same. Nothing was trained any
-further. All figures are on test images, which chose nothing.
+further. All figures are on test images, which chose only the advice.
 """
 
 import argparse

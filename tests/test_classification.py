@@ -117,3 +117,13 @@ def test_bad_input_is_refused_with_the_remedy():
     ):
         with pytest.raises(cv.CircuitError, match=message):
             call()
+
+
+def test_tied_logits_count_alike_for_accuracy_and_for_what_is_right():
+    for classes in (3, 6, 30, 100):
+        labels = torch.arange(classes)
+        found = classification(torch.zeros(classes, classes), labels)
+        assert found.right.mean() == pytest.approx(found.accuracy.top1)
+        labels = torch.full((4,), int(np.flatnonzero(found.right)[0]))
+        again = classification(torch.zeros(4, classes), labels)
+        assert again.accuracy.top1 == again.recall == 1.0

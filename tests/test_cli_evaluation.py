@@ -8,6 +8,7 @@ from test_cli import run
 
 import circuitvit as cv
 from circuitvit.cli.evaluation import distinguishing
+from circuitvit.train.adapter import Adapter
 
 SMALL = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10, "width": 8, "depth": 1}
 
@@ -78,6 +79,39 @@ def test_what_is_met_on_the_way_and_is_no_vit_is_left_out_and_said(tmp_path):
     nothing = run("evaluate", "--auto-find", ".", cwd=tmp_path)
     assert nothing.returncode == 2
     assert "no model could be loaded; left out resnet: " in nothing.stderr
+
+
+@pytest.mark.parametrize("baseline", ["vit/../resnet", "./resnet", "resnet"])
+def test_a_baseline_that_cant_be_loaded_is_refused_also_if_it_was_met_on_the_way(
+    tmp_path, baseline
+):
+    config = cv.ViTConfig(**SMALL, heads=1, head_width=4, mlp_width=8)
+    cv.ViT(config, seed=0).save_pretrained(tmp_path / "here" / "vit")
+    foreign_folder(tmp_path / "here" / "resnet")
+    words = ["--auto-find", tmp_path / "here", "--baseline", baseline, "--limit", 60]
+    done = run("evaluate", *words, cwd=tmp_path / "here")
+    assert done.returncode == 2
+    assert done.stderr.startswith("circuitvit: ")
+    assert done.stderr.count("\n") == 1
+    assert "resnet" in done.stderr
+    assert "left out" not in done.stderr
+
+
+def test_an_adapter_alone_is_refused_by_what_it_is(tmp_path):
+    Adapter(2, "a backbone", (), None, {"narrow": torch.zeros(2)}).save(tmp_path)
+    for source in (tmp_path, tmp_path / "adapter.safetensors"):
+        done = run("evaluate", source)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "is an adapter, which is no model without its backbone" in done.stderr
+
+
+def test_a_model_is_one_model_however_its_path_is_written(runs):
+    deep = next((runs / "runs").iterdir())
+    words = ["--auto-find", "runs", "--baseline", deep / "tau_0.1" / "model", "--out", "absolute"]
+    assert run("evaluate", *words, "--limit", 60, cwd=runs).returncode == 0
+    report = json.loads((runs / "absolute" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["tau_0.1", "tau_0.01", "tau_0.05"]
 
 
 def test_long_paths_are_not_cut_in_the_table(runs):

@@ -59,7 +59,7 @@ def test_figures_are_those_of_the_measuring_functions(evaluation):
         assert row.accuracy == found[name].accuracy == accuracy(model, images, labels)
         assert (row.parameters, row.macs) == (parameters(model), macs(model, (1, 4, 4)))
         assert found.gflops(name) == pytest.approx(2 * row.macs / 1e9)
-        ms = row.latency[4].median_ms
+        ms = found.report["dense"].latency[4].median_ms * row.latency[4].ratio
         assert found.cost(name) == ms
         assert found.images_per_second(name) == pytest.approx(4 / ms * 1000)
         assert found.efficiency(name) == pytest.approx(row.accuracy.top1 / ms)
@@ -117,15 +117,15 @@ def test_advice_names_a_model_for_each_aim_with_its_reasons():
     models = {"big": told(38, work=8), "middle": told(37, work=4), "tiny": told(20)}
     advice = untimed(models | {"bad": told(19, work=9)}).advice(give=0.05)
     aims = {one.aim: one.model for one in advice.recommendations}
-    assert aims == {"Accuracy first": "big", "Balanced": "middle", "GFLOPs first": "tiny"}
-    assert "95.0%" in advice["Accuracy first"].reasons[0]
+    assert aims == {"Accuracy first": "middle", "Balanced": "middle", "GFLOPs first": "tiny"}
+    assert "big has the highest, 95.0%" in advice["Accuracy first"].reasons[0]
     assert "middle is not told apart" in " ".join(advice["Accuracy first"].reasons)
     assert "gives up 2.5 points" in advice["Balanced"].reasons[0]
     assert "50% of its GFLOPs" in advice["Balanced"].reasons[0]
     assert "loses 45 points" in " ".join(advice["GFLOPs first"].reasons)
     assert len(advice.left_out) == 1
     assert advice.left_out[0].startswith("bad is left out: tiny is at least as good")
-    assert "Accuracy first: big." in str(advice)
+    assert "Accuracy first: middle." in str(advice)
 
 
 def test_advice_says_that_a_lead_is_no_chance_and_when_nothing_is_to_be_chosen():
@@ -157,17 +157,8 @@ def test_advice_speaks_of_calibration_and_of_models_that_do_nothing():
     assert "most frequent class (25.0%)" in " ".join(blind["Balanced"].reasons)
 
 
-def test_models_whose_times_overlap_are_not_called_faster(evaluation):
-    _, models, images, labels = evaluation
-    twins = {"a": models["dense"], "b": models["small <b>|"], "c": models["dense"]}
-    found = cv.evaluate(twins, images, labels, batches=(2,), rounds=3)
-    base = found.ratio("a")
-    assert base.low <= 1 <= base.high
-    for name in twins:
-        assert found.ratio(name).low <= found.ratio(name).high
-    aims = [one.aim for one in found.advice().recommendations]
-    assert aims == ["Accuracy first", "Balanced", "Latency first"]
-    assert all(one.model in found.pareto() for one in found.advice().recommendations)
+def cells_in(line):
+    return line.replace(r"\|", "").count("|") - 1
 
 
 def test_it_is_saved_as_json_markdown_and_a_page(evaluation, tmp_path):
@@ -192,8 +183,10 @@ def test_it_is_saved_as_json_markdown_and_a_page(evaluation, tmp_path):
     assert r"small &lt;b&gt;\|" in text
     assert r"&lt;i&gt;emu\|" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    for line in tables:
-        assert line.replace(r"\|", "").count("|") in {line.count("|"), line.count("|") - 1}
+    assert len([line for line in tables if set(line) <= set("|- ")]) == 3
+    for line, before in zip(tables[1:], tables, strict=False):
+        if f"\n\n{line}\n" not in text:  # a header follows an empty line
+            assert cells_in(line) == cells_in(before)
     assert "&lt;b&gt;" in found._repr_html_()
     assert "<b>" not in found._repr_html_()
 

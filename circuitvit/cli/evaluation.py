@@ -51,9 +51,11 @@ def evaluate(
     met = [str(folder) for folder in _found_below(auto_find)] if auto_find else []
     every = zip(*_named([*sources, *met], baseline), strict=True)
     named = {name: source for source, name in every}
-    loaded = _loaded(named, met={*met} - {*sources, baseline})
+    chosen = _chosen(named, baseline)
+    asked = [*sources] if chosen is None else [*sources, named[chosen]]
+    loaded = _loaded(named, met=_places(met) - _places(asked))
     _check_alike({named[name]: model for name, model in loaded.items()})
-    first = _baseline_of(loaded, named, baseline, largest=auto_find is not None)
+    first = chosen or _baseline_of(loaded, largest=auto_find is not None)
     ordered = {first: loaded[first], **loaded}
     test, seed = images.splits(loaded[first]).test, images.seed
     names = test.class_names if len(test.class_names) == loaded[first].config.classes else None
@@ -88,6 +90,10 @@ def _found_below(folder: Path) -> list[Path]:
 def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
     """The models by name; what was only met on the way and can't be loaded is left out, and said.
 
+    Args:
+        named: sources by name.
+        met: places of those that nobody asked for.
+
     Raises:
         CircuitError: one that was asked for can't be loaded, or none could.
     """
@@ -98,7 +104,7 @@ def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
         try:
             loaded[name] = load_saved(source)
         except CircuitError as cause:
-            if source not in met:
+            if _place(source) not in met:
                 raise
             wrong.append(f"left out {source}: {cause}")
     if not loaded:
@@ -129,9 +135,9 @@ def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], lis
             "no models were given. Name their folders, or the folder they are in: "
             "circuitvit evaluate MODEL… or circuitvit evaluate --auto-find DIR."
         )
-    each = list({os.path.normpath(source): source for source in sources}.values())
+    each = list({_place(source): source for source in sources}.values())
     short = distinguishing(each)
-    if baseline is not None and baseline not in short and not _among(baseline, each):
+    if baseline is not None and baseline not in short and _place(baseline) not in _places(each):
         if not Path(baseline).exists() and ":" not in baseline:
             raise CircuitError(
                 f"there is no baseline {baseline}: it is no folder, and none of the models "
@@ -142,8 +148,20 @@ def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], lis
     return each, short
 
 
-def _among(source: str, sources: Sequence[str]) -> bool:
-    return os.path.normpath(source) in map(os.path.normpath, sources)
+def _place(source: str) -> str:
+    """The same for every way to write a path."""
+    return os.path.abspath(source)
+
+
+def _places(sources: Sequence[str]) -> set[str]:
+    return {_place(source) for source in sources}
+
+
+def _chosen(named: dict[str, str], baseline: str | None) -> str | None:
+    """The name of the model that was asked for as the baseline, by its name or its folder."""
+    if baseline is None or baseline in named:
+        return baseline
+    return next(name for name, source in named.items() if _place(source) == _place(baseline))
 
 
 def distinguishing(paths: Sequence[str]) -> list[str]:
@@ -164,16 +182,10 @@ def _without_shared(parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [each[shared:] for each in parts]
 
 
-def _baseline_of(
-    loaded: dict[str, Any], named: dict[str, str], baseline: str | None, *, largest: bool
-) -> str:
-    """The name of the baseline: the one asked for, else that of most MACs, or the first."""
+def _baseline_of(loaded: dict[str, Any], *, largest: bool) -> str:
+    """The name of the baseline where none was asked for: that of most MACs, or the first."""
     from circuitvit.measure import macs
 
-    if baseline is not None:
-        return next(
-            name for name in loaded if name == baseline or _among(baseline, [named[name]])
-        )  # fmt: skip
     if not largest:
         return next(iter(loaded))
     shapes = {n: (m.config.channels, *[m.config.image_size] * 2) for n, m in loaded.items()}

@@ -52,6 +52,17 @@ def accuracy_of(logits: Float[Tensor, "image class"], labels: Int[Tensor, " imag
     Raises:
         CircuitError: there are none, they are not finite, or a label is out of range.
     """
+    return accuracy_and_guesses(logits, labels)[0]
+
+
+def accuracy_and_guesses(
+    logits: Float[Tensor, "image class"], labels: Int[Tensor, " image"]
+) -> tuple[Accuracy, Int[Tensor, " image"]]:
+    """`accuracy_of`, and each image's best class, by which top-1 was counted.
+
+    Raises:
+        CircuitError: as `accuracy_of`.
+    """
     if not len(logits):
         raise CircuitError(NO_IMAGES)
     if not bool(torch.isfinite(logits).all()):
@@ -66,13 +77,15 @@ def accuracy_of(logits: Float[Tensor, "image class"], labels: Int[Tensor, " imag
             f"the model has {classes} classes, expected 0 to {classes - 1}."
         )
     labels = labels.to(logits.device)
-    hits = logits.topk(min(5, classes)).indices == labels[:, None]
-    return Accuracy(
+    ranked = logits.topk(min(5, classes)).indices
+    hits = ranked == labels[:, None]
+    found = Accuracy(
         top1=hits[:, 0].double().mean().item(),
         top5=hits.any(dim=1).double().mean().item() if classes > 5 else None,
         loss=F.cross_entropy(logits.double(), labels).item(),
         images=len(logits),
     )
+    return found, ranked[:, 0]
 
 
 def all_logits(model: nn.Module, images: Tensor) -> Float[Tensor, "image class"]:

@@ -1,5 +1,6 @@
 """Which model to deploy, in words with reasons; says where the figures don't decide."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ GIVE = 0.02
 
 MISCALIBRATED = 0.05
 """From this calibration error on, confidences should not be read as probabilities."""
+
+SAME_IMAGES = (
+    "This was chosen and scored on the same images, which flatters the choice: choose on "
+    "validation images and report the chosen model's figures on others."
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to deploy.
+    """What to deploy; chosen and scored on the same images, so the scores flatter the choice.
 
     Attributes:
         recommendations: for accuracy first, balanced and latency first.
@@ -51,7 +57,7 @@ class Advice:
             f"- **{one.aim}: {one.model}.** {' '.join(one.reasons)}"
             for one in self.recommendations
         ]  # fmt: skip
-        return [*told, *(f"- {text}" for text in self.left_out)]
+        return [*told, *(f"- {text}" for text in self.left_out), f"- {SAME_IMAGES}"]
 
     def __str__(self) -> str:
         return "\n".join(line.replace("**", "") for line in self.lines())
@@ -60,8 +66,9 @@ class Advice:
 def advise(found: "Evaluation", *, give: float) -> Advice:
     """The model for each aim among those that are not dominated.
 
-    Accuracy first is the highest top-1; latency first the lowest cost; balanced the lowest cost
-    among those that lose at most `give` of top-1 against the highest.
+    Accuracy first is the highest top-1, or one that costs less, loses at most `give` of it and is
+    not told apart from it; latency first the lowest cost; balanced the lowest cost among those that
+    lose at most `give`. Of models not told apart in cost from the lowest, the most accurate.
 
     Raises:
         CircuitError: `give` is not in 0–1.
@@ -73,13 +80,15 @@ def advise(found: "Evaluation", *, give: float) -> Advice:
     front = found.pareto()
     best = max(front, key=found.top1)
     near = [name for name in front if found.top1(name) >= found.top1(best) - give]
+    tied = [name for name in near if found.difference(best, name).low <= 0 or name == best]
+    accurate, balanced, fast = (_quick(found, among) for among in (tied, near, front))
     chosen = (
-        ("Accuracy first", best, _why_accurate(found, best)),
-        ("Balanced", near[0], _why_balanced(found, near[0], best, give)),
+        ("Accuracy first", accurate, _why_accurate(found, accurate, best)),
+        ("Balanced", balanced, _why_balanced(found, balanced, best, near, give)),
         (
             "Latency first" if found.batch is not None else "GFLOPs first",
-            front[0],
-            _why_fast(found, front[0], best),
+            fast,
+            _why_fast(found, fast, front[0], best),
         ),
     )
     return Advice(
@@ -90,70 +99,91 @@ def advise(found: "Evaluation", *, give: float) -> Advice:
     )
 
 
-def _why_accurate(found: "Evaluation", best: str) -> list[str]:
-    lead = f"Top-1 {_shares(found, best)}"
-    others = [name for name in found.names if name != best]
+def _quick(found: "Evaluation", among: Sequence[str]) -> str:
+    """The most accurate of those not told apart in speed from the quickest of these."""
+    quickest = min(among, key=found.cost)
+    return max((n for n in among if not _is_faster(found, quickest, n)), key=found.top1)
+
+
+def _why_accurate(found: "Evaluation", name: str, best: str) -> list[str]:
+    lead = f"Top-1 {_shares(found, name)}"
+    others = [other for other in found.names if other != best]
     if not others:
         return [f"{lead}; it is the only model, so there is nothing to choose from."]
+    if name != best:
+        return [
+            f"{lead}. {best} has the highest, {found.top1(best):.1%}, but {name} is not told apart "
+            f"from it in top-1: {_gap(found, best, name)}; and it takes "
+            f"{_times(found, name, best)}."
+        ]
     why = [f"{lead}, the highest of {len(found.names)} on these images."]
-    gaps = {name: found.difference(best, name) for name in others}
-    alike = [name for name in others if gaps[name].low <= 0]
+    alike = [other for other in others if found.difference(best, other).low <= 0]
     if not alike:
         return [*why, "Every other model is behind by more than chance explains (95%)."]
-    closest = min(alike, key=lambda name: (bool(found.dominators(name)), gaps[name].value))
-    gap, rest = gaps[closest], len(alike) - 1
-    why.append(
-        f"But {closest} is not told apart from it: {_points(gap.value)} of difference, "
-        f"{_points(gap.low, unit=False)} to {_points(gap.high)} (95%, paired over images), so "
-        "neither is shown to be better" + (f", and the same goes for {rest} more." if rest else ".")
-    )
-    front = found.pareto()
-    quicker = [name for name in alike if name in front and _is_faster(found, name, best)]
-    if quicker:
-        name = min(quicker, key=found.cost)
-        why.append(f"{name} takes {_times(found, name, best)}: more images would settle it.")
-    return why
-
-
-def _why_balanced(found: "Evaluation", name: str, best: str, give: float) -> list[str]:
-    if name == best:
-        return [f"No model that costs less stays within {_points(give)} of its top-1."]
-    gap = found.difference(best, name)
+    closest = max(alike, key=lambda other: (not found.dominators(other), found.top1(other)))
+    rest = f", and the same goes for {len(alike) - 1} more" if len(alike) > 1 else ""
     return [
-        f"The {_least(found)} within {_points(give)} of {best}: it takes "
+        *why,
+        f"{closest} is not told apart from it in top-1: {_gap(found, best, closest)}{rest}; none "
+        "of them is both so close and shown to cost less.",
+    ]
+
+
+def _why_balanced(
+    found: "Evaluation", name: str, best: str, near: Sequence[str], give: float
+) -> list[str]:
+    if near[0] == best:
+        return [f"No model that costs less stays within {_points(give)} of its top-1."]
+    tie = _tie(found, name, near[0])
+    if name == best:
+        return [f"No model within {_points(give)} of its top-1 is shown to cost less.", *tie]
+    gap = found.difference(best, name)
+    lead = "Among the fastest" if tie else f"The {_least(found)}"
+    return [
+        f"{lead} within {_points(give)} of {best}: it takes "
         f"{_times(found, name, best)} and gives up {_points(gap.value)} of top-1 "
         f"({_points(gap.low, unit=False)} to {_points(gap.high)})."
-        + (" That difference may be chance." if gap.low <= 0 else "")
+        + (" That difference may be chance." if gap.low <= 0 else ""),
+        *tie,
     ]
 
 
-def _why_fast(found: "Evaluation", fastest: str, best: str) -> list[str]:
+def _why_fast(found: "Evaluation", name: str, quickest: str, best: str) -> list[str]:
     if found.batch is None:
-        why = [f"{found.gflops(fastest):.4g} GFLOPs an image, the least; no time was measured."]
+        why = [f"{found.gflops(name):.4g} GFLOPs an image, the least; no time was measured."]
     else:
+        lead = "the lowest latency" if name == quickest else "among the lowest latencies"
         why = [
-            f"{found.cost(fastest):.3g} ms for a batch of {found.batch}, "
-            f"{found.images_per_second(fastest):,.0f} images/s, the lowest latency."
+            f"{found.cost(name):.3g} ms for a batch of {found.batch}, "
+            f"{found.images_per_second(name):,.0f} images/s, {lead}."
         ]
-    if fastest != best:
-        gap = found.top1(best) - found.top1(fastest)
+    why += _tie(found, name, quickest)
+    if name != best:
+        gap = found.top1(best) - found.top1(name)
         why.append(
-            f"Against {best} it takes {_times(found, fastest, best)} and loses {_points(gap)} of "
+            f"Against {best} it takes {_times(found, name, best)} and loses {_points(gap)} of "
             "top-1."
         )
-    alike = [
-        name
-        for name in found.pareto()
-        if name != fastest and found.batch is not None and not _is_faster(found, fastest, name)
-    ]
-    if alike:
-        name = max(alike, key=found.top1)
-        why.append(
-            f"{name} is not told apart from it in speed (their 95% intervals overlap) and has "
-            f"{_points(found.top1(name) - found.top1(fastest))} more of top-1: prefer it unless "
-            "size decides."
-        )
     return why
+
+
+def _tie(found: "Evaluation", name: str, quickest: str) -> list[str]:
+    """Why not the quickest, if it is another."""
+    if name == quickest:
+        return []
+    return [
+        f"{quickest} took {found.cost(quickest):.3g} ms against {found.cost(name):.3g}, but is not "
+        f"told apart in speed (their 95% intervals overlap), and has "
+        f"{_points(found.top1(name) - found.top1(quickest))} less of top-1."
+    ]
+
+
+def _gap(found: "Evaluation", name: str, other: str) -> str:
+    gap = found.difference(name, other)
+    return (
+        f"{_points(gap.value)} of difference, {_points(gap.low, unit=False)} to "
+        f"{_points(gap.high)} (95%, paired over images)"
+    )
 
 
 def _warnings(found: "Evaluation", name: str) -> list[str]:

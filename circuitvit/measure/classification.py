@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitvit.measure.accuracy import Accuracy, accuracy_of
+from circuitvit.measure.accuracy import Accuracy, accuracy_and_guesses
 from circuitvit.measure.bootstrap import Estimate, resampled_means
 
 BINS = 15
@@ -98,9 +98,8 @@ def classification(
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = accuracy_of(logits, labels)
-    logits, truth = logits.detach().cpu(), labels.cpu().numpy()
-    guessed = logits.topk(1).indices[:, 0].numpy()  # as accuracy_of breaks ties
+    found, best = accuracy_and_guesses(logits, labels)
+    logits, truth, guessed = logits.detach().cpu(), labels.cpu().numpy(), best.cpu().numpy()
     confidence, entropy = _confidence(logits)
     right = guessed == truth
     support = np.bincount(truth, minlength=logits.shape[1])

@@ -66,29 +66,40 @@ class Evaluation:
         return 2e-9 * self.report[name].macs
 
     def cost(self, name: str) -> float:
-        """Median milliseconds for a batch of `batch` images, or GFLOPs if nothing was timed."""
-        if self.batch is None:
-            return self.gflops(name)
-        return self.report[name].latency[self.batch].median_ms
+        """Milliseconds for a batch of `batch` images, or GFLOPs if nothing was timed.
 
-    def images_per_second(self, name: str, batch: int | None = None) -> float | None:
-        """Throughput at a batch size, by default `batch`; None if nothing was timed.
+        Time is the baseline's median × the ratio to it that was paired round by round, so that
+        costs stand to each other as `ratio` does; the report's `median_ms` are each model's own.
+        """
+        return self.gflops(name) if self.batch is None else self.milliseconds(name, self.batch)
+
+    def milliseconds(self, name: str, batch: int) -> float:
+        """Time for a batch of so many images: the baseline's median × the paired ratio to it.
 
         Raises:
             CircuitError: that batch size was not timed.
         """
-        batch = self.batch if batch is None else batch
-        if batch is None:
-            return None
         if batch not in self.report.null:
             raise CircuitError(
                 f"batch size {batch} was not timed, only {sorted(self.report.null)}. Give it to "
                 "evaluate in batches=(…)."
             )
-        return 1e3 * batch / self.report[name].latency[batch].median_ms
+        base = self.report[self.report.baseline].latency[batch]
+        return base.median_ms * self.report[name].latency[batch].ratio
+
+    def images_per_second(self, name: str, batch: int | None = None) -> float | None:
+        """Throughput at a batch size, by default `batch`, from `milliseconds`.
+
+        None if no size is given and nothing was timed.
+
+        Raises:
+            CircuitError: that batch size was not timed.
+        """
+        batch = self.batch if batch is None else batch
+        return None if batch is None else 1e3 * batch / self.milliseconds(name, batch)
 
     def efficiency(self, name: str) -> float | None:
-        """Top-1 (0–1) per millisecond of a batch of `batch`; None if nothing was timed."""
+        """Top-1 (0–1) per millisecond of `cost`; None if nothing was timed."""
         return None if self.batch is None else self.top1(name) / self.cost(name)
 
     def dominators(self, name: str) -> tuple[str, ...]:
@@ -212,9 +223,11 @@ class Evaluation:
         kept = [f.name for f in fields(found) if f.name not in ("accuracy", "right", "bins")]
         body = {key: getattr(found, key) for key in kept}
         body |= {"interval": asdict(found.interval), "bins": [asdict(one) for one in found.bins]}
+        times = {batch: self.milliseconds(name, batch) for batch in self.report.null}
         speeds = {batch: self.images_per_second(name, batch) for batch in self.report.null}
         return body | {
             "confidence_gap": found.gap,
+            "milliseconds": times,
             "images_per_second": speeds,
             "gflops": self.gflops(name),
             "efficiency": self.efficiency(name),

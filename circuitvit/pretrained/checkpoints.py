@@ -23,6 +23,12 @@ WRAPPERS = (
 """Under these names training scripts keep the weights, in the order in which they are tried."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What DataParallel, torch.compile and training frameworks put before every key."""
+ADAPTER = "circuitvit.adapter"
+"""The key in a safetensors file's metadata by which `Adapter.load` knows its own."""
+NO_MODEL = (
+    "is an adapter, which is no model without its backbone. Load it with Adapter.load(path)"
+    ".apply(backbone)."
+)
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -38,6 +44,8 @@ def read_checkpoint(
         raise CircuitError(f"no checkpoint at {path}: there is no such file.")
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
+        if ADAPTER in metadata:
+            raise CircuitError(f"{path} {NO_MODEL}")
         unwrapped, notes = _without_prefixes(tensors)
         return unwrapped, metadata, notes
     if path.suffix not in ENDINGS:

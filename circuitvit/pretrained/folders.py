@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
 from circuitvit.pretrained import huggingface, timm, torchvision
-from circuitvit.pretrained.checkpoints import ENDINGS, fit, fitted, read_checkpoint
+from circuitvit.pretrained.checkpoints import ENDINGS, NO_MODEL, fit, fitted, read_checkpoint
 from circuitvit.pretrained.libraries import imported, in_one_line, quiet_transformers
 from circuitvit.pretrained.recognition import check_readable
 from circuitvit.pretrained.sources import Opened, unwrapped
@@ -40,6 +40,8 @@ def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
 
 def _no_model(folder: Path) -> str:
     weights = sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)
+    if weights == ["adapter.safetensors"]:
+        return f"{folder / weights[0]} {NO_MODEL}"
     return (
         f"no model in the folder {str(folder)!r}: there is no config.json. A model's folder holds "
         "config.json and model.safetensors, as save_pretrained of circuitvit and transformers and "
