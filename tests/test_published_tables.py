@@ -56,6 +56,9 @@ def test_every_row_in_the_readme_is_a_row_of_the_report(name):
 def test_the_readme_names_command_hardware_and_date(name):
     results = read_json(RESULTS / f"{name}.json", what="a study")
     text = section(name)
-    assert f"--epochs {results['settings'].get('epochs', results['settings'].get('recipe', {}).get('epochs'))}" in text
+    assert (
+        f"--epochs {results['settings'].get('epochs', results['settings'].get('recipe', {}).get('epochs'))}"
+        in text
+    )
     assert "CPU core" in text
     assert max(part["date"] for part in results["parts"].values()) in text
