@@ -39,7 +39,6 @@ from study import (
 )
 
 import circuitvit as cv
-from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
 from circuitvit.images import Splits
 from circuitvit.measure import accuracy, macs
@@ -320,9 +319,9 @@ def main(given: argparse.Namespace) -> None:
         steps.optimize()
     if "evaluate" in study.stages:
         steps.evaluate()
-    study.save(given.results)
+    study.save()
     if study.has("evaluate", *(f"random {level}" for level in study.settings["levels"])):
-        write_text(study.folder / "report.md", report(study.results))
+        study.publish(report(study.results), given.results)
         chart_page(study.folder / "tradeoff.html", tradeoff(study.results))
 
 

@@ -42,7 +42,6 @@ from study import (
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text
 from circuitvit.html.chart import chart_page
 from circuitvit.images import Splits
 from circuitvit.images.animals import categories
@@ -261,9 +260,9 @@ def main(given: argparse.Namespace) -> None:
     coarse = DIGITS if name == "digits" else categories()
     splits = images_of(study, given.data, name)
     work(study, Blueprint(study, splits, coarse, given.random_blueprints))
-    study.save(given.results)
+    study.save()
     if study.has("test"):
-        write_text(study.folder / "report.md", report(study.results))
+        study.publish(report(study.results), given.results)
         chart_page(study.folder / "tau.html", figure(study.results))
         print(f"Wrote {study.folder}.\n{report(study.results)}")
 

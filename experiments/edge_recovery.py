@@ -49,7 +49,6 @@ from study import (
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text
 from circuitvit.images import Splits
 from circuitvit.measure import accuracy
 from circuitvit.pretrained import load_saved
@@ -336,9 +335,9 @@ def main(given: argparse.Namespace) -> None:
     name = f"{NAME}_animals" if settings["set"] == "animals" else NAME
     study = Study(NAME, settings, folder_of(given, name), stages_of(given))
     work(study, EdgeRecovery(study, images_of(study, given.data, settings["set"])))
-    study.save(given.results)
+    study.save()
     if study.has(*(f"{what} of {kind}" for what in TESTED for kind in KINDS)):
-        write_text(study.folder / "report.md", report(study.results))
+        study.publish(report(study.results), given.results)
 
 
 def work(study: Study, steps: EdgeRecovery) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, write_json
+from circuitvit.files import read_json, write_json, write_text
 from circuitvit.images import Splits
 from circuitvit.measure.machine import machine_of
 from circuitvit.pretrained import load_saved
@@ -165,11 +165,16 @@ class Study:
             self.save()
         return load_saved(folder).to(self.device)
 
-    def save(self, *more: Path | None) -> None:
-        """Write `results.json`, and copies of it."""
-        for path in (self.file, *more):
-            if path is not None:
-                write_json(path, self.results)
+    def save(self) -> None:
+        """Write `results.json`."""
+        write_json(self.file, self.results)
+
+    def publish(self, report: str, results: Path | None) -> None:
+        """Write `report.md`; and the results to a file of their own, the report beside it as `.md`."""
+        write_text(self.folder / "report.md", report)
+        if results is not None:
+            write_json(results, self.results)
+            write_text(results.with_suffix(".md"), report)
 
 
 def circuit_of(path: Path, vit: cv.ViT) -> cv.Circuit:
@@ -275,7 +280,7 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help=f"default: runs/{name}, or runs/{name}_toy")
     parser.add_argument(
-        "--results", type=Path, help="a copy of results.json, such as experiments/results/…"
+        "--results", type=Path, help="where finished results and their report (.md) go too"
     )
     parser.add_argument("--toy", action="store_true", help="a minute-long check on few images")
     parser.add_argument("--epochs", type=int, help="fewer, or more, than the full schedule's")

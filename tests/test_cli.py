@@ -317,7 +317,7 @@ def test_training_goes_on_where_it_stopped_and_refuses_another_recipe(workplace)
 
 
 def test_training_takes_a_teacher_logs_off_a_terminal_and_saves_the_best_epoch(workplace):
-    words = ["train", "pupil", "--width", 16, "--depth", 1, "--heads", 2, "--mlp-width", 16]
+    words = ["train", "pupil", "--width", 16, "--depth", 2, "--heads", 2, "--mlp-width", 16]
     words += ["--limit", 100, "--epochs", 4, "--patience", 1, "--distill-from", "model"]
     words += ["--mixup", 0.2, "--rand-augment", 1, "--ema", 0.9, "--drop-path", 0.1]
     done = run(*words, cwd=workplace)

@@ -82,7 +82,8 @@ def test_everything_is_searched_compiled_evaluated_and_in_the_table(toy, results
         if part["same_as"] is not None:
             assert part["same_as"] in rows
     assert json.loads((toy / "copy.json").read_text()) == results
-    assert (toy / "report.md").read_text() == reports.report(results)
+    for page in ("report.md", "copy.md"):
+        assert (toy / page).read_text() == reports.report(results)
     assert "plotly" in (toy / "tradeoff.html").read_text()
     assert {p.name for p in (toy / "evaluation").iterdir()} == {
         "report.json", "report.md", "figure.html",

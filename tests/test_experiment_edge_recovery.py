@@ -189,6 +189,7 @@ def test_the_report_has_every_model_and_both_controls(results, pages, reports):
     assert f"| {start:.2%} | {100 * (pruned - start):+.2f} |" in line
     assert "| published, 200 classes | 81 of 518 | 36.25% | -3.25 | +3.07 |" in text
     assert json.loads(pages["copy"].read_text()) == results
+    assert pages["copy"].with_suffix(".md").read_text() == text
 
 
 def test_a_second_run_does_nothing_again(results, pages):

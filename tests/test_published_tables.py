@@ -12,7 +12,7 @@ from circuitvit.files import read_json
 HOUSE = Path(__file__).parents[1]
 RESULTS = HOUSE / "experiments" / "results"
 REPORTS = {
-    "animals_blueprint": "animals_blueprint",
+    "animals_blueprint": "animals_blueprint_report",
     "acdc_against_eap": "acdc_against_eap_report",
     "edge_recovery": "edge_recovery_report",
 }
