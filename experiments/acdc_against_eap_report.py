@@ -11,6 +11,7 @@ from circuitvit.html.tables import markdown_table
 
 Results = Mapping[str, Any]
 COLORS = {"acdc": "#c2410c", "eap": "#1d4ed8", "random": "#7b8794"}
+MARKS = {"blocks": "square", "heads": "circle", "neurons": "diamond"}
 WORDS = {"acdc": "ACDC", "eap": "EAP"}
 HEADER = [
     "model", "kept", "KL", "top-1 (95%)", "loss", "random: top-1", "above random", "MACs saved",
@@ -162,18 +163,19 @@ def seconds(results: Results) -> str:
 
 
 def tradeoff(results: Results) -> Figure:
-    """Test accuracy against MACs, a line for each method and level, and random prunings."""
+    """Test accuracy against MACs: a mark for each level, a colour for each method and for random."""
     rows = results["parts"]["evaluate"]["result"]["rows"]
     series = []  # models that are alike are drawn once
-    for level, dash in zip(results["settings"]["levels"], ("dot", "solid", "solid"), strict=False):
-        for method, word in WORDS.items():
-            names = [n for n in rows if n.startswith(f"{method}_{level}_") and "recov" not in n]
-            if names:
-                series.append(_series(results, f"{word} {level}", names, COLORS[method], dash))
+    for level in results["settings"]["levels"]:
+        for method, word in {**WORDS, "random": "random"}.items():
+            kind = ("acdc", "eap") if method == "random" else (method,)
+            names = [n for n in rows if n.startswith(tuple(f"{k}_{level}_" for k in kind))]
+            series.append(_series(results, level, method, f"{word} {level}", names))
     return chart(
-        series,
+        [item for item in series if item.x],
         title="Accuracy left after pruning",
-        subtitle="test images; nothing was trained after pruning; beside each point: random",
+        subtitle="test images, 95% intervals; nothing was trained after pruning; random: the median "
+        "of prunings of the same size, on fewer images",
         x_title="MACs, as a share of the dense model's",
         y_title="top-1",
         level=rows["dense"]["top1"],
@@ -181,21 +183,22 @@ def tradeoff(results: Results) -> Figure:
     )
 
 
-def _series(results: Results, title: str, names: list[str], color: str, dash: Any) -> Series:
+def _series(results: Results, level: str, method: str, word: str, names: list[str]) -> Series:
     rows = results["parts"]["evaluate"]["result"]["rows"]
+    random = method == "random"
+    names = [
+        n for n in names if "recov" not in n and (control_of(results, n) is not None or not random)
+    ]
     names = sorted(names, key=lambda name: rows[name]["macs"])
-    controls = [control_of(results, name) for name in names]
+    ends = [rows[name]["interval"] for name in names]
     return Series(
-        name=title,
+        name=word,
         x=[rows[name]["macs"] / rows["dense"]["macs"] for name in names],
-        y=[rows[name]["top1"] for name in names],
-        low=[rows[name]["interval"][0] for name in names],
-        high=[rows[name]["interval"][1] for name in names],
-        color=color,
+        y=[control_of(results, n) or 0.0 if random else rows[n]["top1"] for n in names],
+        low=None if random else [low for low, _ in ends],
+        high=None if random else [high for _, high in ends],
+        color=COLORS[method],
         mark="dots",
-        dash=dash,
-        hover=[
-            _title(name) + ("" if control is None else f"; random {control:.1%}")
-            for name, control in zip(names, controls, strict=True)
-        ],
+        symbol=MARKS[level] + ("-open" if random else ""),
+        hover=[("as many as " if random else "") + _title(name) for name in names],
     )

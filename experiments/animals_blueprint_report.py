@@ -125,7 +125,7 @@ def figure(results: Mapping[str, Any]) -> Any:
     drawn.add_scatter(x=taus, y=faster, mode="lines+markers", row=1, col=2)
     drawn.add_scatter(
         x=faster, y=top1, text=[f"τ={tau:g}" for tau in taus],
-        mode="markers+text", textposition="top center", row=1, col=3,
+        mode="markers+text", textposition="middle right", cliponaxis=False, row=1, col=3,
     )  # fmt: skip
     for column in (1, 2):
         drawn.update_xaxes(type="log", title="τ", row=1, col=column)

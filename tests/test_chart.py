@@ -23,6 +23,11 @@ def test_dots_with_an_interval_have_bars():
     assert dots.mode == "markers"
 
 
+def test_marks_have_the_symbol_of_their_series():
+    items = [Series(s, [1], [2.0], mark="dots", symbol=s) for s in ("square", "circle-open")]
+    assert [dots.marker.symbol for dots in chart(items, **WORDS).data] == ["square", "circle-open"]
+
+
 def test_without_intervals_there_are_neither_bands_nor_bars():
     for mark in ("line", "dots"):
         (trace,) = chart([Series("one", [1], [2.0], mark=mark)], **WORDS).data

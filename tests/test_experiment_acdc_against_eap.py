@@ -85,9 +85,20 @@ def test_everything_is_searched_compiled_evaluated_and_in_the_table(toy, results
     for page in ("report.md", "copy.md"):
         assert (toy / page).read_text() == reports.report(results)
     assert "plotly" in (toy / "tradeoff.html").read_text()
-    assert {p.name for p in (toy / "evaluation").iterdir()} == {
-        "report.json", "report.md", "figure.html",
-    }  # fmt: skip
+    files = sorted(p.name for p in (toy / "evaluation").iterdir())
+    assert files == ["figure.html", "report.json", "report.md"]
+
+
+def test_the_figure_has_every_model_once_and_random_prunings_beside_them(results):
+    rows = results["parts"]["evaluate"]["result"]["rows"]
+    points, controls = [], []
+    for trace in reports.tradeoff(results).data:
+        controlled = trace.name.startswith("random ")
+        (controls if controlled else points).extend(zip(trace.x, trace.y, strict=True))
+    share = {n: r["macs"] / rows["dense"]["macs"] for n, r in rows.items() if n != "dense"}
+    assert sorted(points) == sorted((share[n], rows[n]["top1"]) for n in share)
+    beside = [(share[n], reports.control_of(results, n)) for n in share]
+    assert sorted(controls) == sorted(pair for pair in beside if pair[1] is not None) != []
 
 
 def test_the_saved_models_have_what_the_results_say(toy, results):

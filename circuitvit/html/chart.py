@@ -33,6 +33,7 @@ class Series:
         color: as in CSS.
         mark: a line with a band, or dots with bars.
         dash: how the line is drawn.
+        symbol: of each mark, by plotly's name, such as `square` or `circle-open`.
         hover: what to say beside each point.
     """
 
@@ -44,6 +45,7 @@ class Series:
     color: str = INK
     mark: Literal["line", "dots"] = "line"
     dash: Literal["solid", "dot"] = "solid"
+    symbol: str = "circle"
     hover: Sequence[str] | None = None
 
 
@@ -140,7 +142,7 @@ def _marks(item: Series) -> dict[str, Any]:
         "legendgroup": item.name,
         "x": list(item.x),
         "y": list(item.y),
-        "marker": {"color": item.color, "size": 7},
+        "marker": {"color": item.color, "size": 7, "symbol": item.symbol},
         "line": {"color": item.color, "width": 2, "dash": item.dash},
         "customdata": [escape(text) for text in item.hover or [""] * len(item.y)],
         "hovertemplate": "%{y:.3f} at %{x}<br>%{customdata}",
