@@ -1,9 +1,10 @@
-"""Claim: pruned by ACDC or EAP, a ViT keeps more of its accuracy than pruned at random; but few neurons.
+"""Claim: pruned by ACDC or EAP, a ViT mostly does better than one pruned at random of that size.
 
 Command   python experiments/acdc_against_eap.py --data ../shared/data [--epochs 6 --threads 1
           --precision bf16] [--results experiments/results/acdc_against_eap.json]
 Hardware  any; the full schedule wants a GPU
-Minutes   on one CPU core some 2 an epoch in bf16, 4 without, then 11 to prune and 17 to evaluate
+Minutes   on one CPU core some 2 an epoch in bf16 (5 beside other jobs), 4 without, then 12
+          to prune and 16 to evaluate
 Expected  runs/acdc_against_eap/{results.json, report.md, tradeoff.html, evaluation/, scores/,
           circuits/acdc_heads_tau_0.05.json, …, models/eap_neurons_keep_0.8/, …}
 

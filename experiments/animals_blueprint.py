@@ -4,7 +4,7 @@ Command   python experiments/animals_blueprint.py --data ../shared/data [--epoch
           [--random-blueprints 3]
           [--results experiments/results/animals_blueprint.json]
 Hardware  any; the full schedule wants a GPU
-Minutes   on one CPU core some 10 an epoch, over all trainings
+Minutes   on one CPU core some 10 an epoch, over all trainings; 2 more for each further random one
 Expected  runs/animals_blueprint/{results.json, report.md, tau.html, circuits/tau_*.json, models/}
 
 A ViT of 6 blocks × 8 heads learns the 58 animal classes of Tiny-ImageNet. Pairs of images of unlike

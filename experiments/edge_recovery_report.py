@@ -19,8 +19,9 @@ In a dense block all heads read one stream, by one LayerNorm and one product of 
 that goes takes no product away: it gives its reader a sum of its own, with its own LayerNorm and
 its own smaller product. A product disappears when a head or an MLP has lost every way from the
 images or to the logits. So a model that really computes a circuit of most edges takes more steps
-than the dense one, each of them smaller, and only one of few edges takes fewer. A run with masked edges computes all products,
-whatever the mask; the published 5% come without an interval, and we can't say what they measure.
+than the dense one, each of them smaller, and only one of few edges takes fewer. A run with masked
+edges computes all products, whatever the mask; the published 5% come without an interval, and we
+can't say what they measure.
 What is left here:"""
 
 
@@ -93,12 +94,12 @@ def report(results: Mapping[str, Any]) -> str:
         stage: sum(p["seconds"] for p in parts.values() if p["stage"] == stage) / 60
         for stage in STAGES
     }
-    dates = sorted(part["date"] for part in parts.values())
+    dates = sorted({part["date"] for part in parts.values()})
     spent = ", ".join(f"{stage} {spent:.1f} min" for stage, spent in minutes.items())
     lines = [
         "# Edges removed, and recovered",
         origins(results),
-        f"{dates[0]} to {dates[-1]}; {spent}.",
+        f"{' to '.join(dates[:1] + dates[1:][-1:])}; {spent}.",
         f"The images are of `{settings['set']}`, not the 200 classes of Tiny-ImageNet of the "
         f"published figures, and {settings['epochs']} epochs were run (better: "
         f"{settings['epochs'] * settings['better_epochs']}), {settings['share_of_schedule']:.0%} "
