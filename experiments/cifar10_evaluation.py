@@ -6,7 +6,8 @@ Command   python experiments/cifar10_evaluation.py [--shared ../shared]
 Hardware  1 CPU core
 Minutes   5
 Expected  graphs/cifar10/evaluation/{report.json, report.md, figure.html}; figure.png is a picture of
-          the page: chromium --headless --screenshot=figure.png --window-size=1300,1250 figure.html
+          the page: chromium --headless --screenshot=figure.png --hide-scrollbars
+          --window-size=1300,1420 figure.html
 
 The dense model is that of `shared/models`, the ACDC circuit `graphs/cifar10/all_classes`, compiled
 at both levels. The models of 30% and 50% fewer MACs keep the units that EAP scores highest on the
