@@ -117,6 +117,19 @@ def chart_page(path: str | os.PathLike[str], drawn: Figure) -> Path:
     return write_text(path, text)
 
 
+def frame(title: str, subtitle: str) -> dict[str, Any]:
+    """What the layouts of all charts share; both texts are shown literally."""
+    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
+    return {
+        "template": "none",
+        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
+    }
+
+
 def _band(item: Series, low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
     return {
         "type": "scatter",
@@ -166,15 +179,9 @@ def _layout(title: str, subtitle: str, x_title: str, y_title: str, x_kind: str) 
         x_axis |= {"dtick": "D2", "tickformat": "~g"}
     if x_kind == "category":
         x_axis |= {"showgrid": False}
-    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
     return {
-        "template": "none",
-        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
+        **frame(title, subtitle),
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
         "legend": {"orientation": "h", "y": -0.2, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
         "margin": {"l": 68, "r": 24, "t": 76, "b": 56},
         "height": 520,

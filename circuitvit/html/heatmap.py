@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from circuitvit.html.chart import GREY, Figure
+from circuitvit.html.chart import GREY, Figure, frame
 from circuitvit.html.escaping import escape
-from circuitvit.html.plotly_figure import FONT, INK
+from circuitvit.html.plotly_figure import INK
 
 WRITTEN = 20
 """With more names than these, cells are too small to write into."""
@@ -97,14 +97,9 @@ def _layout(names: Sequence[str], title: str, subtitle: str) -> dict[str, Any]:
         "tickfont": {"size": 12 if count <= WRITTEN else 10},
     }
     side = min(900, 220 + 58 * count) if count <= WRITTEN else 900
-    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
     return {
-        "template": "none",
-        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "#ffffff",
+        **frame(title, subtitle),
         "plot_bgcolor": EMPTY,
-        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
         "margin": {"l": 16, "r": 24, "t": 84, "b": 16},
         "width": max(820, side + 120),
         "height": max(420, side),

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from circuitvit.html.chart import GREY, GRID, Figure
+from circuitvit.html.chart import GREY, GRID, Figure, frame
 from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import SCALE
-from circuitvit.html.plotly_figure import FONT, INK
+from circuitvit.html.plotly_figure import INK
 
 COLORS = (
     "#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#1c7ed6",
@@ -307,15 +307,11 @@ def _count(number: int) -> str:
 
 
 def _layout(subtitle: str, total: int, left: int, bottom: int) -> dict[str, Any]:
-    heading = f"Models side by side<br><span style='font-size:12px'>{escape(subtitle)}</span>"
+    basis = frame("Models side by side", subtitle)
     return {
-        "template": "none",
-        "title": {"text": heading, "x": 0.02, "y": 1, "yanchor": "top", "font": {"size": 17},
-                  "pad": {"t": 18}},
-        "font": {"family": FONT, "size": 12, "color": INK},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
+        **basis,
+        "title": {**basis["title"], "y": 1, "yanchor": "top", "pad": {"t": 18}},
+        "font": {**basis["font"], "size": 12},
         "barmode": "overlay",
         "legend": {"orientation": "h", "x": 0, "y": -70 / total, "yanchor": "top"},
         "margin": {"l": left, "r": 28, "t": TOP, "b": bottom},

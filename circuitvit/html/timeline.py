@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from circuitvit.html.chart import GREY, Figure
+from circuitvit.html.chart import GREY, Figure, frame
 from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import EMPTY, SCALE
-from circuitvit.html.plotly_figure import FONT, INK
 
 
 def timeline(
@@ -85,15 +84,10 @@ def _layout(
     rows: Sequence[str], times: Sequence[int], title: str, subtitle: str, x_title: str
 ) -> dict[str, Any]:
     axis = {"showgrid": False, "zeroline": False, "linecolor": GREY}
-    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
     whole = {"tickmode": "array", "tickvals": list(times)} if len(times) <= 20 else {}
     return {
-        "template": "none",
-        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "#ffffff",
+        **frame(title, subtitle),
         "plot_bgcolor": EMPTY,
-        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
         "margin": {"l": 16, "r": 24, "t": 84, "b": 56},
         "height": max(360, 150 + 24 * len(rows)),
         "xaxis": {**axis, **whole, "title": {"text": escape(x_title)}, "ticks": "outside"},
