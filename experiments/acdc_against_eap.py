@@ -26,7 +26,7 @@ from typing import Any
 
 from acdc_against_eap_report import report, tradeoff
 from acdc_against_eap_search import Search, Wanted
-from kept_parts import Kept, MaskedRuns, compiled, random_kept
+from kept_parts import Kept, MaskedRuns, compiled, random_prunings
 from study import (
     Study,
     dense_shape,
@@ -80,7 +80,7 @@ SETTINGS: dict[str, Any] = {
     "neuron_group": 16,
     "ablation": "mean",
     "reference": 256,
-    "random_seeds": 3,
+    "random_prunings": 15,
     "random_images": 2000,
     "give": 0.02,
     "batches": [64],
@@ -94,6 +94,7 @@ TOY: dict[str, Any] = {
     "analysis_batch": 16,
     "neuron_group": 8,
     "reference": 64,
+    "random_prunings": 3,
     "random_images": 200,
     "batches": [8],
     "rounds": 3,
@@ -262,13 +263,16 @@ class Comparison:
                 "pareto": list(found.pareto()), "advice": advice}  # fmt: skip
 
     def random(self, level: str) -> dict[str, list[float]]:
-        """Test accuracy of random prunings of a level, by how much stays, a value for each seed."""
+        """Test accuracy of random prunings of a level, by how much stays, a value for each."""
         pruned = [self.prune(wanted) for wanted in self.every if wanted.level == level]
         sizes = {one["kept"][level] for one in pruned if one["same_as"] != "dense"}
+        many, seed = self.settings["random_prunings"], self.settings["seed"]
         drawn = {
-            (size, seed): random_kept(self.dense.config, level, size, seed)
+            (size, place): kept
             for size in sorted(sizes)
-            for seed in range(self.settings["random_seeds"])
+            for place, kept in enumerate(
+                random_prunings(self.dense.config, level, size, many, seed)
+            )
         }
         places = self.test_places()
         right = dict.fromkeys(drawn, 0)
@@ -280,7 +284,7 @@ class Comparison:
             for key, kept in drawn.items():
                 right[key] += int((runs.logits(kept).argmax(dim=1) == labels).sum())
         return {
-            str(size): [right[size, s] / len(places) for s in range(self.settings["random_seeds"])]
+            str(size): [right[key] / len(places) for key in drawn if key[0] == size]
             for size in sorted(sizes)
         }
 

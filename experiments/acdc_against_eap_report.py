@@ -36,9 +36,13 @@ def names_of(results: Results) -> list[str]:
 
 def evaluated(results: Results, name: str) -> dict[str, Any]:
     """What was measured of a model, or of the first one of which the same stays."""
+    return results["parts"]["evaluate"]["result"]["rows"][settled(results, name)]
+
+
+def settled(results: Results, name: str) -> str:
+    """The model itself, or the first one of which the same stays."""
     pruned = _pruning(results, name)
-    first = pruned["same_as"] if pruned else None
-    return results["parts"]["evaluate"]["result"]["rows"][first or name]
+    return (pruned["same_as"] if pruned else None) or name
 
 
 def _row(results: Results, name: str) -> list[str]:
@@ -58,7 +62,9 @@ def _row(results: Results, name: str) -> list[str]:
         "" if name.endswith("_recovered") else rise,
         f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
         f"{row['loss']:.3f}",
-        "" if control is None else f"{control:.2%}",
+        ""
+        if control is None
+        else "{:.2%} ({:.1%}–{:.1%})".format(control, *spread_of(results, name)),
         "" if control is None else f"{100 * (row['top1_beside_random'] - control):+.1f}",
         f"{1 - row['macs'] / dense['macs']:.1%}",
         "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
@@ -88,34 +94,50 @@ def total(results: Results, level: str) -> int:
 
 def control_of(results: Results, name: str) -> float | None:
     """Median top-1 of random prunings of the same size; None where nothing went, or it recovered."""
+    drawn = _drawn(results, name)
+    return median(drawn) if drawn else None
+
+
+def spread_of(results: Results, name: str) -> tuple[float, float]:
+    """The least and the highest top-1 of random prunings of the same size, where there are some."""
+    drawn = _drawn(results, name)
+    return min(drawn), max(drawn)
+
+
+def _drawn(results: Results, name: str) -> list[float]:
     pruned = _pruning(results, name)
     if pruned is None or name.endswith("_recovered"):
-        return None
+        return []
     level = pruned["level"]
     kept = pruned["kept"][level]
     if kept == total(results, level):
-        return None
-    return median(results["parts"][f"random {level}"]["result"][str(kept)])
+        return []
+    return results["parts"][f"random {level}"]["result"][str(kept)]
 
 
 def compared(results: Results) -> list[str]:
-    """One line a level: what each method's prunings keep of the accuracy, and random ones of it."""
+    """One line a level: what each method's prunings keep of the accuracy, and random ones of it.
+
+    Of settings that give the same model one counts.
+    """
+    rows = results["parts"]["evaluate"]["result"]["rows"]
     lines = []
     for level in results["settings"]["levels"]:
         said = []
         for method, word in WORDS.items():
-            names = [n for n in names_of(results) if n.startswith(f"{method}_{level}_")]
-            controls = {n: control_of(results, n) for n in names}
-            gains = [
-                evaluated(results, n)["top1_beside_random"] - c
-                for n, c in controls.items()
-                if c is not None
-            ]
+            own = {
+                settled(results, n)
+                for n in names_of(results)
+                if n.startswith(f"{method}_{level}_") and _drawn(results, n)
+            }
+            top1 = {n: rows[n]["top1_beside_random"] for n in own}
+            gains = [top1[n] - median(_drawn(results, n)) for n in own]
             if gains:
-                better = sum(gain > 0 for gain in gains)
+                best = sum(top1[n] > spread_of(results, n)[1] for n in own)
                 said.append(
-                    f"{word} above random in {better} of {len(gains)} "
-                    f"({100 * min(gains):+.1f} to {100 * max(gains):+.1f} points)"
+                    f"{word} above the median of random prunings in {sum(g > 0 for g in gains)} of "
+                    f"{len(own)} models ({100 * min(gains):+.1f} to {100 * max(gains):+.1f} "
+                    f"points), above all of them in {best}"
                 )
         lines.append(f"* {level}: " + ("; ".join(said) or "nothing was removed") + ".")
     return lines
@@ -136,8 +158,8 @@ def report(results: Results) -> str:
         "share of the dense model's; KL is the rise over the dense model on the "
         f"{settings['analysis_batches'] * settings['analysis_batch']} training images that were "
         f"searched on. EAP: {search['method']} with {search['metric']}. Removed parts give their "
-        f"{settings['ablation']}. Random: median of {settings['random_seeds']} prunings of the same "
-        "size, drawn from all parts of the level, on "
+        f"{settings['ablation']}. Random: median (least–most) of {settings['random_prunings']} different "
+        "prunings of the same size, or of all there are, drawn from all parts of the level, on "
         f"{min(settings['random_images'], found['images']):,} of the test images; `above random` "
         "is in points, on these images. No model was trained after pruning"
         + (", but those marked as recovered." if settings["recovery"]["epochs"] else "."),
@@ -174,8 +196,8 @@ def tradeoff(results: Results) -> Figure:
     return chart(
         [item for item in series if item.x],
         title="Accuracy left after pruning",
-        subtitle="test images, 95% intervals; nothing was trained after pruning; random: the median "
-        "of prunings of the same size, on fewer images",
+        subtitle="test images, 95% intervals; random: the median of prunings of the same size, the "
+        "least and the most, on fewer images; nothing was trained after pruning",
         x_title="MACs, as a share of the dense model's",
         y_title="top-1",
         level=rows["dense"]["top1"],
@@ -186,17 +208,18 @@ def tradeoff(results: Results) -> Figure:
 def _series(results: Results, level: str, method: str, word: str, names: list[str]) -> Series:
     rows = results["parts"]["evaluate"]["result"]["rows"]
     random = method == "random"
-    names = [
-        n for n in names if "recov" not in n and (control_of(results, n) is not None or not random)
-    ]
+    names = [name for name in names if not name.endswith("_recovered")]
+    if random:
+        names = [name for name in names if _drawn(results, name)]
     names = sorted(names, key=lambda name: rows[name]["macs"])
-    ends = [rows[name]["interval"] for name in names]
+    top1 = [median(_drawn(results, n)) if random else rows[n]["top1"] for n in names]
+    ends = [spread_of(results, n) if random else rows[n]["interval"] for n in names]
     return Series(
         name=word,
         x=[rows[name]["macs"] / rows["dense"]["macs"] for name in names],
-        y=[control_of(results, n) or 0.0 if random else rows[n]["top1"] for n in names],
-        low=None if random else [low for low, _ in ends],
-        high=None if random else [high for _, high in ends],
+        y=top1,
+        low=[low for low, _ in ends],
+        high=[high for _, high in ends],
         color=COLORS[method],
         mark="dots",
         symbol=MARKS[level] + ("-open" if random else ""),

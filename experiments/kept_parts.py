@@ -6,8 +6,10 @@ everywhere, `zero` or `mean`, as circuitvit defines them; an MLP without any neu
 ablated value of the whole MLP.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from random import Random
 from typing import Any
 
@@ -284,8 +286,18 @@ def neuron_groups(config: cv.ViTConfig, scores: Mapping[str, float], group: int)
     return parts
 
 
-def random_kept(config: cv.ViTConfig, level: str, count: int, seed: int) -> Kept:
-    """So many blocks, heads or neurons, drawn from all there are, with everything else."""
+def random_prunings(
+    config: cv.ViTConfig, level: str, count: int, many: int, seed: int
+) -> list[Kept]:
+    """Prunings that keep so many blocks, heads or neurons, drawn at random; no two alike.
+
+    Args:
+        config: of the whole model.
+        level: blocks, heads or neurons; everything else stays.
+        count: how many parts stay.
+        many: how many prunings; where there are no more, it is all of them.
+        seed: of the draws.
+    """
     if level == "neurons":
         parts = [
             Part(f"m{block}.n{neuron}", {}, {block: [neuron]})
@@ -294,7 +306,16 @@ def random_kept(config: cv.ViTConfig, level: str, count: int, seed: int) -> Kept
         ]
     else:
         parts = blocks_of(config) if level == "blocks" else heads_of(config)
-    gone = Random(f"{level} {count} {seed}").sample(parts, len(parts) - count)
+    going = len(parts) - count
+    if math.comb(len(parts), going) <= many:
+        return [_without(config, gone) for gone in combinations(parts, going)]
+    draw, found = Random(f"{level} {count} {seed}"), dict[Kept, None]()
+    while len(found) < many:
+        found[_without(config, draw.sample(parts, going))] = None
+    return list(found)
+
+
+def _without(config: cv.ViTConfig, gone: Iterable[Part]) -> Kept:
     heads, neurons = dict[int, list[int]](), dict[int, list[int]]()
     for part in gone:
         for block, some in part.heads.items():

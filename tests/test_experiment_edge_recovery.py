@@ -20,14 +20,12 @@ KINDS = ("baseline", "better")
 RECOVERED = tuple(
     f"{share}_{word}"
     for share in ("published", "hard")
-    for word in ("recovered", "distilled", "random_recovered")
+    for word in ("recovered", "distilled", "random_0_recovered", "random_1_recovered")
 )
-
-
 CONTROLS = tuple(
     f"{share}: {word}"
     for share in ("published", "hard")
-    for word in ("2 random, pruned", "random, recovered")
+    for word in ("2 random, pruned", "random 0, recovered", "random 1, recovered")
 )
 
 
@@ -128,15 +126,17 @@ def test_random_circuits_are_as_large_as_eaps_and_hold_a_path_to_the_logits(resu
                 assert (len(circuit), circuit.qkv) == (len(own), "joint")
                 assert circuit.provenance.method == "random"
                 assert circuit.provenance.model == own.provenance.model
-                assert circuit.units()  # the images reach the logits through something
+                heads = [unit for unit in circuit.units() if unit.startswith("a")]
+                assert heads  # only they bring the images to the class token
             assert len({one.edges for one in [own, *drawn]}) == 3
-            model = load_saved(folder / "models" / f"{kind}_{share}_random_recovered")
-            pruned = results["parts"][f"random circuits of {kind}"]["result"][share][0]
             splits = cv.load_splits("digits", image_size=8, validation=0.1, seed=0)
-            found = accuracy(model, splits.test.images, splits.test.labels)
-            row = rows_of(results, kind)[f"{share}: random, recovered"]
-            assert row["top1"] == pytest.approx(found.top1, abs=1e-5)
-            assert row["loss"] < pruned["loss"]  # it was trained
+            untrained = results["parts"][f"random circuits of {kind}"]["result"][share]
+            for draw, pruned in enumerate(untrained):
+                model = load_saved(folder / "models" / f"{kind}_{share}_random_{draw}_recovered")
+                found = accuracy(model, splits.test.images, splits.test.labels)
+                row = rows_of(results, kind)[f"{share}: random {draw}, recovered"]
+                assert row["top1"] == pytest.approx(found.top1, abs=1e-5)
+                assert row["loss"] < pruned["loss"]  # it was trained
 
 
 def test_noted_figures_are_those_of_the_saved_models(results, pages):
@@ -185,8 +185,18 @@ def test_the_report_has_every_model_and_both_controls(results, pages, reports):
         assert "\n".join(lines) in text
         assert (pages["folder"] / "evaluation" / kind / "figure.html").exists()
     start, pruned = (rows_of(results, "better")[name]["top1"] for name in ("dense", "hard: pruned"))
-    line = next(row for row in text.splitlines() if row.startswith("| better, hard share"))
+    line = next(row for row in text.splitlines() if row.startswith("| better, 80% gone"))
     assert f"| {start:.2%} | {100 * (pruned - start):+.2f} |" in line
+    rows, drawn = (
+        rows_of(results, "better"),
+        results["parts"]["random circuits of better"]["result"],
+    )
+    before = [one["top1"] for one in drawn["hard"]]
+    after = [rows[f"hard: random {draw}, recovered"]["top1"] for draw in range(2)]
+    lost = [100 * (one - start) for one in before]
+    back = [100 * (later - one) for later, one in zip(after, before, strict=True)]
+    for some in (lost, back):
+        assert f"| {sum(some) / 2:+.2f} ({min(some):+.1f} to {max(some):+.1f}) |" in line
     assert "| published, 200 classes | 81 of 518 | 36.25% | -3.25 | +3.07 |" in text
     assert json.loads(pages["copy"].read_text()) == results
     assert pages["copy"].with_suffix(".md").read_text() == text
@@ -207,12 +217,12 @@ def test_a_lost_last_part_is_made_again_from_what_is_there(results, pages, tmp_p
     shutil.copytree(pages["folder"], folder)
     parts = results["parts"]
     lost = [
-        "train better_hard_random_recovered",
+        "train better_hard_random_1_recovered",
         *[n for n in parts if parts[n]["stage"] == "evaluate"],
     ]
     kept = {name: part for name, part in parts.items() if name not in lost}
     (folder / "results.json").write_text(json.dumps(results | {"parts": kept}))
-    shutil.rmtree(folder / "models" / "better_hard_random_recovered")
+    shutil.rmtree(folder / "models" / "better_hard_random_1_recovered")
     again = run(folder, "--stages", "optimize")
     assert again.returncode == 0, again.stderr
     remade = stored(folder)["parts"]
