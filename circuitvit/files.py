@@ -23,10 +23,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as cause:
-        raise CircuitError(
-            f"cannot write {target}: {cause.strerror or cause}. "
-            "Name a folder that can be written to."
-        ) from cause
+        raise _unwritable(target, cause) from cause
     os.close(handle)
     beside = Path(name)
     try:
@@ -38,6 +35,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _move(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse now what could not be written after long work; the folder is made.
+
+    Raises:
+        CircuitError: the folder can't be made or written to.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as cause:
+        raise _unwritable(target, cause) from cause
+
+
+def _unwritable(target: Path, cause: OSError) -> CircuitError:
+    return CircuitError(
+        f"cannot write {target}: {cause.strerror or cause}. Name a folder that can be written to."
+    )
 
 
 def _move(beside: Path, target: Path) -> None:

@@ -1,10 +1,9 @@
-"""Claim: pruned by ACDC or EAP, a ViT mostly does better than one pruned at random of that size.
+"""Claim: ACDC and EAP prune a ViT better than chance where much goes; of little, any part will do.
 
 Command   python experiments/acdc_against_eap.py --data ../shared/data [--epochs 6 --threads 1
           --precision bf16] [--results experiments/results/acdc_against_eap.json]
 Hardware  any; the full schedule wants a GPU
-Minutes   on one CPU core some 2 an epoch in bf16 (5 beside other jobs), 4 without, then 12
-          to prune and 16 to evaluate
+Minutes   on one CPU core some 5 an epoch in bf16, 9 without, then 12 to prune and 35 to evaluate
 Expected  runs/acdc_against_eap/{results.json, report.md, tradeoff.html, evaluation/, scores/,
           circuits/acdc_heads_tau_0.05.json, …, models/eap_neurons_keep_0.8/, …}
 
@@ -29,6 +28,7 @@ from acdc_against_eap_search import Search, Wanted
 from kept_parts import Kept, MaskedRuns, compiled, random_prunings
 from study import (
     Study,
+    at_least,
     dense_shape,
     evaluated_rows,
     folder_of,
@@ -308,11 +308,15 @@ def parser_of() -> argparse.ArgumentParser:
         help="what EAP scores by: KL or cross-entropy",
     )
     parser.add_argument(
-        "--analysis-batches", type=int, default=2, help="batches of 64 pairs to search on"
+        "--analysis-batches", type=at_least(1), default=2, help="batches of 64 pairs to search on"
     )
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the training")
-    parser.add_argument("--recovery-epochs", type=int, default=0, help="for each pruned model")
-    parser.add_argument("--limit", type=int, help="at most so many images a part, for a trial")
+    parser.add_argument(
+        "--recovery-epochs", type=at_least(0), default=0, help="for each pruned model"
+    )
+    parser.add_argument(
+        "--limit", type=at_least(1), help="at most so many images a part, for a trial"
+    )
     return parser
 
 

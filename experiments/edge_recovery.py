@@ -35,6 +35,7 @@ from typing import Any
 from edge_recovery_report import KINDS, PUBLISHED, report
 from study import (
     Study,
+    at_least,
     circuit_of,
     dense_shape,
     evaluated_rows,
@@ -363,5 +364,5 @@ def work(study: Study, steps: EdgeRecovery) -> None:
 if __name__ == "__main__":
     parser = options(__doc__, NAME)
     parser.add_argument("--set", choices=["cifar10", "animals"], default="cifar10")
-    parser.add_argument("--limit", type=int, help="images of each part, at most")
+    parser.add_argument("--limit", type=at_least(1), help="images of each part, at most")
     run(main, parser)

@@ -52,7 +52,7 @@ class Study:
         self.results: dict[str, Any] = {"settings": self.settings, "parts": {}}
         if self.file.exists():
             self.results = read_json(self.file, what="a study")
-            self._check_settings()
+            self._check_settings(name)
             for part in self.results["parts"].values():  # once, only the last run's were noted
                 for key in ("command", "hardware"):
                     part.setdefault(key, self.results[key])
@@ -61,7 +61,13 @@ class Study:
         self.results |= {"experiment": name, "settings": self.settings}
         self.results = self.origin | self.results  # of a run that makes nothing, nothing is noted
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, name: str) -> None:
+        other = self.results.get("experiment", name)
+        if other != name:
+            raise CircuitError(
+                f"{self.folder} holds another experiment, {other}. Give another --out, or remove "
+                "the folder."
+            )
         before = dict(self.results.get("settings", {}))
         before.pop("data", None)  # once the path of the images, whatever it led to
         changed = [
@@ -175,6 +181,7 @@ class Study:
         if results is not None:
             write_json(results, self.results)
             write_text(results.with_suffix(".md"), report)
+        print(f"Wrote {self.folder}.\n{report}")
 
 
 def circuit_of(path: Path, vit: cv.ViT) -> cv.Circuit:
@@ -283,7 +290,9 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
         "--results", type=Path, help="where finished results and their report (.md) go too"
     )
     parser.add_argument("--toy", action="store_true", help="a minute-long check on few images")
-    parser.add_argument("--epochs", type=int, help="fewer, or more, than the full schedule's")
+    parser.add_argument(
+        "--epochs", type=at_least(1), help="fewer, or more, than the full schedule's"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument(
         "--skip-training",
@@ -291,13 +300,32 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
         help="not the stage `train`, the dense models; whatever is trained of pruned ones belongs "
         "to `optimize`",
     )
-    parser.add_argument("--threads", type=int, help="of the processor, at most")
+    parser.add_argument("--threads", type=at_least(1), help="of the processor, at most")
     return parser
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """A type of option: whole numbers from `low` on."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        return int(text)
+
+    number.__name__ = "whole number"  # what argparse calls the type, where the text is none
+    return number
+
+
 def stages_of(given: argparse.Namespace) -> tuple[str, ...]:
-    """The stages that the options leave."""
-    return tuple(s for s in given.stages if not (given.skip_training and s == "train"))
+    """The stages that the options leave.
+
+    Raises:
+        CircuitError: none.
+    """
+    left = tuple(s for s in given.stages if not (given.skip_training and s == "train"))
+    if not left:
+        raise CircuitError("--stages train and --skip-training leave no stage. Give one of them.")
+    return left
 
 
 def folder_of(given: argparse.Namespace, name: str) -> Path:
@@ -358,10 +386,13 @@ def source_of(data: str | None, name: str) -> str:
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Run a study; a mistake of the user becomes one line and exit code 2."""
     given = parser.parse_args()
-    if given.threads:
+    if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:
         main(given)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
     except CircuitError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)

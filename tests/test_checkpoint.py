@@ -249,3 +249,12 @@ def test_what_the_training_images_are_is_part_of_the_training(tmp_path, change, 
     Checkpoint(before, now.history, now.tensors).save(file)
     again = cv.train(make_vit(), others, others, recipe, folder=tmp_path)
     assert same_weights(first.vit, again.vit)
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_any_step(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(distillation.F, "cross_entropy", lambda *_, **__: pytest.fail("a step"))
+    recipe = Recipe(epochs=1, batch=16)
+    with pytest.raises(CircuitError, match=r"cannot write .*Name a folder that can be written to"):
+        cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path / "file" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

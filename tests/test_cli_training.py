@@ -61,3 +61,15 @@ def test_tuning_needs_a_model_to_start_from(workplace, tune):
     assert done.returncode == 2
     assert "Name a trained one with --start-from." in done.stderr
     assert not (workplace / "none").exists()
+
+
+def test_an_interrupted_training_says_that_it_goes_on(workplace, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cv, "train", stopped)
+    done = run("train", "stopped", *FEW, cwd=workplace)
+    assert done.returncode == 130
+    assert done.stderr == (
+        "circuitvit: interrupted; the same command goes on after the last whole epoch.\n"
+    )

@@ -172,3 +172,48 @@ def test_what_was_found_on_another_model_or_other_images_is_refused(tmp_path):
             Search(steps.study, other, steps.splits.train).found(wanted)
         with pytest.raises(CircuitError, match="was found on other image pairs"):
             Search(steps.study, steps.dense, steps.splits.test).found(wanted)
+
+
+def test_a_folder_of_another_experiment_is_refused_by_its_name(tmp_path):
+    begun(tmp_path).save()
+    with pytest.raises(CircuitError, match=r"holds another experiment, small\. Give another --out"):
+        Study("large", SETTINGS, tmp_path, STAGES)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        (animals_blueprint, ["--epochs", "0"], "--epochs: 0 is less than 1"),
+        (animals_blueprint, ["--threads", "-4"], "--threads: -4 is less than 1"),
+        (acdc_against_eap, ["--epochs", "few"], "--epochs: invalid whole number value: 'few'"),
+        (acdc_against_eap, ["--limit", "0"], "--limit: 0 is less than 1"),
+        (acdc_against_eap, ["--analysis-batches", "0"], "--analysis-batches: 0 is less than 1"),
+        (acdc_against_eap, ["--recovery-epochs", "-1"], "--recovery-epochs: -1 is less than 0"),
+    ],
+)
+def test_wrong_numbers_are_refused_at_once(module, words, told, monkeypatch, capsys):
+    called(monkeypatch, "--toy", *words)
+    build = getattr(module, "parser_of", lambda: studies.options("About.", "small"))
+    with pytest.raises(SystemExit) as stopped:
+        studies.run(lambda given: pytest.fail("it ran"), build())
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_interrupted_study_says_that_it_goes_on(monkeypatch, capsys):
+    def main(given):
+        raise KeyboardInterrupt
+
+    called(monkeypatch, "--toy")
+    with pytest.raises(SystemExit) as stopped:
+        studies.run(main, studies.options("About.", "small"))
+    assert stopped.value.code == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
+
+
+def test_options_that_leave_no_stage_are_refused(monkeypatch, capsys):
+    called(monkeypatch, "--stages", "train", "--skip-training")
+    with pytest.raises(SystemExit) as stopped:
+        studies.run(studies.stages_of, studies.options("About.", "small"))
+    assert stopped.value.code == 2
+    assert "leave no stage" in capsys.readouterr().err

@@ -20,15 +20,34 @@ app = typer.Typer(
 
 
 def show(table: Sequence[Sequence[str]]) -> None:
-    """Print a table, its header first; what stands in brackets goes below its number."""
-    header, *rows = table
+    """Print a table, its header first; what stands in brackets goes below its number.
+
+    Columns that don't fit on a line go below the others, behind the first column again, without the
+    rows that say nothing there.
+    """
+    console, boundless = Console(), Console(width=10_000)
+    start, every = 1, len(table[0])
+    while start < every:
+        end = start + 1
+        while end < every:
+            if boundless.measure(_drawn(table, start, end + 1)).maximum > console.width:
+                break
+            end += 1
+        console.print(_drawn(table, start, end))
+        start = end
+
+
+def _drawn(table: Sequence[Sequence[str]], start: int, end: int) -> Table:
+    header, *rows = [[row[0], *row[start:end]] for row in table]
     drawn = Table(box=box.SIMPLE_HEAD, padding=0)
     for index, name in enumerate(header):
         justify = "right" if index else "left"
         drawn.add_column(name.replace(", ", "\n"), justify=justify, no_wrap=index > 0)
+    whole = len(header) == len(table[0])
     for cells in rows:
-        drawn.add_row(cells[0], *(cell.replace(" (", "\n(") for cell in cells[1:]))
-    Console().print(drawn)
+        if whole or any(cells[1:]):
+            drawn.add_row(cells[0], *(cell.replace(" (", "\n(") for cell in cells[1:]))
+    return drawn
 
 
 def _one_line(message: Warning | str, *_: object) -> None:

@@ -139,10 +139,15 @@ def train(
             splits, images.seed, patch_size=patch_size, width=width, depth=depth, heads=heads,
             mlp_width=mlp_width,
         )  # fmt: skip
-    result = cv.train(
-        vit, splits.train, splits.validation, recipe, folder=out, teacher=teacher,
-        tensorboard=tensorboard, log=_say if log else None,
-    )  # fmt: skip
+    try:
+        result = cv.train(
+            vit, splits.train, splits.validation, recipe, folder=out, teacher=teacher,
+            tensorboard=tensorboard, log=_say if log else None,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        again = "the same command goes on after the last whole epoch"
+        typer.echo(f"circuitvit: interrupted; {again}.", err=True)
+        raise typer.Exit(130) from None
     if gradient_flow is not None:
         typer.echo(f"Wrote {chart_page(gradient_flow, result.gradient_flow())}.")
     if patience is not None:

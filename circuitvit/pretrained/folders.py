@@ -40,8 +40,8 @@ def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
 
 def _no_model(folder: Path) -> str:
     weights = sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)
-    if weights == ["adapter.safetensors"]:
-        return f"{folder / weights[0]} {NO_MODEL}"
+    if "adapter.safetensors" in weights:
+        return f"{folder / 'adapter.safetensors'} {NO_MODEL}"
     return (
         f"no model in the folder {str(folder)!r}: there is no config.json. A model's folder holds "
         "config.json and model.safetensors, as save_pretrained of circuitvit and transformers and "

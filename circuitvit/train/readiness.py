@@ -68,7 +68,7 @@ def _data_problems(
     if recipe.batch > len(training):
         yield (
             f"a batch of {recipe.batch} is larger than the {len(training)} training images; "
-            f"use Recipe(batch={len(training)}) or less"
+            f"use a batch of {len(training)} or less"
         )
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import check_writable
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
 from circuitvit.progress import progress as progress_bar
@@ -93,6 +94,8 @@ def train(
         checkpoint.check_run(run, path)
         loop.restore(checkpoint)
     main = accelerator.is_main_process
+    if path is not None and main:
+        check_writable(path)
     show = (sys.stderr.isatty() if progress is None else progress) and main
     loop.log = log if main and not show else None
     [loop.is_told] = broadcast_object_list([loop.log is not None])
