@@ -3,7 +3,7 @@
 Command   python experiments/acdc_against_eap.py --data ../shared/data [--epochs 6 --threads 1
           --precision bf16] [--results experiments/results/acdc_against_eap.json]
 Hardware  any; the full schedule wants a GPU
-Minutes   on one CPU core some 5 an epoch in bf16, 9 without, then 12 to prune and 35 to evaluate
+Minutes   on one CPU core some 5 an epoch in bf16, 9 without, then 12 to prune and 40 to evaluate
 Expected  runs/acdc_against_eap/{results.json, report.md, tradeoff.html, evaluation/, scores/,
           circuits/acdc_heads_tau_0.05.json, …, models/eap_neurons_keep_0.8/, …}
 

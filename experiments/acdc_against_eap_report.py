@@ -133,11 +133,11 @@ def compared(results: Results) -> list[str]:
             top1 = {n: rows[n]["top1_beside_random"] for n in own}
             gains = [top1[n] - median(_drawn(results, n)) for n in own]
             if gains:
-                best = sum(top1[n] > spread_of(results, n)[1] for n in own)
+                best = sum(top1[n] >= spread_of(results, n)[1] for n in own)
                 said.append(
                     f"{word} above the median of random prunings in {sum(g > 0 for g in gains)} of "
                     f"{len(own)} models ({100 * min(gains):+.1f} to {100 * max(gains):+.1f} "
-                    f"points), above all of them in {best}"
+                    f"points), no random one above it in {best}"
                 )
         lines.append(f"* {level}: " + ("; ".join(said) or "nothing was removed") + ".")
     return lines

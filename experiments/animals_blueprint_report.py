@@ -84,8 +84,8 @@ def figures(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
         f"{row['loss']:.3f}",
-        f"{row['parameters'] / 1e6:.2f} M",
-        f"{row['macs'] / 1e6:.0f} M",
+        f"{row['parameters'] / 1e6:.3g} M",
+        f"{row['macs'] / 1e6:.3g} M",
         f"{row['time_ratio']:.2f}",
     ]
 

@@ -1,9 +1,9 @@
-"""Claim: a short training wins back most of what removed edges cost; few edges left save time.
+"""Claim: a short training wins back most of what removed edges cost; only few edges save time.
 
 Command   python experiments/edge_recovery.py --data ../shared/data [--set animals]
           [--epochs 12 --threads 1] [--results experiments/results/edge_recovery.json]
 Hardware  any; the full schedule wants a GPU
-Minutes   on one CPU core, CIFAR-10: some 5 for each of `--epochs`, and 20 for circuits and evaluation
+Minutes   on one CPU core, CIFAR-10: some 9 for each of `--epochs`, and 9 to evaluate
 Expected  runs/edge_recovery/{results.json, report.md, circuits/, models/, evaluation/};
           of the animals in runs/edge_recovery_animals/
 

@@ -38,7 +38,7 @@ def table(results: Mapping[str, Any], kind: str) -> str:
         rows.append([
             name, str(sizes.get(share, sizes["all edges"])["edges"]),
             f"{row['top1']:.2%} ({low:.1%}–{high:.1%})", points(*row["change"]),
-            f"{row['loss']:.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f} M",
+            f"{row['loss']:.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:.3g} M",
             f"{row['seconds']:.1f}",
             "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
             "yes" if row["pareto"] else "no",
@@ -68,7 +68,7 @@ def changes(results: Mapping[str, Any]) -> str:
     rows = [
         [*header, *controls, "time ÷ dense's"],
         ["published, 200 classes", f"{PUBLISHED['removed']} of {PUBLISHED['edges']}",
-         f"{first:.2%}", points(pruned - first), points(after - pruned), "–", "–", "–",
+         f"{first:.2%}", points(pruned - first), points(after - pruned), *["–"] * 4,
          f"{later / before:.2f}"],
     ]  # fmt: skip
     for kind in KINDS:
