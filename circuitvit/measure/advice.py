@@ -83,7 +83,7 @@ def advise(found: "Evaluation", *, give: float) -> Advice:
     tied = [name for name in near if found.difference(best, name).low <= 0 or name == best]
     accurate, balanced, fast = (_quick(found, among) for among in (tied, near, front))
     chosen = (
-        ("Accuracy first", accurate, _why_accurate(found, accurate, best)),
+        ("Accuracy first", accurate, _why_accurate(found, accurate, best, give)),
         ("Balanced", balanced, _why_balanced(found, balanced, best, near, give)),
         (
             "Latency first" if found.batch is not None else "GFLOPs first",
@@ -105,7 +105,7 @@ def _quick(found: "Evaluation", among: Sequence[str]) -> str:
     return max((n for n in among if not _is_faster(found, quickest, n)), key=found.top1)
 
 
-def _why_accurate(found: "Evaluation", name: str, best: str) -> list[str]:
+def _why_accurate(found: "Evaluation", name: str, best: str, give: float) -> list[str]:
     lead = f"Top-1 {_shares(found, name)}"
     others = [other for other in found.names if other != best]
     if not others:
@@ -125,7 +125,7 @@ def _why_accurate(found: "Evaluation", name: str, best: str) -> list[str]:
     return [
         *why,
         f"{closest} is not told apart from it in top-1: {_gap(found, best, closest)}{rest}; none "
-        "of them is both so close and shown to cost less.",
+        f"of them within {_points(give)} is shown to cost less.",
     ]
 
 
