@@ -6,6 +6,7 @@ stopped goes on behind the last part, a training behind its last epoch.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -251,8 +252,10 @@ def evaluated_rows(found: cv.Evaluation) -> list[dict[str, Any]]:
 
 
 def command() -> str:
-    """How this experiment was called."""
-    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """How this experiment was called; places beside the project are named from its folder."""
+    near = f"{HOUSE.parent}{os.sep}"
+    words = [os.path.relpath(w, HOUSE) if w.startswith(near) else w for w in sys.argv[1:]]
+    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
 
 
 def hardware(device: torch.device) -> dict[str, str]:
@@ -290,9 +293,7 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
         "--results", type=Path, help="where finished results and their report (.md) go too"
     )
     parser.add_argument("--toy", action="store_true", help="a minute-long check on few images")
-    parser.add_argument(
-        "--epochs", type=at_least(1), help="fewer, or more, than the full schedule's"
-    )
+    parser.add_argument("--epochs", type=at_least(1), help="instead of the full schedule's")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument(
         "--skip-training",
@@ -307,13 +308,12 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
 def at_least(low: int) -> Callable[[str], int]:
     """A type of option: whole numbers from `low` on."""
 
-    def number(text: str) -> int:
+    def whole_number(text: str) -> int:  # argparse tells this name where the text is none
         if int(text) < low:
             raise argparse.ArgumentTypeError(f"{text} is less than {low}")
         return int(text)
 
-    number.__name__ = "whole number"  # what argparse calls the type, where the text is none
-    return number
+    return whole_number
 
 
 def stages_of(given: argparse.Namespace) -> tuple[str, ...]:

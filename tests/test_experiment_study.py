@@ -57,6 +57,14 @@ def test_each_part_keeps_the_command_and_hardware_that_made_it(tmp_path, monkeyp
     assert "processor another c" in lines[1]
 
 
+def test_places_beside_the_project_are_named_from_its_folder(monkeypatch):
+    house = Path(__file__).parents[1]
+    called(monkeypatch, "--data", str(house.parent / "data"), "--out", str(house / "runs" / "x"))
+    assert studies.command() == "python experiments/small.py --data ../data --out runs/x"
+    called(monkeypatch, "--data", "/elsewhere/data", "--set", "animals")
+    assert studies.command() == "python experiments/small.py --data /elsewhere/data --set animals"
+
+
 def test_a_run_that_makes_nothing_leaves_the_file_as_it_is(tmp_path, monkeypatch):
     called(monkeypatch, "--threads", "1")
     begun(tmp_path).part("first", "train", lambda: 1)
@@ -185,7 +193,7 @@ def test_a_folder_of_another_experiment_is_refused_by_its_name(tmp_path):
     [
         (animals_blueprint, ["--epochs", "0"], "--epochs: 0 is less than 1"),
         (animals_blueprint, ["--threads", "-4"], "--threads: -4 is less than 1"),
-        (acdc_against_eap, ["--epochs", "few"], "--epochs: invalid whole number value: 'few'"),
+        (acdc_against_eap, ["--epochs", "few"], "--epochs: invalid whole_number value: 'few'"),
         (acdc_against_eap, ["--limit", "0"], "--limit: 0 is less than 1"),
         (acdc_against_eap, ["--analysis-batches", "0"], "--analysis-batches: 0 is less than 1"),
         (acdc_against_eap, ["--recovery-epochs", "-1"], "--recovery-epochs: -1 is less than 0"),
