@@ -65,11 +65,15 @@ def _shown(number: float) -> str:
 def resampled_means(
     values: Float[np.ndarray, "row image"], *, resamples: int, seed: int
 ) -> Float[np.ndarray, "resample row"]:
-    """The mean of every row over images that are drawn with replacement, the same for all rows."""
+    """The mean of every row over images that are drawn with replacement, the same for all rows.
+
+    Rows are added up by numpy's own sum and not by a matrix product, whose rounding depends on where
+    in memory the values lie: the same seed has to give the same interval.
+    """
     images = values.shape[1]
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, len(values)))
     for index in range(resamples):
         drawn = generator.integers(images, size=images)
-        means[index] = values @ np.bincount(drawn, minlength=images)
+        means[index] = (values * np.bincount(drawn, minlength=images)).sum(axis=1)
     return means / images
