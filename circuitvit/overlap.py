@@ -17,14 +17,13 @@ import numpy as np
 from circuitvit.circuit import Circuit, Provenance, same_edge_set
 from circuitvit.edge_graph import edge_names_of, units_of
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json, write_text
+from circuitvit.files import write_text
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import heatmap
 from circuitvit.html.tables import html_table, markdown_table
-
-FORMAT = "circuitvit.overlap"
-SCHEMA = 1
+from circuitvit.records import OVERLAP
+from circuitvit.restoring import load_record
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class Overlap:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}
+        return OVERLAP.marked(asdict(self))
 
     def figure(self) -> Figure:
         """Jaccard of every two circuits as a plotly heatmap; the counts are in the hover text."""
@@ -228,10 +227,22 @@ class Overlap:
             CircuitError: they can't be written.
         """
         place = Path(folder)
-        write_json(place / "overlap.json", self.as_dict())
+        OVERLAP.write(place / "overlap.json", self.as_dict())
         write_text(place / "overlap.md", self.markdown())
         chart_page(place / "overlap.html", self.figure())
         return place
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Overlap":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder, or `overlap.json` in it.
+
+        Raises:
+            CircuitError: the file is missing, cut short, or something else.
+        """
+        return load_record(path, OVERLAP, cls)
 
 
 RATIOS = ("jaccard", "jaccard_expected", "unit_jaccard", "unit_jaccard_expected")

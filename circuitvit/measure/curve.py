@@ -9,6 +9,7 @@ from jaxtyping import Float
 from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.measure.bootstrap import Estimate, Spread
 from circuitvit.measure.measurement import Measurement
+from circuitvit.records import CURVE, Kind
 
 COLORS = {"signed": "#0b7285", "absolute": "#d9480f", "circuits": "#0b7285"}
 RANDOM = "#7b8794"
@@ -102,7 +103,8 @@ class Curve(Measurement):
         controls: random circuits with as many edges, a line for each draw.
     """
 
-    FORMAT: ClassVar[str] = "circuitvit.faithfulness_curve"
+    KIND: ClassVar[Kind] = CURVE
+    DERIVED: ClassVar[tuple[str, ...]] = ("cpr", "cmd", "random")
 
     all_edges: int
     full: float
