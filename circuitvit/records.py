@@ -68,7 +68,7 @@ class Kind:
         return write_json(path, {**body, "checksum": checksum(body)})
 
     def read(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read a record, without its checksum.
+        """Read a record's fields, without mark, schema and checksum.
 
         Raises:
             CircuitError: the file is missing, cut short, altered, of another kind or of a newer
@@ -92,7 +92,7 @@ class Kind:
                 f"{source} was altered after it was saved: its checksum does not match. "
                 "Take the file from its source again."
             )
-        return body
+        return {name: value for name, value in body.items() if name not in ("format", "schema")}
 
     def _json(self, source: Path) -> Any:
         try:

@@ -6,7 +6,7 @@ import types
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from circuitvit.errors import CircuitError
@@ -36,32 +36,15 @@ def load_record(
         CircuitError: the file is missing, cut short, of another kind, or a field is missing or of
             the wrong kind.
     """
-    body = kind.read(path)
-    body = {name: value for name, value in body.items() if name not in {*HEAD, *derived}}
-    result, surplus = whole(kind.place(path), kind, made, body)
-    if surplus:
-        warn_of_surplus(kind.place(path), surplus, stacklevel=4)
-    return result
-
-
-HEAD = ("format", "schema", "checksum")
-
-
-def whole(
-    path: str | os.PathLike[str], kind: Kind, made: type[Made], body: Any
-) -> tuple[Made, list[str]]:
-    """What a record's fields make, and the fields that are not known.
-
-    Raises:
-        CircuitError: a field is missing or wrong, or the fields don't fit together.
-    """
+    body = {name: value for name, value in kind.read(path).items() if name not in derived}
     surplus: list[str] = []
-    with naming(path, kind):
+    with naming(kind.place(path), kind):
         result = restored(made, body, surplus=surplus)
         shows: Any = getattr(result, "table", None)
         if shows is not None:
             shows()  # what can't be shown doesn't fit together
-    return result, surplus
+    warn_of_surplus(kind.place(path), surplus, stacklevel=4)
+    return result
 
 
 @contextmanager
@@ -89,12 +72,13 @@ def naming(path: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
 def warn_of_surplus(
     path: str | os.PathLike[str], surplus: Collection[str], *, stacklevel: int
 ) -> None:
-    """Say once which fields of a file were not understood."""
-    warnings.warn(
-        f"{path} holds fields that this version doesn't know, so they are left out: "
-        f"{', '.join(sorted(surplus)[:8])}.",
-        stacklevel=stacklevel,
-    )
+    """Say once which fields of a file were not understood, if any."""
+    if surplus:
+        warnings.warn(
+            f"{path} holds fields that this version doesn't know, so they are left out: "
+            f"{', '.join(sorted(surplus)[:8])}.",
+            stacklevel=stacklevel,
+        )
 
 
 def restored(
@@ -103,7 +87,8 @@ def restored(
     """A value as an annotation describes it, made of plain JSON values.
 
     Args:
-        wanted: a dataclass (one with `from_dict` is made by that), `tuple[…, ...]`, `Mapping`,
+        wanted: a dataclass (all its fields have to be there; one with `from_dict` is made by that
+            and decides for itself), `tuple[…, ...]`, `Mapping`,
             `Literal`, a union, `Any`, or one of Python's plain types.
         value: lists, dicts, texts and numbers. What JSON doesn't have is taken as it is.
         where: the value's place, for messages.
@@ -154,20 +139,12 @@ def _dataclass(wanted: Any, value: Any, where: str, surplus: list[str]) -> Any:
     surplus += [f"{inside}{name}" for name in value if name not in known]
     if hasattr(wanted, "from_dict"):
         return wanted.from_dict(value)
-    missing = [
-        f"{inside}{name}"
-        for name, field in known.items()
-        if name not in value and field.default is MISSING and field.default_factory is MISSING
-    ]
+    missing = [f"{inside}{name}" for name in known if name not in value]
     if missing:
         raise UnfitError(f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing.")
     hints = get_type_hints(wanted)
     return wanted(
-        **{
-            name: _restored(hints[name], value[name], f"{inside}{name}", surplus)
-            for name in known
-            if name in value
-        }
+        **{name: _restored(hints[name], value[name], f"{inside}{name}", surplus) for name in known}
     )
 
 

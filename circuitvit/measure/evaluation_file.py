@@ -14,13 +14,18 @@ from circuitvit.measure.classification import Classification
 from circuitvit.measure.latency import Latency
 from circuitvit.measure.report import Report, Row
 from circuitvit.records import EVALUATION
-from circuitvit.restoring import UnfitError, load_record, naming, restored
+from circuitvit.restoring import UnfitError, naming, restored, warn_of_surplus
 
 if TYPE_CHECKING:
     from circuitvit.measure.evaluation import Evaluation
 
 FIGURES = tuple(f.name for f in fields(Classification) if f.name not in ("accuracy", "right"))
 """What a row says beside the report's."""
+
+FOLLOWING = (
+    "confidence_gap", "milliseconds", "images_per_second", "gflops", "efficiency", "dominated_by",
+)  # fmt: skip
+"""What follows from the rest of a row, and of the others."""
 
 
 def plain_evaluation(found: "Evaluation", *, single_images: bool) -> dict[str, Any]:
@@ -82,8 +87,11 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         CircuitError: the file is missing, cut short, something else, or doesn't say which images
             are got right.
     """
-    file = load_record(path, EVALUATION, _File, derived=("pareto", "advice"))
+    body, surplus = EVALUATION.read(path), list[str]()
     place = EVALUATION.place(path)
+    with naming(place, EVALUATION):
+        plain = {name: value for name, value in body.items() if name not in ("pareto", "advice")}
+        file = restored(_File, plain, surplus=surplus)
     without = [str(row.get("name")) for row in file.rows if "right" not in row]
     if without:
         raise CircuitError(
@@ -92,10 +100,11 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
             "wrote it: evaluate the models again. The tables are in report.md beside it."
         )
     with naming(place, EVALUATION):
-        rows = tuple(_rows(file))
+        rows = tuple(_rows(file, surplus))
         report = Report(
             tuple(row for row, _ in rows), file.baseline, file.null, file.machine
         )  # fmt: skip
+        warn_of_surplus(place, surplus, stacklevel=4)
         return {
             "report": report,
             "classified": {row.name: one for row, one in rows},
@@ -105,13 +114,15 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         }
 
 
-def _rows(file: _File) -> Iterator[tuple[Row, Classification]]:
+def _rows(file: _File, surplus: list[str]) -> Iterator[tuple[Row, Classification]]:
     own = {field.name for field in fields(Row)}
     for number, row in enumerate(file.rows):
         where = f"rows[{number}]"
         told = restored(Row, {key: row[key] for key in own & set(row)}, where=where)
         body = {key: row[key] for key in ("accuracy", *FIGURES) if key in row}
         body["right"] = _right(row["right"], told.accuracy, f"{where}.right")
+        known = {*own, *body, *FOLLOWING}
+        surplus += [f"{where}.{name}" for name in row if name not in known]
         yield told, restored(Classification, body, where=where)
 
 
