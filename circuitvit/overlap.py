@@ -160,7 +160,7 @@ class Overlap:
         rows = [
             [name, f"{self.edges[i]:,}", f"{self.units[i]:,}"]
             + [
-                "–" if i == j else f"{alike[i, j]:.2f} ({chance[i, j]:.2f})"
+                "–" if i == j else f"{alike[i, j]:z.2f} ({chance[i, j]:z.2f})"
                 for j in range(len(self.names))
             ]
             for i, name in enumerate(self.names)
@@ -192,7 +192,7 @@ class Overlap:
         found = {(pair.one, pair.other): pair for pair in self.pairs}
         chance = [pair.jaccard_expected for pair in self.pairs]
         mean = math.fsum(chance) / max(1, len(chance))
-        by_chance = f"; by chance Jaccard would be {mean:.3f}" if chance else ""
+        by_chance = f"; by chance Jaccard would be {mean:z.3f}" if chance else ""
         return heatmap(
             self.names,
             self.matrix().tolist(),
@@ -214,10 +214,10 @@ class Overlap:
         sizes = f"{self.edges[first]:,} and {self.edges[second]:,}"
         return (
             f"{pair.one} and {pair.other}\n"
-            f"{pair.edges_shared:,} edges shared of {sizes}; by chance {pair.edges_expected:.1f}\n"
-            f"Jaccard {pair.jaccard:.3f}; by chance {pair.jaccard_expected:.3f}\n"
-            f"{pair.units_shared:,} units shared, Jaccard {pair.unit_jaccard:.3f}; by chance "
-            f"{pair.unit_jaccard_expected:.3f}"
+            f"{pair.edges_shared:,} edges shared of {sizes}; by chance {pair.edges_expected:z.1f}\n"
+            f"Jaccard {pair.jaccard:z.3f}; by chance {pair.jaccard_expected:z.3f}\n"
+            f"{pair.units_shared:,} units shared, Jaccard {pair.unit_jaccard:z.3f}; by chance "
+            f"{pair.unit_jaccard_expected:z.3f}"
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -170,7 +170,7 @@ _SAFETENSORS = {
     "circuitvit.training": "a checkpoint of a training, which circuitvit.train(…, folder=) reads",
 }
 _FIRST_BYTES = {
-    b"PK\x03\x04": "a zip archive, such as torch.save writes",
+    b"PK\x03\x04": "a zip archive, such as PyTorch writes",
     b"\x89PNG": "a picture",
     b"<": "a page of HTML or XML",
     b"version https://git-lfs": "a pointer of git-lfs, for which `git lfs pull` fetches the file",

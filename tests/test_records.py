@@ -147,7 +147,7 @@ def test_files_of_models_pairs_and_others_are_told(name, files, tmp_path):
         "vit/model.safetensors": "it is a file of weights, whose folder circuitvit.load_vit reads",
         "vit/config.json": "It is the config of a model, whose folder circuitvit.load_vit reads",
         "circuit/config.json": "It is the config of a model, whose folder circuitvit.load_vit",
-        "x.pt": "it is a zip archive, such as torch.save writes",
+        "x.pt": "it is a zip archive, such as PyTorch writes",
         "page.html": "it is a page of HTML or XML",
         "lfs.json": "it is a pointer of git-lfs",
     }

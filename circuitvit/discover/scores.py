@@ -189,7 +189,7 @@ class EdgeScores(Mapping[str, float]):
         if threshold != threshold:
             raise CircuitError("threshold is NaN, expected a number.")
         names = [name for name in self if self._key(name, signed) > threshold]
-        return self._circuit(names, f"above {threshold:g}", signed)
+        return self._circuit(names, f"above {threshold:zg}", signed)
 
     def greedy(self, n: int, *, signed: bool = False) -> Circuit:
         """The circuit of `n` edges grown backwards from `logits`, so that none is a dead end.

@@ -81,7 +81,7 @@ class AcrossAblations(Measurement):
         """Faithfulness under each ablation, a colour for each circuit, with 95% intervals."""
         series = [
             Series(
-                f"{name}, gap {one.gap.value:.3f}",
+                f"{name}, gap {one.gap.value:z.3f}",
                 list(one.faithfulness),
                 [estimate.value for estimate in one.faithfulness.values()],
                 low=[estimate.low for estimate in one.faithfulness.values()],

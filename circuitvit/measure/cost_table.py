@@ -128,7 +128,7 @@ class Costs:
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
         header = ["part", f"ms, batch {self.batch}", "interquartile range"]
-        rows = [[_named(r), f"{r.median_ms:.4g}", f"{r.iqr_ms:.2g}"] for r in self.rows]
+        rows = [[_named(r), f"{r.median_ms:z.4g}", f"{r.iqr_ms:z.2g}"] for r in self.rows]
         return [header, *rows]
 
     def markdown(self) -> str:

@@ -66,7 +66,7 @@ class Minimality(Measurement):
     def table(self) -> list[list[str]]:
         """The costliest edges and how many are needless; header first."""
         rows = [
-            [name, f"{cost.metric:+.3g}", str(cost.share)]
+            [name, f"{cost.metric:+z.3g}", str(cost.share)]
             for name, cost in self.ranked()[:MARKDOWN_ROWS]
         ]
         more = len(self.costs) - len(rows)

@@ -79,7 +79,7 @@ class Report:
 
     def _cells(self, row: Row, batches: Sequence[int]) -> list[str]:
         base = self[self.baseline]
-        cells = [row.name, f"{row.accuracy.top1:.2%}", f"{row.accuracy.loss:.3f}"]
+        cells = [row.name, f"{row.accuracy.top1:z.2%}", f"{row.accuracy.loss:z.3f}"]
         cells += [changed(row.parameters, base.parameters), changed(row.macs, base.macs)]
         own = row.name == self.baseline
         return cells + ["1" if own else ratio_text(row.latency[batch]) for batch in batches]
@@ -125,14 +125,14 @@ class Report:
 def changed(value: int, base: int) -> str:
     """A count in short, and how it differs from the baseline's."""
     short = next(
-        (f"{value / size:.3g} {unit}" for size, unit in _SIZES if value >= size), str(value)
+        (f"{value / size:z.3g} {unit}" for size, unit in _SIZES if value >= size), str(value)
     )
-    return short if value == base or not base else f"{short} ({value / base - 1:+.0%})"
+    return short if value == base or not base else f"{short} ({value / base - 1:+z.0%})"
 
 
 def ratio_text(item: Latency) -> str:
     """A ratio with its interval."""
-    return f"{item.ratio:.2f} ({item.ratio_low:.2f}–{item.ratio_high:.2f})"
+    return f"{item.ratio:z.2f} ({item.ratio_low:z.2f}–{item.ratio_high:z.2f})"
 
 
 def measure(

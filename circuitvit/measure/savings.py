@@ -73,9 +73,9 @@ class Savings:
         cells = [f"{row.macs:,}", f"{row.parameters:,}"]
         shares = [row.macs / self.dense.macs, row.parameters / self.dense.parameters]
         if row.latency_ms is not None and self.dense.latency_ms is not None:
-            cells.insert(0, f"{row.latency_ms:.4g}")
+            cells.insert(0, f"{row.latency_ms:z.4g}")
             shares.insert(0, row.latency_ms / (self.dense.latency_ms or 1))
-        return [row.name, *(f"{c} ({s:.1%})" for c, s in zip(cells, shares, strict=True))]
+        return [row.name, *(f"{c} ({s:z.1%})" for c, s in zip(cells, shares, strict=True))]
 
     def markdown(self) -> str:
         """The table as Markdown."""
