@@ -212,6 +212,17 @@ def recognised(path: str | os.PathLike[str]) -> str | None:
     return next((told for first, told in _FIRST_BYTES.items() if beginning.startswith(first)), None)
 
 
+def another_kind(path: str | os.PathLike[str], *, than: str) -> str:
+    """A sentence about what a file is, if it is not what `than` reads and can be told; else none.
+
+    Args:
+        path: the file.
+        than: what reads the files that were expected, such as `Pairs.load`.
+    """
+    told = recognised(path)
+    return "" if told is None or than in told else f" It is {told}."
+
+
 def _folder(folder: Path) -> str:
     names = _records_in(folder)
     return f"a folder. Name a file in it, such as {names}" if names else "a folder"

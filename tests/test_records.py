@@ -160,6 +160,24 @@ def test_files_of_models_pairs_and_others_are_told(name, files, tmp_path):
         load(name, tmp_path / "vit")
 
 
+def test_pairs_and_adapters_tell_other_files_too(files, tmp_path):
+    pairs = made("pairs").save(tmp_path / "pairs.safetensors")
+    adapter = made("adapter").save(tmp_path / "adapter.safetensors")
+    circuit = shutil.copy(files["circuit"][1], tmp_path / "circuit.safetensors")
+    for load, path, message in (
+        (cv.Pairs.load, adapter, "an adapter, which circuitvit.Adapter.load reads"),
+        (cv.Pairs.load, circuit, "a circuit, which circuitvit.Circuit.load reads"),
+        (cv.Adapter.load, pairs, "pairs of images, which circuitvit.Pairs.load reads"),
+        (cv.Adapter.load, circuit, "a circuit, which circuitvit.Circuit.load reads"),
+    ):
+        with pytest.raises(cv.CircuitError, match=f"It is {message}"):
+            load(path)
+    pairs.write_bytes(pairs.read_bytes()[:-8])
+    with pytest.raises(cv.CircuitError, match="not a whole file of pairs.*cut short") as caught:
+        cv.Pairs.load(pairs)
+    assert "Pairs.load" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_missing_cut_and_foreign_files_are_refused(name, files, tmp_path):
     file = files[name][1]
