@@ -1,5 +1,6 @@
 """What the public doors ask of a model, a circuit, an ablation and its images."""
 
+import copy
 import operator
 import warnings
 from typing import cast, get_args
@@ -11,6 +12,7 @@ from circuitvit.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
+from circuitvit.precision import HALF, in_single
 from circuitvit.vit import ViT
 
 
@@ -111,6 +113,21 @@ def check_pairs(
             vit.check_images(images, name=f"{name} images")
             check_finite(images, name=f"{name} images")
     return pairs, cast(Ablation, ablation)
+
+
+def in_single_at_least(
+    vit: ViT, pairs: Pairs, reference: Tensor | None
+) -> tuple[ViT, Pairs, Tensor | None]:
+    """Model and images for measuring what edges do: in half precision, copies in single.
+
+    The weights and pixels are the same; what an edge changes is mostly smaller than the rounding
+    error of half precision. The pairs come on the model's device.
+    """
+    pairs = pairs.to(device=vit.positions.device)
+    if vit.positions.dtype not in HALF:
+        return vit, pairs, reference
+    reference = None if reference is None else in_single(reference)
+    return copy.deepcopy(vit).float(), pairs.to(dtype=torch.float32), reference
 
 
 def check_finite(images: Tensor, *, name: str = "images") -> None:

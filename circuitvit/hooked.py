@@ -13,11 +13,49 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, LensHandle
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
+from circuitvit.precision import in_single
 from circuitvit.vit import PARTS, Attention, Block, ViT, activate, pooled
+
+
+class OwnHookPoint(HookPoint):
+    """A HookPoint that gives each function a tensor of its own.
+
+    What passes through a hook point shares memory with other reads (the copies of the stream that
+    heads read are one expanded tensor) and with the cache. Functions may write in place, as
+    TransformerLens's own setters do, and change no more than by returning a new tensor.
+    """
+
+    def add_hook(self, hook: Any, *more: Any, **options: Any) -> LensHandle:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """TransformerLens's `add_hook`."""
+        handle = super().add_hook(hook if _only_reads(hook) else _OnACopy(hook), *more, **options)
+        handle.user_hook = hook
+        return handle
+
+
+class _OnACopy:
+    """A function of a hook, on a copy, which goes on unless the function returns something."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, tensor: Tensor, *, hook: Any) -> Any:
+        own = tensor.clone()
+        result = self.function(own, hook=hook)
+        return own if result is None else result
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
+def _only_reads(hook: Any) -> bool:
+    """Whether it is the function by which TransformerLens fills its cache: that needs no copy."""
+    function = getattr(hook, "func", hook)
+    home = getattr(function, "__module__", "") or ""
+    return home.startswith("transformer_lens.") and function.__name__ == "save_hook"
 
 
 class HookedLayerNorm(nn.Module):
@@ -25,14 +63,15 @@ class HookedLayerNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hook_scale = HookPoint()
-        self.hook_normalized = HookPoint()
+        self.hook_scale = OwnHookPoint()
+        self.hook_normalized = OwnHookPoint()
 
     def forward(self, norm: nn.LayerNorm, x: Float[Tensor, "*any width"]) -> Tensor:
-        """The LayerNorm of x."""
-        centred = x - x.mean(dim=-1, keepdim=True)
+        """The LayerNorm of x; of x in half precision computed in single, as torch's is."""
+        own = in_single(x)
+        centred = own - own.mean(dim=-1, keepdim=True)
         scale = self.hook_scale((centred.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt())
-        return self.hook_normalized(centred / scale * norm.weight + norm.bias)
+        return self.hook_normalized((centred / scale * norm.weight + norm.bias).to(x.dtype))
 
 
 class HookedAttention(nn.Module):
@@ -40,13 +79,13 @@ class HookedAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hook_q = HookPoint()
-        self.hook_k = HookPoint()
-        self.hook_v = HookPoint()
-        self.hook_attn_scores = HookPoint()  # [image head query key]
-        self.hook_pattern = HookPoint()  # [image head query key]
-        self.hook_z = HookPoint()
-        self.hook_result = HookPoint()  # [image token head width]
+        self.hook_q = OwnHookPoint()
+        self.hook_k = OwnHookPoint()
+        self.hook_v = OwnHookPoint()
+        self.hook_attn_scores = OwnHookPoint()  # [image head query key]
+        self.hook_pattern = OwnHookPoint()  # [image head query key]
+        self.hook_z = OwnHookPoint()
+        self.hook_result = OwnHookPoint()  # [image token head width]
 
     def forward(
         self, attention: Attention, normalized: dict[str, Float[Tensor, "image token head width"]]
@@ -71,8 +110,8 @@ class HookedMLP(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hook_pre = HookPoint()
-        self.hook_post = HookPoint()
+        self.hook_pre = OwnHookPoint()
+        self.hook_post = OwnHookPoint()
 
 
 class HookedBlock(nn.Module):
@@ -82,24 +121,24 @@ class HookedBlock(nn.Module):
         super().__init__()
         self.heads = config.heads[block]
         self.split_qkv = split_qkv
-        self.hook_resid_pre = HookPoint()
+        self.hook_resid_pre = OwnHookPoint()
         if self.heads and split_qkv:
             for part in PARTS:
-                self.add_module(f"hook_{part}_input", HookPoint())
+                self.add_module(f"hook_{part}_input", OwnHookPoint())
                 self.add_module(f"ln1_{part}", HookedLayerNorm())
         elif self.heads:
-            self.hook_attn_in = HookPoint()
+            self.hook_attn_in = OwnHookPoint()
             self.ln1 = HookedLayerNorm()
         if self.heads:
             self.attn = HookedAttention()
-        self.hook_attn_out = HookPoint()
-        self.hook_resid_mid = HookPoint()
+        self.hook_attn_out = OwnHookPoint()
+        self.hook_resid_mid = OwnHookPoint()
         if config.mlp_width[block]:
-            self.hook_mlp_in = HookPoint()
+            self.hook_mlp_in = OwnHookPoint()
             self.ln2 = HookedLayerNorm()
             self.mlp = HookedMLP()
-        self.hook_mlp_out = HookPoint()
-        self.hook_resid_post = HookPoint()
+        self.hook_mlp_out = OwnHookPoint()
+        self.hook_resid_post = OwnHookPoint()
 
     def forward(self, block: Block, stream: Float[Tensor, "image token width"]) -> Tensor:
         """The stream after this block."""
@@ -148,7 +187,7 @@ class HookedViT(HookedRootModule):
         self.vit = vit
         self.split_qkv = split_qkv
         self.cfg = _lens_config(vit.config)
-        self.hook_embed = HookPoint()
+        self.hook_embed = OwnHookPoint()
         self.blocks = nn.ModuleList(
             HookedBlock(vit.config, block, split_qkv=split_qkv) for block in range(vit.config.depth)
         )

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.precision import in_single
 
 
 @runtime_checkable
@@ -57,17 +58,23 @@ def loss_of(metric: Metric, pairs: Labelled, classes: int) -> Loss:
     * `kl`: KL(p_full ‖ p)
     * `accuracy`: −1[argmax = label]
 
+    Logits in half precision are taken to single first, also before they go to a callable; it gets a
+    copy, so it may write to it.
+
     Raises:
         CircuitError: the name is unknown, or the pairs lack the labels it needs, or these are out
             of range. A callable's result is checked when it comes.
     """
     if callable(metric):
-        return _checked(metric)
+        checked = _checked(metric)
+        return lambda logits, chunk, full: checked(in_single(logits).clone(), chunk, full)
     if metric not in _NEEDS:
         raise CircuitError(f"metric is {metric!r}, expected one of {NAMES} or a callable.")
     for name in _NEEDS[metric]:
         _check_labels(getattr(pairs, name), name, metric, classes)
-    return lambda logits, chunk, full: _named_loss(metric, logits, chunk, full)
+    return lambda logits, chunk, full: _named_loss(
+        metric, in_single(logits), chunk, in_single(full)
+    )
 
 
 _AT_CLEAN = ("eap", "gim", "relp")
@@ -156,6 +163,6 @@ def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
                 f"the metric {metric_name(metric)} returned NaN or infinity. Clamp what it divides "
                 "by or takes the logarithm of."
             )
-        return values
+        return in_single(values)
 
     return loss

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 import torch
+from models import ODD_ADDRESSES
+from other_processor import OtherProcessor
 
 import circuitvit as cv
 
@@ -15,10 +17,17 @@ REQUIRE_ALL = os.environ.get("CIRCUITVIT_REQUIRE_ALL") == "1"
 """Set by .ci/run: there, a test that is skipped for lack of a program is a failure."""
 
 
-# Small tensors are faster on one thread, sums come out the same everywhere, and a busy machine
-# doesn't make threads wait for one another.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
+# Small tensors are faster on one thread, and a busy machine doesn't make threads wait for one
+# another. OMP_NUM_THREADS, where it is set, has the last word.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=ODD_ADDRESSES)
+def another_processor() -> Iterator[None]:
+    """With CIRCUITVIT_ODD_ADDRESSES=1, products round by shape and address."""
+    with OtherProcessor():
+        yield
 
 
 @pytest.fixture

@@ -4,9 +4,17 @@ With default weights two different models can look equal, so every parameter is 
 biases and constants too, and scaled so that logits vary by more than 1 over images.
 """
 
+import os
+from itertools import cycle
+
 import torch
 
 import circuitvit as cv
+
+ODD_ADDRESSES = os.environ.get("CIRCUITVIT_ODD_ADDRESSES") == "1"
+"""Random weights and images lie at addresses that are no multiple of 64 bytes, each at another one,
+so that matrix libraries take paths that they take on other processors."""
+_OFFSETS = cycle([8, 24, 56, 40])  # bytes
 
 TINY = {"image_size": 4, "patch_size": 2, "channels": 1, "classes": 4, "width": 8}
 
@@ -45,6 +53,23 @@ def shape(name: str = "uniform", **changes) -> cv.ViTConfig:
     return cv.ViTConfig(**{**SHAPES[name], **changes})
 
 
+def placed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; with CIRCUITVIT_ODD_ADDRESSES=1 a copy at an odd address."""
+    if not ODD_ADDRESSES:
+        return tensor
+    offset = next(_OFFSETS) // tensor.element_size()
+    room = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)
+    return room[offset:].view(tensor.shape).copy_(tensor)
+
+
+def placed_weights(module):
+    """The module itself, its parameters at odd addresses where that is asked for."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.data = placed(parameter.data)
+    return module
+
+
 def random_vit(config: cv.ViTConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> cv.ViT:
     generator = torch.Generator().manual_seed(seed)
     vit = cv.ViT(config).double()
@@ -57,7 +82,7 @@ def random_vit(config: cv.ViTConfig, seed: int = 0, dtype: torch.dtype = torch.f
         vit.head.weight.mul_(2.0 / vit(images).std(dim=0).max())
         spread = vit(images).std(dim=0).max()
     assert spread > 1, f"logits hardly vary: {spread}"
-    return vit.to(dtype).eval()
+    return placed_weights(vit.to(dtype).eval())
 
 
 def linear_vit():
@@ -82,7 +107,7 @@ def image_shape(config: cv.ViTConfig) -> tuple[int, int, int]:
 def random_images(vit: cv.ViT | cv.CircuitViT, count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1000 + seed)
     images = torch.randn(count, *image_shape(vit.config), generator=generator, dtype=torch.float64)
-    return images.to(next(vit.parameters()).dtype)
+    return placed(images.to(next(vit.parameters()).dtype))
 
 
 def random_pairs(vit: cv.ViT, count: int = 3, seed: int = 0) -> cv.Pairs:
@@ -112,4 +137,4 @@ def randomised(module, seed: int = 0):
             is_norm = "norm" in name and name.endswith("weight")
             scale = 1.0 if name == "head.weight" else 0.3
             parameter.copy_(1 + 0.3 * values if is_norm else scale * values)
-    return module
+    return placed_weights(module)

@@ -158,7 +158,8 @@ def acdc(
     Returns:
         The kept edges; each edge's score is the rise that its removal would have caused when it was
         tried. At the other levels, all edges among the kept units. `provenance.ties` are the edges
-        whose rise is τ within the numerical error.
+        whose rise is τ within the numerical error of the model's dtype. A model in half precision
+        is searched in single, with the same weights.
 
     Raises:
         CircuitError: the input doesn't fit together, the metric becomes NaN, memory does not
@@ -259,7 +260,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 def undecided(question: Question, tau: float) -> Decisions:
     """What a search at some τ starts with."""
-    return Decisions(tau, TIE.get(question.problem.vit.positions.dtype, 1e-6))
+    return Decisions(tau, TIE[question.problem.given_dtype])
 
 
 def searched(question: Question, decisions: Decisions, file: ResumeFile | None) -> Circuit:

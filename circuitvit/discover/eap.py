@@ -62,7 +62,7 @@ def eap(
     * `random`: the control.
 
     `EdgeScores.ensemble` combines several. Pairs stream in batches, which shrink by themselves when
-    memory runs out.
+    memory runs out. A model in half precision is scored in single, with the same weights.
 
     Args:
         vit: the model; it is not changed.

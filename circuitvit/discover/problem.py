@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.checks import check_pairs, check_vit
+from circuitvit.checks import check_pairs, check_vit, in_single_at_least
 from circuitvit.circuit import Ablation, Level, Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs, fingerprint
@@ -23,14 +23,20 @@ from circuitvit.writes import Writes, ablated_writes
 class Problem:
     """A checked question to `acdc` or `eap`; make it with `Problem.checked`.
 
+    A model in half precision is asked as a copy in single, with the same weights: what an edge
+    changes is mostly smaller than the rounding error of half precision.
+
     Attributes:
-        vit: the model, untouched.
-        pairs: the image pairs, on the model's device.
+        vit: the model, untouched, in single precision or more.
+        pairs: the image pairs, on the model's device and in its precision.
         metric: what was asked for.
         loss: the metric of some logits, one value an image.
         ablation: what removed edges carry.
         reference: images for `mean`.
         constants: what ablated writers write, where it is the same for all images (`zero`, `mean`).
+        given_dtype: the precision of the caller's model.
+        given_pairs: the caller's pairs, for the record.
+        given_reference: the caller's reference, for the record.
     """
 
     vit: ViT
@@ -40,6 +46,9 @@ class Problem:
     ablation: Ablation
     reference: Tensor | None
     constants: Writes | None
+    given_dtype: torch.dtype
+    given_pairs: Pairs
+    given_reference: Tensor | None
 
     @classmethod
     def checked(
@@ -64,12 +73,17 @@ class Problem:
         pairs, ablation = check_pairs(vit, pairs, ablation=ablation, reference=reference)
         reference = reference if ablation == "mean" else None  # else not used, so not recorded
         loss = loss_of(metric, pairs, vit.config.classes)
-        pairs = pairs.to(device=vit.positions.device)
+        given = {
+            "given_dtype": vit.positions.dtype,
+            "given_pairs": pairs,
+            "given_reference": reference,
+        }
+        vit, pairs, reference = in_single_at_least(vit, pairs, reference)
         constants = None
         if ablation != "patch":
             with torch.no_grad():
                 constants = ablated_writes(vit, ablation, reference=reference)
-        return cls(vit, pairs, metric, loss, ablation, reference, constants)
+        return cls(vit, pairs, metric, loss, ablation, reference, constants, **given)
 
     def ablated_writes(self, pairs: Pairs) -> Writes:
         """What ablated writers write, for some of the pairs."""
@@ -90,15 +104,15 @@ class Problem:
 
     def provenance(self, **details: Any) -> Provenance:
         """What is recorded of this problem, with the method's own details."""
-        reference = None if self.reference is None else fingerprint(self.reference)
+        reference, pairs = self.given_reference, self.given_pairs
         return Provenance(
             ablation=self.ablation,
             metric=metric_name(self.metric),
-            images=len(self.pairs),
+            images=len(pairs),
             model=self.vit.fingerprint(),
-            data=self.pairs.fingerprint(),
-            pairs=copy.deepcopy(self.pairs.recipe),
-            reference=reference,
+            data=pairs.fingerprint(),
+            pairs=copy.deepcopy(pairs.recipe),
+            reference=None if reference is None else fingerprint(reference),
             versions={"circuitvit": version("circuitvit"), "torch": version("torch")},
             **details,
         )

@@ -3,6 +3,8 @@
 The forward values are the model's own under every rule; only what comes back differs.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitvit.precision import in_single
 from circuitvit.vit import activate
+
+SATURATED = 4e-5
+"""Error of a recomputed pattern above which attention is computed step by step: there the fused
+backward pass was seen to be wrong by 1e-5 of the largest gradient."""
+UNRELIABLE = 0.02
+"""Error of a pattern that isn't one-hot above which its gradient is warned of."""
 
 HeadValues = Float[Tensor, "image head _token head_width"]
 
@@ -36,8 +45,9 @@ class Rules:
         weight, bias = norm.weight.detach(), norm.bias.detach()
         if not self.frozen_norms:
             return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
-        centred = x - x.mean(dim=-1, keepdim=True)
-        return centred / deviation(x.detach(), norm.eps) * weight + bias
+        own = in_single(x)
+        centred = own - own.mean(dim=-1, keepdim=True)
+        return (centred / deviation(own.detach(), norm.eps) * weight + bias).to(x.dtype)
 
 
 def deviation(x: Float[Tensor, "*any width"], eps: float) -> Float[Tensor, "*any 1"]:
@@ -75,7 +85,38 @@ class _Scaled(torch.autograd.Function):
 
 
 def _attend_by_gradient(q: HeadValues, k: HeadValues, v: HeadValues) -> HeadValues:
+    error = _pattern_error(q, k) if torch.is_grad_enabled() else 0.0
+    if error > SATURATED:
+        return _attend_step_by_step(q, k, v, error)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def _pattern_error(q: HeadValues, k: HeadValues) -> float:
+    """A bound on the relative error of a pattern that is recomputed as exp(score − logsumexp).
+
+    torch's fused backward pass does that; it is ε·|score|, and by Cauchy–Schwarz |score| ≤
+    ‖q‖‖k‖/√d. Softmax's own backward pass gives exact zeros for a one-hot pattern.
+    """
+    with torch.no_grad():
+        q, k = in_single(q), in_single(k)
+        lengths = (float(torch.linalg.vector_norm(x, dim=-1).amax()) for x in (q, k))
+        return math.prod(lengths) * q.shape[-1] ** -0.5 * torch.finfo(q.dtype).eps
+
+
+def _attend_step_by_step(q: HeadValues, k: HeadValues, v: HeadValues, error: float) -> HeadValues:
+    """Attention whose backward pass is softmax's own; in single precision or more."""
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, values = in_single(q), in_single(k), in_single(v)
+        pattern = _attention_scores(q, k).softmax(dim=-1)
+        undecided = (pattern * (1 - pattern)).detach().amax()
+        if error > UNRELIABLE and undecided > UNRELIABLE:
+            warnings.warn(
+                f"attention scores are so large that {q.dtype} rounds patterns by up to "
+                f"{error:.0%}, so scores of edges into queries and keys say little. Convert model "
+                "and pairs to torch.float64.",
+                stacklevel=2,
+            )
+        return (pattern @ values).to(v.dtype)
 
 
 def _attend_as_gim(q: HeadValues, k: HeadValues, v: HeadValues) -> HeadValues:

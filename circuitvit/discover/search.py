@@ -27,8 +27,17 @@ from circuitvit.edge_graph import (
 from circuitvit.errors import CircuitError
 from circuitvit.vit import PARTS
 
-TIE = {torch.float32: 1e-6, torch.float64: 1e-12}
-"""Decisions closer to τ than this are reported as ties; relative to max(1, |D|, |logits|)."""
+TIE = {
+    torch.float16: 0.1 * torch.finfo(torch.float16).eps,
+    torch.bfloat16: 0.1 * torch.finfo(torch.bfloat16).eps,
+    torch.float32: 1e-6,
+    torch.float64: 1e-12,
+}
+"""Decisions closer to τ than this are reported as ties; relative to max(1, |D|, |logits|).
+
+A model in half precision is searched in single, so for it this is what its own arithmetic could not
+tell apart; 0.1 ε is about the largest error of D that was seen in bfloat16.
+"""
 NO_RECORD = (
     "what was measured before does not fit this search, so the file was damaged or altered. Remove "
     "it, or name another, to start anew."

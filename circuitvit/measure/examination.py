@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitvit.ablation import EdgeMask, run_embedded
-from circuitvit.checks import check_pairs
+from circuitvit.checks import check_pairs, in_single_at_least
 from circuitvit.circuit import Ablation, Circuit, Provenance
 from circuitvit.edge_graph import edge_names_of, writers_of
 from circuitvit.errors import CircuitError
@@ -141,13 +141,15 @@ class Examination:
     """A checked question that circuits are put to; make it with `Examination.checked`.
 
     Attributes:
-        vit: the model, untouched.
-        pairs: the image pairs, on the model's device.
+        vit: the model, untouched, in single precision or more.
+        pairs: the image pairs, on the model's device and in its precision.
         metric: what was asked for.
         loss: the metric of some logits, one value an image.
         ablation: what removed edges carry.
         reference: images for `mean`.
         constants: ã of every writer, where it is the same for all images (`zero`, `mean`).
+        given_pairs: the caller's pairs, for the record.
+        given_reference: the caller's reference, for the record.
     """
 
     vit: ViT
@@ -157,6 +159,8 @@ class Examination:
     ablation: Ablation
     reference: Tensor | None
     constants: Float[Tensor, " writer #image #token #width"] | None
+    given_pairs: Pairs
+    given_reference: Tensor | None
 
     @classmethod
     def checked(
@@ -176,19 +180,20 @@ class Examination:
         pairs, known = check_pairs(vit, pairs, ablation=ablation, reference=reference)
         reference = reference if known == "mean" else None  # else not used, so not recorded
         loss = loss_of(metric, pairs, vit.config.classes)
+        given = pairs, reference
+        vit, pairs, reference = in_single_at_least(vit, pairs, reference)
         constants = None
         if known != "patch":
             with torch.no_grad():
                 constants = ablated_values(vit, known, reference=reference)
-        on_device = pairs.to(device=vit.positions.device)
-        return cls(vit, on_device, metric, loss, known, reference, constants)
+        return cls(vit, pairs, metric, loss, known, reference, constants, *given)
 
     def conditions(self, found: Sequence[Provenance], *, bootstrap: int, seed: int) -> Conditions:
         """What is to be recorded of figures about circuits that were found so.
 
         It warns if discovery saw these very pairs.
         """
-        data = self.pairs.fingerprint()
+        data, seen_reference = self.given_pairs.fingerprint(), self.given_reference
         seen = {one.data for one in found} - {None}
         if data in seen:
             warnings.warn(
@@ -206,7 +211,7 @@ class Examination:
             held_out=data not in seen if seen else None,
             model=self.vit.fingerprint(),
             data=data,
-            reference=None if self.reference is None else fingerprint(self.reference),
+            reference=None if seen_reference is None else fingerprint(seen_reference),
             versions={"circuitvit": version("circuitvit"), "torch": version("torch")},
         )
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.images import ImageSet
+from circuitvit.precision import in_single
 from circuitvit.train.recipe import Recipe
 
 
@@ -102,15 +103,11 @@ def loss_of(
     KL is that of the student's classes from the teacher's, both softened by the temperature T.
     Logits in half precision are taken to single first.
     """
-    logits = _single(logits)
+    logits = in_single(logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
     if taught is None:
         return loss
     alpha, temperature = recipe.distill_alpha, recipe.distill_temperature
-    student, teacher = (x.div(temperature).log_softmax(dim=1) for x in (logits, _single(taught)))
+    student, teacher = (x.div(temperature).log_softmax(dim=1) for x in (logits, in_single(taught)))
     distance = F.kl_div(student, teacher.to(student), reduction="batchmean", log_target=True)
     return alpha * loss + (1 - alpha) * temperature**2 * distance
-
-
-def _single(logits: Float[Tensor, "image class"]) -> Float[Tensor, "image class"]:
-    return logits if logits.dtype == torch.float64 else logits.float()
