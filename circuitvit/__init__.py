@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from circuitvit.hooked import HookedViT
     from circuitvit.images import ImageSet, Pairs, load_splits
     from circuitvit.measure import (
+        AcrossAblations,
         Completeness,
         Costs,
         Curve,
@@ -70,6 +71,7 @@ _WITHOUT_TORCH = {
     "edge_graph": "edge_graph",
 }
 _WITH_TORCH = {
+    "AcrossAblations": "measure",
     "Adapter": "train",
     "CircuitViT": "circuit_vit",
     "ClassCircuits": "discover",
@@ -116,13 +118,13 @@ _WITH_TORCH = {
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "Adapter", "Circuit", "CircuitError", "CircuitViT", "ClassCircuits", "Completeness", "Costs",
-    "Curve", "EdgeScores", "Evaluation", "HookedViT", "ImageSet", "MaskedViT", "Minimality",
-    "Overlap", "Pairs", "Preprocessing", "Provenance", "Recipe", "Report", "Savings", "ViT",
-    "ViTConfig", "acdc", "acdc_sweep", "across_ablations", "class_circuits", "compile",
-    "completeness", "eap", "edge_graph", "evaluate", "export", "faithfulness",
-    "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs", "minimality",
-    "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "to_timm",
+    "AcrossAblations", "Adapter", "Circuit", "CircuitError", "CircuitViT", "ClassCircuits",
+    "Completeness", "Costs", "Curve", "EdgeScores", "Evaluation", "HookedViT", "ImageSet",
+    "MaskedViT", "Minimality", "Overlap", "Pairs", "Preprocessing", "Provenance", "Recipe",
+    "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
+    "class_circuits", "compile", "completeness", "eap", "edge_graph", "evaluate", "export",
+    "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs",
+    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "to_timm",
     "to_transformers", "train", "write_card",
 ]  # fmt: skip
 

@@ -200,7 +200,7 @@ def _figures(report: Report | None, row: str, data: str | None) -> str:
     if batches:
         times = [
             f"{_text(item.name)} "
-            + ", ".join(f"{item.latency[batch].median_ms:.3g}" for batch in batches)
+            + ", ".join(f"{item.latency[batch].median_ms:z.3g}" for batch in batches)
             for item in pair.rows
         ]
         sizes = ", ".join(map(str, batches))
@@ -219,5 +219,5 @@ def _command(command: str | None) -> str:
 
 def _text(value: object) -> str:
     """Text from outside as it may stand in a cell of a table."""
-    plain = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    plain = f"{value:z.4g}" if isinstance(value, float) else " ".join(str(value).split())
     return escape(plain).replace("|", "\\|")

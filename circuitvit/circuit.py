@@ -4,8 +4,6 @@ Knows no torch: a saved circuit can be read, compared and drawn anywhere. Runnin
 `circuitvit.ablation`'s work, finding one `circuitvit.discover`'s.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -29,16 +27,15 @@ from circuitvit.edge_graph import (
     writers_of,
 )
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, write_json
 from circuitvit.html import figure, notebook_html, page
+from circuitvit.records import CIRCUIT
+from circuitvit.restoring import load_record, naming
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
 Ablation = Literal["patch", "zero", "mean"]
 Level = Literal["edge", "node", "block"]
-FORMAT = "circuitvit.circuit"
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,20 @@ class Provenance:
     reference: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
     pairs: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; `pairs` only where there is a recipe."""
+        told = asdict(self)
+        if told["pairs"] is None:  # as files were before there were recipes
+            del told["pairs"]
+        return told
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
+        """Make one from what `as_dict` gave; fields that are not known are left out."""
+        names = [item.name for item in fields(cls) if item.name in values]
+        known: dict[str, Any] = {name: values[name] for name in names}
+        return cls(**{**known, "ties": tuple(known.get("ties", ()))})
 
 
 class Circuit:
@@ -141,6 +152,16 @@ class Circuit:
         if getattr(self, "_complete", False):
             raise AttributeError(f"circuits are immutable, so {name} can't be set; see keeping().")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"circuits are immutable, so {name} can't be removed.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A read-only view can't be copied or sent to another process; the scores below it can.
+        return vars(self) | {"scores": dict(self.scores)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, scores=MappingProxyType(state["scores"]))
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -276,19 +297,13 @@ class Circuit:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the circuit as JSON (networkx node-link layout, with a checksum)."""
         links = nx.node_link_data(self._plain_graph(), edges="edges")
-        origin = asdict(self.provenance)
-        if origin["pairs"] is None:  # as files were before there were recipes
-            del origin["pairs"]
         body = {
-            "format": FORMAT,
-            "schema": SCHEMA,
             "config": self.config.as_dict(),
             "qkv": self.qkv,
-            "provenance": origin,
+            "provenance": self.provenance.as_dict(),
             "graph": links,
         }
-        body = json.loads(json.dumps(body))
-        return write_json(path, {**body, "checksum": _checksum(body)})
+        return CIRCUIT.write(path, body)
 
     def _plain_graph(self) -> nx.DiGraph:
         graph = nx.DiGraph()
@@ -304,39 +319,12 @@ class Circuit:
         Raises:
             CircuitError: the file is missing, cut short, altered, or something else.
         """
-        body = read_json(path, what="circuit")
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
-            raise CircuitError(f"{path} is not a circuit: it lacks the mark {FORMAT!r}.")
-        if body.get("schema") != SCHEMA:
-            raise CircuitError(
-                f"{path} has circuit schema {body.get('schema')!r}, this version reads {SCHEMA}. "
-                "Update circuitvit, or find the circuit again."
-            )
-        checksum = body.pop("checksum", None)
-        if checksum != _checksum(body):
-            raise CircuitError(
-                f"{path} was altered after it was saved: its checksum does not match. "
-                "Take the file from its source again."
-            )
-        try:
-            return cls._from_body(body)
-        except (KeyError, TypeError, ValueError) as cause:
-            raise CircuitError(f"{path} is not a whole circuit: {cause!s}") from cause
-
-    @classmethod
-    def _from_body(cls, body: Mapping[str, Any]) -> "Circuit":
-        graph = nx.node_link_graph(body["graph"], edges="edges")
-        known = {item.name for item in fields(Provenance)}
-        origin = {key: value for key, value in body["provenance"].items() if key in known}
-        origin["ties"] = tuple(origin.get("ties", ()))
-        names = {Edge(w, r).name: data.get("score") for w, r, data in graph.edges(data=True)}
-        return cls(
-            ViTConfig.from_dict(body["config"]),
-            names,
-            qkv=body["qkv"],
-            scores={name: score for name, score in names.items() if score is not None},
-            provenance=Provenance(**origin),
-        )
+        file = load_record(path, CIRCUIT, _File)
+        with naming(path, CIRCUIT):
+            graph = nx.node_link_graph(dict(file.graph), edges="edges")
+            found = {Edge(w, r).name: data.get("score") for w, r, data in graph.edges(data=True)}
+            scores = {name: score for name, score in found.items() if score is not None}
+            return cls(file.config, found, qkv=file.qkv, scores=scores, provenance=file.provenance)
 
     def figure(self) -> "plotly.graph_objects.Figure":
         """The circuit as a plotly figure: depth from left to right, heads upwards."""
@@ -368,6 +356,16 @@ class Circuit:
         )
 
 
+@dataclass(frozen=True)
+class _File:
+    """What the file of a circuit holds; `graph` is in networkx's node-link layout."""
+
+    config: ViTConfig
+    qkv: Qkv
+    provenance: Provenance
+    graph: Mapping[str, Any]
+
+
 def same_edge_set(one: ViTConfig, other: ViTConfig) -> bool:
     """Whether two ViTs have the same writers and readers."""
     return writers_of(one) == writers_of(other) and one.depth == other.depth
@@ -381,8 +379,3 @@ def edges_among(config: ViTConfig, kept_units: Iterable[str], qkv: Qkv) -> tuple
         for edge in edges_of(config, qkv)
         if edge.writer in inside and node_named(edge.reader).unit in inside
     )
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -86,7 +86,7 @@ def demo(
     dense = train(ViT(SHAPE, seed=seed), splits.train, splits.validation, recipe).vit
     say(f"Finding its circuit with ACDC at {len(TAUS)} thresholds …")
     circuit, trials = choose(dense, splits, seed=seed)
-    say(f"Chosen on validation: {circuit} at τ={circuit.provenance.tau:g}.")
+    say(f"Chosen on validation: {circuit} at τ={circuit.provenance.tau:zg}.")
     compiled = compile(dense, circuit, ablation=ABLATION)
     say("Training the compiled blueprint from scratch …")
     fresh = ViT(compiled.config, seed=seed + 1)
@@ -154,7 +154,7 @@ def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[s
             best = (faithful, circuit)
     if best is None:
         raise CircuitError(
-            f"no threshold among {TAUS} gave a circuit that saves {LEAST_SAVING:.0%} of the MACs. "
+            f"no threshold among {TAUS} gave a circuit that saves {LEAST_SAVING:z.0%} of the MACs. "
             "Train longer, or try another seed."
         )
     return best[1], trials
@@ -194,33 +194,33 @@ def as_markdown(report: Report, summary: dict[str, Any]) -> str:
     lines = [
         "# circuitvit on handwritten digits",
         "",
-        f"`circuitvit demo --seed {summary['seed']}` took {summary['seconds']:.0f} s. "
+        f"`circuitvit demo --seed {summary['seed']}` took {summary['seconds']:z.0f} s. "
         "Models learned on the training split; τ was chosen on the validation split; all figures "
         "below are of the test split.",
         "",
         report.markdown(),
-        f"The circuit ({summary['edges']} edges, τ={summary['tau']:g}, {len(summary['units'])} "
+        f"The circuit ({summary['edges']} edges, τ={summary['tau']:zg}, {len(summary['units'])} "
         f"of {summary['all_units']} units) compiles into a model with "
-        f"{summary['macs_saved']:.0%} fewer MACs.",
+        f"{summary['macs_saved']:z.0%} fewer MACs.",
         "",
         f"Faithfulness on {faithful['pairs']} held-out pairs (1 is the full model, 0 none of it), "
         "circuits of the same number of edges:",
         "",
         "| ACDC | EAP, top | EAP, greedy | random, median of 5 |",
         "| --- | --- | --- | --- |",
-        f"| {faithful['acdc']:.3f} | {faithful['eap_top']:.3f} | {faithful['eap_greedy']:.3f} | "
-        f"{faithful['random_median']:.3f} |",
+        f"| {faithful['acdc']:z.3f} | {faithful['eap_top']:z.3f} | {faithful['eap_greedy']:z.3f} | "
+        f"{faithful['random_median']:z.3f} |",
         "",
         f"The thresholds that were tried, on the validation split; the most faithful circuit that "
-        f"saves at least {LEAST_SAVING:.0%} of the MACs was chosen:",
+        f"saves at least {LEAST_SAVING:z.0%} of the MACs was chosen:",
         "",
         "| τ | edges | MACs saved | faithfulness | accuracy as compiled |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {trial['tau']:g} | {trial['edges']} | {trial['macs_saved']:.0%} | "
-        f"{trial['validation_faithfulness']:.3f} | "
-        f"{trial['validation_accuracy_compiled']:.2%} |"
+        f"| {trial['tau']:zg} | {trial['edges']} | {trial['macs_saved']:z.0%} | "
+        f"{trial['validation_faithfulness']:z.3f} | "
+        f"{trial['validation_accuracy_compiled']:z.2%} |"
         for trial in summary["trials"]
     ]
     return "\n".join(lines) + "\n"

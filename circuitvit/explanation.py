@@ -39,8 +39,8 @@ def explanation(config: ViTConfig, plan: Plan) -> str:
 
 
 def _change(before: int, after: int) -> str:
-    saved = f" ({after / before - 1:+.0%})" if before else ""
-    return f"{before / 1e6:.4g} M -> {after / 1e6:.4g} M{saved}"
+    saved = f" ({after / before - 1:+z.0%})" if before else ""
+    return f"{before / 1e6:z.4g} M -> {after / 1e6:z.4g} M{saved}"
 
 
 def _block_lines(config: ViTConfig, index: int, block: BlockPlan) -> Iterator[str]:

@@ -224,8 +224,8 @@ def _compare(model: nn.Module, batches: Sequence[Tensor], found: Sequence[Tensor
     allowed = SHARE[batches[0].dtype] * largest
     if not error <= allowed:
         raise CircuitError(
-            f"the exported file's logits differ from the model's by {error:.2g}, allowed are "
-            f"{allowed:.2g}. It is not kept; please report this with the model's config.json."
+            f"the exported file's logits differ from the model's by {error:z.2g}, allowed are "
+            f"{allowed:z.2g}. It is not kept; please report this with the model's config.json."
         )
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,58 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """Write `value` as indented JSON to `path` in one step and return the path."""
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as indented JSON to `path` in one step and return the path.
+
+    Raises:
+        CircuitError: the file can't be written, or a value is none of JSON's; it is named.
+    """
+    return write_text(path, _encoded(value, indent=1) + "\n")
+
+
+def plain_json(value: Any) -> Any:
+    """What reading a value's JSON gives: lists for tuples, texts for the keys of dicts.
+
+    Raises:
+        CircuitError: a value is none of JSON's; it is named.
+    """
+    return json.loads(_encoded(value))
+
+
+def _encoded(value: Any, *, indent: int | None = None) -> str:
+    try:
+        text = json.dumps(
+            value, indent=indent, ensure_ascii=False, allow_nan=False, default=_number
+        )
+        text.encode("utf-8")
+    except (TypeError, ValueError) as cause:
+        place = next(_unencodable(value, ""), f"a value ({cause})")
+        raise CircuitError(
+            f"nothing was written, since a file of JSON can't hold {place}. Put a number, text, "
+            "list or dict there."
+        ) from cause
+    return text
+
+
+def _number(value: Any) -> Any:
+    """Python's own number for numpy's or torch's."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(type(value).__name__)
+
+
+def _unencodable(value: Any, where: str) -> Iterator[str]:
+    """The values that JSON has not, each with its place."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unencodable(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _unencodable(item, f"{where}[{place}]")
+    else:
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False, default=_number).encode()
+        except (TypeError, ValueError):
+            yield f"{where or 'it'} = {value!r}"
 
 
 def read_json(path: str | os.PathLike[str], *, what: str) -> Any:
@@ -87,12 +137,13 @@ def read_json(path: str | os.PathLike[str], *, what: str) -> Any:
     """
     source = Path(path)
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
+        # An editor on Windows may have put a byte-order mark before it.
+        return json.loads(source.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as cause:
         raise CircuitError(f"no {what} at {source}: there is no such file.") from cause
     except OSError as cause:
         raise CircuitError(f"cannot read the {what} at {source}: {cause.strerror}.") from cause
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+    except (ValueError, RecursionError) as cause:
         raise CircuitError(
             f"{source} is not a whole {what}: {cause}. It was cut short or is another kind "
             "of file; make it again or take it from a backup."

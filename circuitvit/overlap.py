@@ -17,14 +17,13 @@ import numpy as np
 from circuitvit.circuit import Circuit, Provenance, same_edge_set
 from circuitvit.edge_graph import edge_names_of, units_of
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json, write_text
+from circuitvit.files import write_text
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import heatmap
 from circuitvit.html.tables import html_table, markdown_table
-
-FORMAT = "circuitvit.overlap"
-SCHEMA = 1
+from circuitvit.records import OVERLAP
+from circuitvit.restoring import load_record
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class Overlap:
         rows = [
             [name, f"{self.edges[i]:,}", f"{self.units[i]:,}"]
             + [
-                "–" if i == j else f"{alike[i, j]:.2f} ({chance[i, j]:.2f})"
+                "–" if i == j else f"{alike[i, j]:z.2f} ({chance[i, j]:z.2f})"
                 for j in range(len(self.names))
             ]
             for i, name in enumerate(self.names)
@@ -186,14 +185,14 @@ class Overlap:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return {"format": FORMAT, "schema": SCHEMA, **asdict(self)}
+        return OVERLAP.marked(asdict(self))
 
     def figure(self) -> Figure:
         """Jaccard of every two circuits as a plotly heatmap; the counts are in the hover text."""
         found = {(pair.one, pair.other): pair for pair in self.pairs}
         chance = [pair.jaccard_expected for pair in self.pairs]
         mean = math.fsum(chance) / max(1, len(chance))
-        by_chance = f"; by chance Jaccard would be {mean:.3f}" if chance else ""
+        by_chance = f"; by chance Jaccard would be {mean:z.3f}" if chance else ""
         return heatmap(
             self.names,
             self.matrix().tolist(),
@@ -215,10 +214,10 @@ class Overlap:
         sizes = f"{self.edges[first]:,} and {self.edges[second]:,}"
         return (
             f"{pair.one} and {pair.other}\n"
-            f"{pair.edges_shared:,} edges shared of {sizes}; by chance {pair.edges_expected:.1f}\n"
-            f"Jaccard {pair.jaccard:.3f}; by chance {pair.jaccard_expected:.3f}\n"
-            f"{pair.units_shared:,} units shared, Jaccard {pair.unit_jaccard:.3f}; by chance "
-            f"{pair.unit_jaccard_expected:.3f}"
+            f"{pair.edges_shared:,} edges shared of {sizes}; by chance {pair.edges_expected:z.1f}\n"
+            f"Jaccard {pair.jaccard:z.3f}; by chance {pair.jaccard_expected:z.3f}\n"
+            f"{pair.units_shared:,} units shared, Jaccard {pair.unit_jaccard:z.3f}; by chance "
+            f"{pair.unit_jaccard_expected:z.3f}"
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -228,10 +227,22 @@ class Overlap:
             CircuitError: they can't be written.
         """
         place = Path(folder)
-        write_json(place / "overlap.json", self.as_dict())
+        OVERLAP.write(place / "overlap.json", self.as_dict())
         write_text(place / "overlap.md", self.markdown())
         chart_page(place / "overlap.html", self.figure())
         return place
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Overlap":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder, or `overlap.json` in it.
+
+        Raises:
+            CircuitError: the file is missing, cut short, or something else.
+        """
+        return load_record(path, OVERLAP, cls)
 
 
 RATIOS = ("jaccard", "jaccard_expected", "unit_jaccard", "unit_jaccard_expected")

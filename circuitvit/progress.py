@@ -23,7 +23,7 @@ _SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+        return Text(f"{task.speed:z.1f}/s" if task.speed else "")
 
 
 @contextmanager

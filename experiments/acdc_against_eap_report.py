@@ -53,21 +53,21 @@ def _row(results: Results, name: str) -> list[str]:
         same = pruned["same_as"]
         front = front if same is None else f"as {_title(same)}"
         kept = f"{pruned['kept'][pruned['level']]:,} of {total(results, pruned['level']):,}"
-        rise = f"{pruned['divergence']:.3f}"
+        rise = f"{pruned['divergence']:z.3f}"
     control = control_of(results, name)
     low, high = row["interval"]
     return [
         _title(name),
         kept,
         "" if name.endswith("_recovered") else rise,
-        f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
-        f"{row['loss']:.3f}",
+        f"{row['top1']:z.2%} ({low:z.1%}–{high:z.1%})",
+        f"{row['loss']:z.3f}",
         ""
         if control is None
-        else "{:.2%} ({:.1%}–{:.1%})".format(control, *spread_of(results, name)),
-        "" if control is None else f"{100 * (row['top1_beside_random'] - control):+.1f}",
-        f"{1 - row['macs'] / dense['macs']:.1%}",
-        "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
+        else "{:z.2%} ({:z.1%}–{:z.1%})".format(control, *spread_of(results, name)),
+        "" if control is None else f"{100 * (row['top1_beside_random'] - control):+z.1f}",
+        f"{1 - row['macs'] / dense['macs']:z.1%}",
+        "{:z.2f} ({:z.2f}–{:z.2f})".format(row["time_ratio"], *row["time_interval"]),
         front,
     ]
 
@@ -136,7 +136,7 @@ def compared(results: Results) -> list[str]:
                 best = sum(top1[n] >= spread_of(results, n)[1] for n in own)
                 said.append(
                     f"{word} above the median of random prunings in {sum(g > 0 for g in gains)} of "
-                    f"{len(own)} models ({100 * min(gains):+.1f} to {100 * max(gains):+.1f} "
+                    f"{len(own)} models ({100 * min(gains):+z.1f} to {100 * max(gains):+z.1f} "
                     f"points), no random one above it in {best}"
                 )
         lines.append(f"* {level}: " + ("; ".join(said) or "nothing was removed") + ".")
@@ -152,7 +152,7 @@ def report(results: Results) -> str:
     lines = [
         "# ACDC against EAP",
         origins(results),
-        f"{parts['evaluate']['date']}. The dense model learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:.0%} of "
+        f"{parts['evaluate']['date']}. The dense model learned for {settings['recipe']['epochs']} epochs, {settings['share_of_schedule']:z.0%} of "
         f"the full schedule. {seconds(results)}.",
         f"{found['images']:,} test images; latency is that of a batch of {found['batch']} as a "
         "share of the dense model's; KL is the rise over the dense model on the "
@@ -166,9 +166,9 @@ def report(results: Results) -> str:
         table(results),
         "\n".join(compared(results)),
         f"Chosen on validation images, before any test image was looked at: {_title(chosen['name'])}, "
-        f"the fewest MACs among those that lose at most {100 * settings['give']:g} points of top-1 "
-        f"there ({chosen['validation_top1']:.2%}); on test images "
-        f"{evaluated(results, chosen['name'])['top1']:.2%}.",
+        f"the fewest MACs among those that lose at most {100 * settings['give']:zg} points of top-1 "
+        f"there ({chosen['validation_top1']:z.2%}); on test images "
+        f"{evaluated(results, chosen['name'])['top1']:z.2%}.",
         "Pareto set (top-1 against latency), the quickest first: "
         + ", ".join(_title(name) for name in found["pareto"])
         + ". More in `evaluation/report.md`, which has advice from test images.",
@@ -181,7 +181,7 @@ def seconds(results: Results) -> str:
     spent: dict[str, float] = {}
     for part in results["parts"].values():
         spent[part["stage"]] = spent.get(part["stage"], 0) + part["seconds"]
-    return "; ".join(f"{stage} took {value:,.0f} s" for stage, value in spent.items())
+    return "; ".join(f"{stage} took {value:z,.0f} s" for stage, value in spent.items())
 
 
 def tradeoff(results: Results) -> Figure:

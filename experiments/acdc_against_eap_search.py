@@ -42,7 +42,7 @@ class Wanted:
     @property
     def name(self) -> str:
         """What its files are called."""
-        return f"{self.method}_{self.level}_{self.knob}_{self.value:g}"
+        return f"{self.method}_{self.level}_{self.knob}_{self.value:zg}"
 
     @classmethod
     def all_of(cls, settings: Mapping[str, Any]) -> list["Wanted"]:
@@ -185,7 +185,7 @@ class Search:
             evaluations=found.trials,
             divergence=found.divergence,
             selection=f"of {wanted.level}"
-            + ("" if method == "acdc" else f", the best {wanted.value:g} by |score|"),
+            + ("" if method == "acdc" else f", the best {wanted.value:zg} by |score|"),
         )
         if method != "acdc":
             origin = replace(origin, ablation=how["ablation"], metric=how["metric"])

@@ -125,7 +125,7 @@ class Blueprint:
 
     def circuit(self, dense: Any, tau: float) -> cv.Circuit:
         """The circuit of ACDC at τ, kept in a file; a search that was stopped goes on."""
-        path = self.study.folder / "circuits" / f"tau_{tau:g}.json"
+        path = self.study.folder / "circuits" / f"tau_{tau:zg}.json"
         if not path.exists():
             pairs = cv.Pairs.by_category(
                 self.splits.train, self.categories, count=self.settings["pairs"], seed=self.seed
@@ -135,7 +135,7 @@ class Blueprint:
                 pairs,
                 tau=tau,
                 metric=self.settings["metric"],
-                resume=path.with_name(f"search_{tau:g}.json"),
+                resume=path.with_name(f"search_{tau:zg}.json"),
                 **self.ablated,
             )
             found.save(path)
@@ -166,7 +166,7 @@ class Blueprint:
         for trial in trials:
             if trial["compiled"]:
                 circuit = self.circuit(dense, trial["tau"])
-                models[f"{trial['tau']:g}"] = cv.compile(dense, circuit, **self.ablated)
+                models[f"{trial['tau']:zg}"] = cv.compile(dense, circuit, **self.ablated)
         images = self.splits.validation.images[:BATCH].to(self.study.device)
         found = latency(models, images, baseline="dense", batch=BATCH)
         return {
@@ -181,7 +181,7 @@ class Blueprint:
         fit = [trial for trial in trials if trial["compiled"] and trial["macs_saved"] >= least]
         if not fit:
             raise CircuitError(
-                f"no τ of {self.settings['taus']} saves {least:.0%} of the MACs. Add larger ones "
+                f"no τ of {self.settings['taus']} saves {least:z.0%} of the MACs. Add larger ones "
                 "to `taus` in this file."
             )
         return max(fit, key=lambda trial: trial["validation_top1"])
@@ -199,7 +199,7 @@ class Blueprint:
         )
         train = partial(self.study.trained, splits=self.splits, stage="optimize")
         models = {
-            f"compiled, τ={tau:g}": small,
+            f"compiled, τ={tau:zg}": small,
             "blueprint retrained": train("retrained", lambda: fresh, recipe=self.recipe),
             "blueprint tuned": train("tuned", lambda: small, recipe=gentle),
         }
@@ -274,7 +274,7 @@ def work(study: Study, steps: Blueprint) -> None:
     if not {"optimize", "evaluate"} & set(study.stages):
         return
     trials = [
-        study.part(f"τ={tau:g}", "optimize", partial(steps.trial, dense, tau))
+        study.part(f"τ={tau:zg}", "optimize", partial(steps.trial, dense, tau))
         for tau in study.settings["taus"]
     ]
     study.part("speeds", "optimize", partial(steps.speeds, dense, trials))

@@ -20,11 +20,11 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         origins(results),
         "",
-        f"{seconds(results) / 60:.0f} minutes, {found('test', 'date')}. {epochs} epochs, {share:.0%} of "
+        f"{seconds(results) / 60:z.0f} minutes, {found('test', 'date')}. {epochs} epochs, {share:z.0%} of "
         f"the full schedule. Published: {PUBLISHED}.",
         "",
-        f"τ={found('choice')['tau']:g} was chosen on validation images: the best as compiled of "
-        f"those that save {settings['least_saving']:.0%} of the MACs. Test images were used for "
+        f"τ={found('choice')['tau']:zg} was chosen on validation images: the best as compiled of "
+        f"those that save {settings['least_saving']:z.0%} of the MACs. Test images were used for "
         "this table only:",
         "",
         table(results),
@@ -82,11 +82,11 @@ def figures(row: Mapping[str, Any]) -> list[str]:
     """Accuracy, loss, size and time of one model."""
     low, high = row["interval"]
     return [
-        f"{row['top1']:.2%} ({low:.1%}–{high:.1%})",
-        f"{row['loss']:.3f}",
-        f"{row['parameters'] / 1e6:.3g} M",
-        f"{row['macs'] / 1e6:.3g} M",
-        f"{row['time_ratio']:.2f}",
+        f"{row['top1']:z.2%} ({low:z.1%}–{high:z.1%})",
+        f"{row['loss']:z.3f}",
+        f"{row['parameters'] / 1e6:z.3g} M",
+        f"{row['macs'] / 1e6:z.3g} M",
+        f"{row['time_ratio']:z.2f}",
     ]
 
 
@@ -96,15 +96,15 @@ def trials_table(results: Mapping[str, Any]) -> str:
     speeds = found("speeds")
     cells = []
     for tau in results["settings"]["taus"]:
-        trial = found(f"τ={tau:g}")
+        trial = found(f"τ={tau:zg}")
         end = ["–"] * 3
         if trial["compiled"]:
             end = [
-                f"{trial['validation_top1']:.2%}",
-                f"{-trial['macs_saved']:.0%}",
-                f"{1 / speeds[f'{tau:g}']['ratio']:.2f} ×",
+                f"{trial['validation_top1']:z.2%}",
+                f"{-trial['macs_saved']:z.0%}",
+                f"{1 / speeds[f'{tau:zg}']['ratio']:z.2f} ×",
             ]
-        cells.append([f"{tau:g}", *(str(trial[k]) for k in ("edges", "heads", "mlps")), *end])
+        cells.append([f"{tau:zg}", *(str(trial[k]) for k in ("edges", "heads", "mlps")), *end])
     head = ["τ", "edges", "heads", "MLPs", "top-1", "MACs", "speed-up"]
     return markdown_table([head, *cells])
 
@@ -114,17 +114,17 @@ def figure(results: Mapping[str, Any]) -> Any:
     from plotly.subplots import make_subplots
 
     found, speeds = part_of(results), part_of(results)("speeds")
-    trials = [found(f"τ={tau:g}") for tau in results["settings"]["taus"]]
+    trials = [found(f"τ={tau:zg}") for tau in results["settings"]["taus"]]
     trials = [trial for trial in trials if trial["compiled"]]
     taus = [trial["tau"] for trial in trials]
     top1 = [100 * trial["validation_top1"] for trial in trials]
-    faster = [1 / speeds[f"{tau:g}"]["ratio"] for tau in taus]
+    faster = [1 / speeds[f"{tau:zg}"]["ratio"] for tau in taus]
     titles = ("top-1 of the compiled circuit", "speed-up, batch 64", "the one against the other")
     drawn = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
     drawn.add_scatter(x=taus, y=top1, mode="lines+markers", row=1, col=1)
     drawn.add_scatter(x=taus, y=faster, mode="lines+markers", row=1, col=2)
     drawn.add_scatter(
-        x=faster, y=top1, text=[f"τ={tau:g}" for tau in taus],
+        x=faster, y=top1, text=[f"τ={tau:zg}" for tau in taus],
         mode="markers+text", textposition="middle right", cliponaxis=False, row=1, col=3,
     )  # fmt: skip
     for column in (1, 2):

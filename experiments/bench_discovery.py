@@ -205,7 +205,7 @@ def bisected(vit, pairs, low=1e-5, high=1.0):
     for _ in range(12):
         tau = (low * high) ** 0.5
         share = len(cv.acdc(vit, few, tau=tau)) / total
-        typer.echo(f"  τ={tau:.3g}: {share:.1%} of the edges stay on two pairs")
+        typer.echo(f"  τ={tau:z.3g}: {share:z.1%} of the edges stay on two pairs")
         if 0.03 <= share <= 0.06:
             return tau
         low, high = (tau, high) if share > 0.06 else (low, tau)
@@ -312,11 +312,11 @@ def table(body):
             eap = found["eap"]
             peaks = eap["peak_mib_eap"] / eap["peak_mib_forward_backward"]
             lines.append(
-                f"| {name} | {row['pairs']} | {row['edges']:,} | {row['tau']:g}, "
-                f"{row['share_kept']:.1%} | {row['seconds']:.1f} s | "
-                f"{row['dense_forwards_an_edge']:.4f} | {row['hooked_runs_an_edge']:.5f} | "
-                f"{row['peak_mib']:,} MiB | {eap['eap_over_forward_plus_forward_backward']:.2f} × | "
-                f"{eap['eap_ig_over_forward_backward']:.2f} × | {peaks:.2f} × |"
+                f"| {name} | {row['pairs']} | {row['edges']:,} | {row['tau']:zg}, "
+                f"{row['share_kept']:z.1%} | {row['seconds']:z.1f} s | "
+                f"{row['dense_forwards_an_edge']:z.4f} | {row['hooked_runs_an_edge']:z.5f} | "
+                f"{row['peak_mib']:,} MiB | {eap['eap_over_forward_plus_forward_backward']:z.2f} × | "
+                f"{eap['eap_ig_over_forward_backward']:z.2f} × | {peaks:z.2f} × |"
             )
     return "\n".join(lines)
 

@@ -90,10 +90,10 @@ def models_of(name, module, vit, pairs):
     models = {"dense": vit, "timm": module, "unit, full circuit": cv.compile(vit, everything)}
     for cut in CUTS:
         small = cv.compile(vit, everything, target_macs=1 - cut)
-        models |= {f"unit -{cut:.0%}": small, f"plain -{cut:.0%}": plain(module, small.config)}
+        models |= {f"unit -{cut:z.0%}": small, f"plain -{cut:z.0%}": plain(module, small.config)}
     for share in EDGES[name]:
         circuit = everything if share == 1 else scores.greedy(int(share * len(scores)))
-        models[f"edge {share:.0%}"] = cv.compile(vit, circuit, level="edge")
+        models[f"edge {share:z.0%}"] = cv.compile(vit, circuit, level="edge")
     return models
 
 
@@ -172,11 +172,11 @@ def table(body):
 def _table_row(name, key, figures, dense, plain):
     last = f"batch {max(BATCHES[name])}"
     cells = [name, key]
-    cells += [f"{figures[k] / dense[k] - 1:+.0%}" for k in ("parameters", "macs")]
-    cells += ["{:.2f} ({:.2f}–{:.2f})".format(*figures[b]["ratio"]) for b in ("batch 1", last)]
+    cells += [f"{figures[k] / dense[k] - 1:+z.0%}" for k in ("parameters", "macs")]
+    cells += ["{:z.2f} ({:z.2f}–{:z.2f})".format(*figures[b]["ratio"]) for b in ("batch 1", last)]
     realised = figures[last].get("realised")
-    cells.append("" if realised is None else "{:.0%} ({:.0%}–{:.0%})".format(*realised))
-    cells.append("" if plain is figures else f"{plain[last]['realised'][0]:.0%}")
+    cells.append("" if realised is None else "{:z.0%} ({:z.0%}–{:z.0%})".format(*realised))
+    cells.append("" if plain is figures else f"{plain[last]['realised'][0]:z.0%}")
     return "| " + " | ".join(cells) + " |"
 
 

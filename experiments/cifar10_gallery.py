@@ -51,7 +51,7 @@ def chosen(vit, pairs, unseen, reference):
         small = cv.compile(vit, circuit, ablation=ABLATION, reference=reference)
         saved = 1 - macs(small, (3, 32, 32)) / macs(vit, (3, 32, 32))
         faithful = faithfulness(vit, circuit, unseen, reference)
-        trials.append(f"| {tau:g} | {len(circuit)} | {saved:.0%} | {faithful:.3f} |")
+        trials.append(f"| {tau:zg} | {len(circuit)} | {saved:z.0%} | {faithful:z.3f} |")
         if saved >= LEAST_SAVING and (best is None or faithful > best[0]):
             best = faithful, circuit
     assert best is not None, "no threshold saves enough"
@@ -88,13 +88,13 @@ def report(name, vit, circuit, trials, splits, pairs, unseen, reference):
     lines = [
         f"# CIFAR-10, {what}",
         "",
-        f"ACDC, τ={circuit.provenance.tau:g}, {len(circuit)} edges, {len(circuit.units())} units, "
+        f"ACDC, τ={circuit.provenance.tau:zg}, {len(circuit)} edges, {len(circuit.units())} units, "
         f"`{ABLATION}` ablation. Made by `.venv/bin/python experiments/cifar10_gallery.py`. "
         "The compiled models were not trained any further.",
         "",
         measured.markdown(),
         f"Faithfulness (kl) on {len(unseen)} test pairs, circuits of the same number of edges: "
-        "ACDC {:.3f}, EAP top {:.3f}, EAP greedy {:.3f}, random {:.3f} (median of 5).".format(
+        "ACDC {:z.3f}, EAP top {:z.3f}, EAP greedy {:z.3f}, random {:z.3f} (median of 5).".format(
             *figures
         ),
         "",
@@ -135,14 +135,14 @@ def class_by_class(vit, splits, reference):
         kept = faithfulness(vit, circuit, unseen, reference)
         control = random_faithfulness(vit, circuit, unseen, unseen, reference)
         rows.append(
-            [name, f"{len(circuit)}", f"{len(circuit.units())}", f"{kept:.3f}", f"{control:.3f}"]
+            [name, f"{len(circuit)}", f"{len(circuit.units())}", f"{kept:z.3f}", f"{control:z.3f}"]
         )
     circuits = {name: cv.Circuit.load(out / name / "circuit.json") for name in CASES} | dict(found)
     overlap = cv.Overlap.of(circuits)
     lines = [
         "# CIFAR-10, class by class",
         "",
-        f"ACDC, τ={CLASS_TAU:g}, `{ABLATION}` ablation, one class against all others; faithfulness (kl) on "
+        f"ACDC, τ={CLASS_TAU:zg}, `{ABLATION}` ablation, one class against all others; faithfulness (kl) on "
         f"{HELD_OUT_PAIRS} test pairs, beside the median of {RANDOM_CIRCUITS} random circuits of as many "
         "edges. Made by `.venv/bin/python experiments/cifar10_gallery.py`.",
         "",

@@ -23,12 +23,12 @@ def main(run: Path) -> int:
     retrained = rows["retrained from scratch"]["accuracy"]["top1"]
     saved = 1 - compiled["macs"] / dense["macs"]
     claims = {
-        f"dense test accuracy {dense['accuracy']['top1']:.2%} ≥ 95%": dense["accuracy"]["top1"]
+        f"dense test accuracy {dense['accuracy']['top1']:z.2%} ≥ 95%": dense["accuracy"]["top1"]
         >= 0.95,
-        f"MACs saved {saved:.1%} ≥ 25%": saved >= 0.25,
-        f"retrained test accuracy {retrained:.2%} ≥ 93%": retrained >= 0.93,
-        f"faithfulness {faithful['acdc']:.3f} > median of {len(faithful['random'])} random "
-        f"{faithful['random_median']:.3f}": faithful["acdc"] > faithful["random_median"],
+        f"MACs saved {saved:z.1%} ≥ 25%": saved >= 0.25,
+        f"retrained test accuracy {retrained:z.2%} ≥ 93%": retrained >= 0.93,
+        f"faithfulness {faithful['acdc']:z.3f} > median of {len(faithful['random'])} random "
+        f"{faithful['random_median']:z.3f}": faithful["acdc"] > faithful["random_median"],
         f"seconds {summary['seconds']} ≤ 300": summary["seconds"] <= 300,
     }
     for text, holds in claims.items():

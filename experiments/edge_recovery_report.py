@@ -37,26 +37,26 @@ def table(results: Mapping[str, Any], kind: str) -> str:
         low, high = row["interval"]
         rows.append([
             name, str(sizes.get(share, sizes["all edges"])["edges"]),
-            f"{row['top1']:.2%} ({low:.1%}–{high:.1%})", points(*row["change"]),
-            f"{row['loss']:.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:.3g} M",
-            f"{row['seconds']:.1f}",
-            "{:.2f} ({:.2f}–{:.2f})".format(row["time_ratio"], *row["time_interval"]),
+            f"{row['top1']:z.2%} ({low:z.1%}–{high:z.1%})", points(*row["change"]),
+            f"{row['loss']:z.3f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:z.3g} M",
+            f"{row['seconds']:z.1f}",
+            "{:z.2f} ({:z.2f}–{:z.2f})".format(row["time_ratio"], *row["time_interval"]),
             "yes" if row["pareto"] else "no",
         ])  # fmt: skip
         if share in drawn and name.endswith("pruned"):
             tops, loss = ([one[key] for one in drawn[share]] for key in ("top1", "loss"))
-            spread = f"{mean(tops):.2%} ({min(tops):.1%}–{max(tops):.1%})"
+            spread = f"{mean(tops):z.2%} ({min(tops):z.1%}–{max(tops):z.1%})"
             change = points(mean(tops) - found["dense"]["top1"])
             label = f"{share}: {len(tops)} random, pruned"
             size = str(sizes[share]["edges"])
-            rows.append([label, size, spread, change, f"{mean(loss):.3f}", *["–"] * 5])
+            rows.append([label, size, spread, change, f"{mean(loss):z.3f}", *["–"] * 5])
     return markdown_table(rows)
 
 
 def points(change: float, low: float | None = None, high: float | None = None) -> str:
     """A change of accuracy in percentage points."""
-    interval = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{100 * change:+.2f}{interval}"
+    interval = "" if low is None or high is None else f" ({100 * low:+z.1f} to {100 * high:+z.1f})"
+    return f"{100 * change:+z.2f}{interval}"
 
 
 def changes(results: Mapping[str, Any]) -> str:
@@ -68,8 +68,8 @@ def changes(results: Mapping[str, Any]) -> str:
     rows = [
         [*header, *controls, "time ÷ dense's"],
         ["published, 200 classes", f"{PUBLISHED['removed']} of {PUBLISHED['edges']}",
-         f"{first:.2%}", points(pruned - first), points(after - pruned), *["–"] * 4,
-         f"{later / before:.2f}"],
+         f"{first:z.2%}", points(pruned - first), points(after - pruned), *["–"] * 4,
+         f"{later / before:z.2f}"],
     ]  # fmt: skip
     for kind in KINDS:
         found = results["parts"][f"evaluation of {kind}"]["result"]["rows"]
@@ -86,11 +86,11 @@ def changes(results: Mapping[str, Any]) -> str:
                 for draw, one in enumerate(drawn[share])
             ]
             rows.append([
-                f"{kind}, {gone / size['of']:.0%} gone", f"{gone} of {size['of']}",
-                f"{top1['dense']:.2%}", points(start - top1["dense"]), *won,
+                f"{kind}, {gone / size['of']:z.0%} gone", f"{gone} of {size['of']}",
+                f"{top1['dense']:z.2%}", points(start - top1["dense"]), *won,
                 *(points(mean(some), min(some), max(some)) for some in (lost, back)),
                 points(top1["dense, trained on"] - top1["dense"]),
-                f"{found[f'{share}: recovered']['time_ratio']:.2f}",
+                f"{found[f'{share}: recovered']['time_ratio']:z.2f}",
             ])  # fmt: skip
     return markdown_table(rows)
 
@@ -103,14 +103,14 @@ def report(results: Mapping[str, Any]) -> str:
         for stage in STAGES
     }
     dates = sorted({part["date"] for part in parts.values()})
-    spent = ", ".join(f"{stage} {spent:.1f} min" for stage, spent in minutes.items())
+    spent = ", ".join(f"{stage} {spent:z.1f} min" for stage, spent in minutes.items())
     lines = [
         "# Edges removed, and recovered",
         origins(results),
         f"{' to '.join(dates[:1] + dates[1:][-1:])}; {spent}.",
         f"The images are of `{settings['set']}`, not the 200 classes of Tiny-ImageNet of the "
         f"published figures, and {settings['epochs']} epochs were run (better: "
-        f"{settings['epochs'] * settings['better_epochs']}), {settings['share_of_schedule']:.0%} "
+        f"{settings['epochs'] * settings['better_epochs']}), {settings['share_of_schedule']:z.0%} "
         "of the full schedule. So compare the changes. Points are of top-1 on test images; those by "
         "recovery and distillation are counted from the pruned model, those of random circuits are "
         f"the mean of {settings['random_circuits']} (least to most):",
@@ -136,8 +136,8 @@ def spent_on(parts: Mapping[str, Any]) -> list[str]:
                 f"- {kind}, {name}: {size['units']} of {sizes['all edges']['units']} units, "
                 f"{size['layer_norms']} LayerNorms where all edges have "
                 f"{sizes['all edges']['layer_norms']}, "
-                f"{row['macs'] / rows['dense']['macs']:.0%} of the dense model's MACs, "
-                f"{row['time_ratio']:.0%} of its time"
+                f"{row['macs'] / rows['dense']['macs']:z.0%} of the dense model's MACs, "
+                f"{row['time_ratio']:z.0%} of its time"
             )
     return ["\n".join(lines)]
 
@@ -148,9 +148,9 @@ def about(parts: Mapping[str, Any], kind: str) -> list[str]:
     sizes = parts[f"circuits of {kind}"]["result"]
     rows = [["circuit", "edges", "units", "LayerNorms", "τ", "validation top-1, pruned"]]
     for name, size in sizes.items():
-        tau = "–" if size["tau"] is None else f"{size['tau']:.2g}"
+        tau = "–" if size["tau"] is None else f"{size['tau']:z.2g}"
         numbers = [str(size[key]) for key in ("edges", "units", "layer_norms")]
-        rows.append([name, *numbers, tau, f"{size['validation_accuracy']:.2%}"])
+        rows.append([name, *numbers, tau, f"{size['validation_accuracy']:z.2%}"])
     advice = "\n".join(found["advice"]).replace("<", "&lt;")
     front = ", ".join(found["pareto"])
     return [markdown_table(rows), f"Pareto set, the quickest first: {front}.\n\n{advice}"]

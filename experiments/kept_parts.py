@@ -243,7 +243,7 @@ def acdc_over(
     """
     kept = Kept.whole(config)
     start = current = loss(kept)
-    with progress(f"ACDC, τ={tau:g}", len(parts)) as advance:
+    with progress(f"ACDC, τ={tau:zg}", len(parts)) as advance:
         for part in parts:
             candidate = kept.without(heads=part.heads, neurons=part.neurons)
             found = loss(candidate)

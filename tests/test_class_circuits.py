@@ -255,7 +255,7 @@ def test_folders_that_hold_no_circuits_are_told(tmp_path):
     with pytest.raises(CircuitError, match="no list of circuits by class"):
         cv.ClassCircuits.load(tmp_path)
     (tmp_path / "classes.json").write_text("[]")
-    with pytest.raises(CircuitError, match="is not the list of circuits of this version"):
+    with pytest.raises(CircuitError, match="is not a list of circuits by class"):
         cv.ClassCircuits.load(tmp_path)
     body = {"format": "circuitvit.class_circuits", "schema": 1, "settings": {}, "circuits": {}}
     (tmp_path / "classes.json").write_text(json.dumps(body))

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1]
 SOURCES = sorted((HOUSE / "circuitvit").rglob("*.py"))
+EXPERIMENTS = sorted((HOUSE / "experiments").glob("*.py"))
 TESTS = sorted((HOUSE / "tests").glob("*.py"))
 README = (HOUSE / "README.md").read_text()
 
@@ -156,3 +158,35 @@ def test_the_readmes_python_example_runs(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+NUMBER = re.compile(r"[\d.,]*[eEfFgG%]$")
+
+
+def shown_numbers(text):
+    """The format of every number that an f-string or a `format` of some code shows, by line."""
+    for item in ast.walk(ast.parse(text)):
+        if isinstance(item, ast.FormattedValue) and isinstance(item.format_spec, ast.JoinedStr):
+            parts = [
+                part.value for part in item.format_spec.values if isinstance(part, ast.Constant)
+            ]
+            yield item.lineno, "".join(map(str, parts))
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute):
+            template = getattr(item.func.value, "value", None)
+            if item.func.attr == "format" and isinstance(template, str):
+                for _, _, form, _ in string.Formatter().parse(template):
+                    yield item.lineno, form or ""
+
+
+SHOWN = [path for path in (*SOURCES, *EXPERIMENTS) if path.name != "notebook.py"]  # coordinates
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+def test_no_number_is_shown_as_minus_zero(path):
+    """`z` in a format shows what rounds to zero without a sign (PEP 682)."""
+    wrong = [
+        f"{path.name}:{line} :{form}"
+        for line, form in shown_numbers(path.read_text())
+        if NUMBER.search(form) and "z" not in form
+    ]
+    assert wrong == []

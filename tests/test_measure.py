@@ -1,17 +1,34 @@
 import copy
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from models import SHAPES, image_shape, random_images, random_vit, shape
+from public_things import made
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
 import circuitvit as cv
-from circuitvit.measure import accuracy, latency, macs, parameters
+from circuitvit.measure import (
+    Accuracy,
+    AcrossAblations,
+    Estimate,
+    Report,
+    Saving,
+    accuracy,
+    latency,
+    macs,
+    parameters,
+)
+from circuitvit.measure.ablations import Comparison
+from circuitvit.measure.bootstrap import Spread
 from circuitvit.measure.cost import counted_macs, vit_macs, vit_parameters
 from circuitvit.measure.latency import bootstrap_interval
+from circuitvit.measure.minimality import Cost
+from circuitvit.measure.report import Row, changed
 
 
 def test_accuracy_equals_scikit_learns():
@@ -206,3 +223,34 @@ def test_a_model_after_torch_compile_is_measured_as_what_it_computes(as_users_ca
     assert report["faster"].parameters == report["plain"].parameters
     assert vit.training
     assert faster.training
+
+
+MINUS_ZERO = re.compile(r"[-−]0(\.0+)?(?![\d.])")
+
+
+def test_nothing_is_shown_as_minus_zero():
+    """Losses of −0.0, and small differences below zero: without a sign, as text and as figures."""
+    tiny = Estimate(-1e-5, -2e-4, -0.0)
+    assert str(tiny) == "0.000 (0.000 to 0.000)"
+    assert str(Spread(-1e-5, -1e-4, -0.0)) == "0.000 (0.000 to 0.000)"
+    assert str(Estimate(-0.0006, -1.0, 0.0)) == "-0.001 (-1.000 to 0.000)"
+    assert changed(99_999, 100_000) == "100 k (+0%)"
+    row = Row("a", Accuracy(1.0, None, -0.0, 4), 10, 10, {})
+    report = Report((row, replace(row, name="b", macs=9)), "a", {}, {"device": "x"})
+    assert "| 0.000 |" in report.markdown()
+    conditions = made("curve").conditions
+    cost = Cost(-0.0, tiny)
+    found = cv.Minimality(conditions, tiny, {"embed->m0": cost, "m0->logits": cost})
+    estimates = {"zero": tiny, "mean": tiny}
+    gaps = AcrossAblations(conditions, {"c": Comparison(3, "zero", {"zero": 3}, estimates, tiny)})
+    none = Saving("m0", -0.0, 0, 0)
+    spent = cv.Savings((none,), Saving("dense", 1.0, 5, 5), none, 1)
+    scores = cv.EdgeScores(made("config"), dict.fromkeys(made("scores"), -0.0), qkv="split",
+                           provenance=made("provenance"))  # fmt: skip
+    for shown in (found, gaps, report, spent):
+        assert not MINUS_ZERO.search(shown.markdown()), shown.markdown()
+        assert not MINUS_ZERO.search(shown._repr_html_())
+    assert scores.above(-0.0).provenance.selection == "above 0 by |score|"
+    texts = [str(t) for trace in scores.top(5).figure().data for t in trace.customdata or ()]
+    assert any("+0  " in text for text in texts)
+    assert not any("-0  " in text for text in texts)

@@ -95,7 +95,7 @@ METHODS = {
     "ViT": ["save_pretrained", "from_pretrained", "forward"],
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
     "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
-    "EdgeScores": ["top", "greedy", "above", "keys", "items"],
+    "EdgeScores": ["top", "greedy", "above", "keys", "items", "save", "load"],
     "Pairs": [
         "by_class", "by_category", "occluded", "noised", "against_mean", "remake", "batches",
         "save", "load", "subset", "to", "recipe",

@@ -192,9 +192,12 @@ def test_other_circuits_and_scores_to_start_from_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "is not the record of an ACDC search"),
-        ("[1, 2]", "is not the record of an ACDC search"),
-        ('{"format": "circuitvit.acdc", "schema": 99}', "is not the record of an ACDC search"),
+        ("{}", "is not a record of a search"),
+        ("[1, 2]", "is not a record of a search"),
+        (
+            '{"format": "circuitvit.acdc", "schema": 99}',
+            "has search schema 99, this version reads 1",
+        ),
         ('{"format": "circuitvit.ac', "is not a whole record of a search"),
         ("", "is not a whole record of a search"),
     ],

@@ -41,8 +41,8 @@ def demo(
     show(result.report.table())
     faithful = result.summary["faithfulness"]
     typer.echo(
-        f"Faithfulness on held-out pairs: ACDC {faithful['acdc']:.3f}, random circuits of its size "
-        f"{faithful['random_median']:.3f} (median of {len(faithful['random'])})."
+        f"Faithfulness on held-out pairs: ACDC {faithful['acdc']:z.3f}, random circuits of its "
+        f"size {faithful['random_median']:z.3f} (median of {len(faithful['random'])})."
     )
     typer.echo(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
 
@@ -120,7 +120,7 @@ def _describe(found: "Examination") -> None:
 def _agreement(difference: float | None) -> str:
     if difference is None:
         return "of circuitvit's own model: nothing to compare with"
-    return f"as the source's, to {difference:.1g} of the largest on two random images"
+    return f"as the source's, to {difference:z.1g} of the largest on two random images"
 
 
 def _runs(each: tuple[int, ...]) -> str:
@@ -135,8 +135,8 @@ def _some(names: tuple[str, ...] | None) -> str:
 
 
 def _shown(seen: "Preprocessing") -> str:
-    mean, std = (", ".join(f"{x:.4g}" for x in each) for each in (seen.mean, seen.std))
-    kept = "" if seen.crop == 1 else f", the middle {seen.crop:.1%} of the side"
+    mean, std = (", ".join(f"{x:z.4g}" for x in each) for each in (seen.mean, seen.std))
+    kept = "" if seen.crop == 1 else f", the middle {seen.crop:z.1%} of the side"
     return f"{seen.interpolation}, {seen.resize}{kept}; mean {mean}; std {std}"
 
 
@@ -230,7 +230,7 @@ def compile(  # noqa: A001
     heads, _ = small.units_kept()
     typer.echo(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
-        f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:.0%} fewer MACs"
+        f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"
         f"{', random weights' if fresh else ''}."
     )
 

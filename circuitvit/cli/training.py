@@ -209,7 +209,7 @@ def _save(trained: Any, test: "ImageSet", out: Path, start_from: str | None) -> 
     else:
         trained.save_pretrained(out)
     found = accuracy(trained, test.images, test.labels)
-    typer.echo(f"Wrote {written}. Test accuracy {found.top1:.2%} ({found.images} images).")
+    typer.echo(f"Wrote {written}. Test accuracy {found.top1:z.2%} ({found.images} images).")
 
 
 def _say(line: str) -> None:

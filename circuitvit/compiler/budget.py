@@ -64,7 +64,7 @@ def within_budget(
     """
     whole = budget.price(dense)
     if not whole > 0:
-        raise CircuitError(f"the dense model costs {whole:g}, so no share of that can be met.")
+        raise CircuitError(f"the dense model costs {whole:zg}, so no share of that can be met.")
     least = math.inf
     for count in reversed(range(len(ranking) + 1)):
         share = budget.price(shape(count)) / whole
@@ -73,9 +73,9 @@ def within_budget(
             kept = set(ranking[:count])
             return tuple(unit for unit in units_of(dense) if unit in kept)
     raise CircuitError(
-        f"{budget.target}={budget.share:g} can't be met: the least share of the dense model's cost "
-        f"that dropping units reaches is {least:.4f}, since what belongs to no unit stays. Ask for "
-        "that or more."
+        f"{budget.target}={budget.share:zg} can't be met: the least share of the dense model's "
+        f"cost that dropping units reaches is {least:z.4f}, since what belongs to no unit stays. "
+        "Ask for that or more."
     )
 
 

@@ -46,8 +46,8 @@ def verify(
     allowed = SHARE.get(images.dtype, 1e-1) * largest
     if not error <= allowed:
         raise CircuitError(
-            f"the compiled model differs from the masked run by {error:.2g}, allowed are "
-            f"{allowed:.2g}. It is not returned; please report this with the circuit's file."
+            f"the compiled model differs from the masked run by {error:z.2g}, allowed are "
+            f"{allowed:z.2g}. It is not returned; please report this with the circuit's file."
         )
 
 

@@ -9,12 +9,10 @@ from typing import Any
 
 from circuitvit.circuit import Circuit
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, write_json
 from circuitvit.images import ImageSet, Pairs
 from circuitvit.overlap import Overlap, checked, shared_circuit
+from circuitvit.records import CLASS_CIRCUITS
 
-FORMAT = "circuitvit.class_circuits"
-SCHEMA = 1
 INDEX = "classes.json"
 LONGEST = 60
 
@@ -104,13 +102,17 @@ class ClassCircuits(Mapping[str, Circuit]):
     def load(cls, folder: str | os.PathLike[str]) -> "ClassCircuits":
         """Read what `save` wrote, or what `class_circuits(resume=folder)` has found so far.
 
+        Args:
+            folder: the folder, or `classes.json` in it.
+
         Raises:
             CircuitError: the folder or a circuit in it is missing, cut short or something else.
         """
-        settings, places = read_index(Path(folder))
+        inside = CLASS_CIRCUITS.place(folder).parent
+        settings, places = read_index(folder)
         if not places:
             raise CircuitError(f"{folder} holds no circuits yet. Find some first.")
-        circuits = {name: Circuit.load(Path(folder) / place) for name, place in places.items()}
+        circuits = {name: Circuit.load(inside / place) for name, place in places.items()}
         return cls(circuits, settings=settings)
 
 
@@ -163,7 +165,7 @@ class Store:
         """Write a circuit into its file, then the list of all."""
         circuit.save(self.folder / self.place(name))
         body = {"settings": self.settings, "circuits": self.places}
-        write_json(self.folder / INDEX, {"format": FORMAT, "schema": SCHEMA, **body})
+        CLASS_CIRCUITS.write(self.folder / INDEX, body)
 
     def place(self, name: str) -> str:
         """Where a circuit's file goes: a folder named after it, as far as file systems allow."""
@@ -178,21 +180,18 @@ class Store:
         return self.places[name]
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def read_index(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings and the places of the circuits in a folder.
 
     Raises:
         CircuitError: it is not a folder of circuits by class.
     """
-    body = read_json(folder / INDEX, what="list of circuits by class")
-    if not isinstance(body, dict) or (body.get("format"), body.get("schema")) != (FORMAT, SCHEMA):
-        raise CircuitError(
-            f"{folder / INDEX} is not the list of circuits of this version. Name the folder that "
-            "ClassCircuits.save wrote."
-        )
+    body = CLASS_CIRCUITS.read(folder)
     settings: Any = body.get("settings")
     places: Any = body.get("circuits")
     whole = isinstance(settings, dict) and isinstance(places, dict)
     if not whole or not all(isinstance(place, str) for place in places.values()):
-        raise CircuitError(f"{folder / INDEX} was damaged or altered. Find the circuits again.")
+        raise CircuitError(
+            f"{CLASS_CIRCUITS.place(folder)} was damaged or altered. Find the circuits again."
+        )
     return settings, places

@@ -8,10 +8,8 @@ from typing import Any
 
 from circuitvit.discover.search import Decisions
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, write_json
+from circuitvit.records import SEARCH
 
-FORMAT = "circuitvit.acdc"
-SCHEMA = 1
 SECONDS_APART = 2.0
 SHARE_OF_TIME = 0.02
 """How much of the time may go into saving."""
@@ -42,13 +40,7 @@ class ResumeFile:
             self._write(Decisions(tau=0.0, tie=0.0))
 
     def _read(self) -> None:
-        body = read_json(self._path, what="record of a search")
-        known = body if isinstance(body, dict) else {}
-        if known.get("format") != FORMAT or known.get("schema") != SCHEMA:
-            raise CircuitError(
-                f"{self._path} is not the record of an ACDC search of this version. Name another "
-                "file, or remove it to start anew."
-            )
+        known = SEARCH.read(self._path)
         theirs = known.get("question", {})
         different = [key for key in self._question if theirs.get(key) != self._question[key]]
         if different:
@@ -81,6 +73,5 @@ class ResumeFile:
             self._apart = max(SECONDS_APART, (self._saved - began) / SHARE_OF_TIME)
 
     def _write(self, decisions: Decisions) -> None:
-        body = {"format": FORMAT, "schema": SCHEMA, "question": self._question}
         found = {name: getattr(decisions, name) for name in ("start", "scale", "full", "measured")}
-        write_json(self._path, {**body, **found})
+        SEARCH.write(self._path, {"question": self._question, **found})

@@ -112,7 +112,7 @@ def _attend_step_by_step(q: HeadValues, k: HeadValues, v: HeadValues, error: flo
         if error > UNRELIABLE and undecided > UNRELIABLE:
             warnings.warn(
                 f"attention scores are so large that {q.dtype} rounds patterns by up to "
-                f"{error:.0%}, so scores of edges into queries and keys say little. Convert model "
+                f"{error:z.0%}, so scores of edges into queries and keys say little. Convert model "
                 "and pairs to torch.float64.",
                 stacklevel=2,
             )

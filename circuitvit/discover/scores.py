@@ -2,9 +2,11 @@
 
 import heapq
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Literal
 
 from circuitvit.checks import real, whole
@@ -12,6 +14,8 @@ from circuitvit.circuit import Circuit, Provenance, edges_among
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Qkv, edge_names_of, edges_of, node_named, units_of
 from circuitvit.errors import CircuitError
+from circuitvit.records import SCORES
+from circuitvit.restoring import load_record, naming
 
 Positions = Literal["class/patch"]
 """Tokens before the first patch, and patch tokens, scored apart."""
@@ -73,6 +77,35 @@ class EdgeScores(Mapping[str, float]):
     def __repr__(self) -> str:
         apart = f", {self.positions}" if self.positions else ""
         return f"EdgeScores({len(self)} {self.provenance.level}s{apart}, {self.provenance.method})"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the scores as one JSON file with a checksum, and return its path.
+
+        Raises:
+            CircuitError: the file can't be written.
+        """
+        body = {
+            "config": self.config.as_dict(),
+            "qkv": self.qkv,
+            "positions": self.positions,
+            "provenance": self.provenance.as_dict(),
+            "scores": self._values,
+        }
+        return SCORES.write(path, body)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "EdgeScores":
+        """Read scores that `save` wrote.
+
+        Raises:
+            CircuitError: the file is missing, cut short, altered, or something else.
+        """
+        file = load_record(path, SCORES, _File)
+        with naming(path, SCORES):
+            return cls(
+                file.config, file.scores, qkv=file.qkv, provenance=file.provenance,
+                positions=file.positions,
+            )  # fmt: skip
 
     def ranked(self, *, signed: bool = False) -> tuple[str, ...]:
         """The names, best first: by |score|, or by score itself if `signed`."""
@@ -156,7 +189,7 @@ class EdgeScores(Mapping[str, float]):
         if threshold != threshold:
             raise CircuitError("threshold is NaN, expected a number.")
         names = [name for name in self if self._key(name, signed) > threshold]
-        return self._circuit(names, f"above {threshold:g}", signed)
+        return self._circuit(names, f"above {threshold:zg}", signed)
 
     def greedy(self, n: int, *, signed: bool = False) -> Circuit:
         """The circuit of `n` edges grown backwards from `logits`, so that none is a dead end.
@@ -210,6 +243,17 @@ class EdgeScores(Mapping[str, float]):
         else:
             edges = edges_among(self.config, units_at(self.config, origin.level, names), self.qkv)
         return Circuit(self.config, edges, qkv=self.qkv, scores=scores, provenance=origin)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the file of scores holds."""
+
+    config: ViTConfig
+    qkv: Qkv
+    positions: Positions | None
+    provenance: Provenance
+    scores: Mapping[str, float]
 
 
 def _common(origins: Sequence[Provenance]) -> Provenance:

@@ -86,8 +86,8 @@ class Decisions:
         """
         if self.full is not None and not math.isclose(self.full, full, rel_tol=1e-3, abs_tol=1e-3):
             raise CircuitError(
-                f"the metric of the model was {self.full:.4g} in the search that is to be taken "
-                f"up, and is {full:.4g} now: it is another metric of the same name. Name another "
+                f"the metric of the model was {self.full:z.4g} in the search that is to be taken "
+                f"up, and is {full:z.4g} now: it is another metric of the same name. Name another "
                 "file, or remove it to start anew."
             )
         self.full = full

@@ -69,7 +69,7 @@ def _written(
         for j, value in enumerate(row):
             dark = value is not None and value > 0.7 * top
             color = GREY if value is None else ("#ffffff" if dark else INK)
-            text = escape(own[i]) if value is None else f"{value:.2f}"
+            text = escape(own[i]) if value is None else f"{value:z.2f}"
             font = {"size": 11, "color": color}
             notes.append({"x": j, "y": i, "text": text, "showarrow": False, "font": font})
     return notes

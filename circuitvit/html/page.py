@@ -113,7 +113,7 @@ def _details(details: Mapping[str, object]) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:z.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

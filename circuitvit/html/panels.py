@@ -138,7 +138,7 @@ def _accuracy(models: Sequence[Panelled]) -> list[dict[str, Any]]:
         "width": min(0.66, 0.2 * len(models)),
         "y": list(range(len(models))), "x": [value for value, _, _ in values],
         "marker": {"color": [_color(place) for place in range(len(models))]},
-        "text": [f"{value:.1%}" for value, _, _ in values], "textposition": "inside",
+        "text": [f"{value:z.1%}" for value, _, _ in values], "textposition": "inside",
         "insidetextanchor": "start", "insidetextfont": {"color": "#ffffff"},
         "customdata": [escape(model.name) for model in models],
         "hovertemplate": "%{customdata}: %{x:.2%}<extra></extra>",
@@ -232,7 +232,7 @@ def _calibration(models: Sequence[Panelled]) -> list[dict[str, Any]]:
         sizes = [4 + 10 * (item[2] / images) ** 0.5 for item in model.reliability]
         traces.append({
             "type": "scatter", "mode": "lines+markers", "legendgroup": str(place),
-            "name": f"{escape(_short(model.name))}, ECE {model.calibration_error:.3f}",
+            "name": f"{escape(_short(model.name))}, ECE {model.calibration_error:z.3f}",
             "x": [item[0] for item in model.reliability],
             "y": [item[1] for item in model.reliability],
             "customdata": [item[2] for item in model.reliability], "opacity": 0.85,
@@ -303,7 +303,7 @@ def _short(name: str, longest: int = LONGEST) -> str:
 
 
 def _count(number: int) -> str:
-    return next((f"{number / n:.3g} {unit}" for n, unit in _SIZES if number >= n), str(number))
+    return next((f"{number / n:z.3g} {unit}" for n, unit in _SIZES if number >= n), str(number))
 
 
 def _layout(subtitle: str, total: int, left: int, bottom: int) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _strongest(drawing: Drawing, limit: int = 3) -> list[list[str]]:
         for unit in (writer, reader.unit):
             if len(lines[unit]) < limit:
                 name = escape(f"{drawing.units[writer].name}->{reader.name}")
-                lines[unit].append(f"{drawing.score[edge]:+.3g}  {name}")
+                lines[unit].append(f"{drawing.score[edge]:+z.3g}  {name}")
     return lines
 
 

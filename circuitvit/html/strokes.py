@@ -67,7 +67,7 @@ def _stroke(score: np.ndarray, inside: np.ndarray, step: int, color: str, squeez
     sign = "positive" if color == POSITIVE else "negative"
     least = np.abs(score[inside]).min()
     return Stroke(
-        name=f"{sign}, |score| from {least:.3g}",
+        name=f"{sign}, |score| from {least:z.3g}",
         color=color,
         width=round(thick * (0.2 + 0.8 * share**2), 2),
         opacity=round(float(faint + (0.92 - faint) * share ** (2 * squeeze)), 3),

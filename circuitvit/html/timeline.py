@@ -56,7 +56,7 @@ def timeline(
         "colorbar": {
             "title": {"text": escape(scale_title)},
             "tickvals": [math.log10(tick) for tick in ticks],
-            "ticktext": [f"{tick:g}" for tick in ticks],
+            "ticktext": [f"{tick:zg}" for tick in ticks],
             "outlinewidth": 0,
             "thickness": 14,
         },
@@ -76,7 +76,7 @@ def _ticks(low: float, high: float) -> Iterator[float]:
 
 
 def _said(name: str, time: int, value: float | None, x_title: str) -> str:
-    told = "not recorded" if value is None else f"{value:.3g}"
+    told = "not recorded" if value is None else f"{value:z.3g}"
     return f"{escape(name)}<br>{escape(x_title)} {time}<br>{told}"
 
 

@@ -24,6 +24,7 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
+from circuitvit.records import another_kind
 
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
@@ -174,12 +175,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
     except (OSError, SafetensorError, ValueError) as cause:
         raise CircuitError(
-            f"{path} is not a whole file of pairs ({cause}). It was cut short or is another kind "
-            "of file; make the pairs again, as Pairs.remake(recipe, images) does."
+            f"{path} is not a whole file of pairs ({cause}).{_told(path)} It was cut short or is "
+            "another kind of file; make the pairs again, as Pairs.remake(recipe, images) does."
         ) from cause
     if not isinstance(told, dict) or "clean" not in tensors:
-        raise CircuitError(f"{path} holds no pairs: it lacks the mark {FORMAT!r}.")
+        raise CircuitError(f"{path} holds no pairs: it lacks the mark {FORMAT!r}.{_told(path)}")
     return told, tensors
+
+
+def _told(path: Path) -> str:
+    return another_kind(path, than="Pairs.load")
 
 
 def _mismatches(clean: object, corrupt: object) -> Iterator[str]:

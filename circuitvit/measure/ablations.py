@@ -19,8 +19,9 @@ from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.images import Pairs
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination, Outcome
-from circuitvit.measure.measurement import Measurement, checked_draws
+from circuitvit.measure.measurement import Measurement, checked_draws, checked_names
 from circuitvit.metrics import Metric
+from circuitvit.records import ACROSS_ABLATIONS, Kind
 from circuitvit.vit import ViT
 
 COLORS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#364fc7")
@@ -53,7 +54,7 @@ class AcrossAblations(Measurement):
         circuits: by name.
     """
 
-    FORMAT: ClassVar[str] = "circuitvit.across_ablations"
+    KIND: ClassVar[Kind] = ACROSS_ABLATIONS
 
     circuits: Mapping[str, Comparison]
 
@@ -80,7 +81,7 @@ class AcrossAblations(Measurement):
         """Faithfulness under each ablation, a colour for each circuit, with 95% intervals."""
         series = [
             Series(
-                f"{name}, gap {one.gap.value:.3f}",
+                f"{name}, gap {one.gap.value:z.3f}",
                 list(one.faithfulness),
                 [estimate.value for estimate in one.faithfulness.values()],
                 low=[estimate.low for estimate in one.faithfulness.values()],
@@ -140,6 +141,7 @@ def across_ablations(
             f"got circuits of type {type(circuits).__name__} and the ablations {ablations}, "
             f"expected a Circuit or {{name: Circuit}}, and some of {get_args(Ablation)}."
         )
+    checked_names(named, "circuits")
     check_vit(vit)
     for circuit in named.values():
         check_circuit(vit, circuit)

@@ -112,8 +112,8 @@ def _why_accurate(found: "Evaluation", name: str, best: str, give: float) -> lis
         return [f"{lead}; it is the only model, so there is nothing to choose from."]
     if name != best:
         return [
-            f"{lead}. {best} has the highest, {found.top1(best):.1%}, but {name} is not told apart "
-            f"from it in top-1: {_gap(found, best, name)}; and it takes "
+            f"{lead}. {best} has the highest, {found.top1(best):z.1%}, but {name} is not told "
+            f"apart from it in top-1: {_gap(found, best, name)}; and it takes "
             f"{_times(found, name, best)}."
         ]
     why = [f"{lead}, the highest of {len(found.names)} on these images."]
@@ -150,12 +150,12 @@ def _why_balanced(
 
 def _why_fast(found: "Evaluation", name: str, quickest: str, best: str) -> list[str]:
     if found.batch is None:
-        why = [f"{found.gflops(name):.4g} GFLOPs an image, the least; no time was measured."]
+        why = [f"{found.gflops(name):z.4g} GFLOPs an image, the least; no time was measured."]
     else:
         lead = "the lowest latency" if name == quickest else "among the lowest latencies"
         why = [
-            f"{found.cost(name):.3g} ms for a batch of {found.batch}, "
-            f"{found.images_per_second(name):,.0f} images/s, {lead}."
+            f"{found.cost(name):z.3g} ms for a batch of {found.batch}, "
+            f"{found.images_per_second(name):z,.0f} images/s, {lead}."
         ]
     why += _tie(found, name, quickest)
     if name != best:
@@ -172,8 +172,8 @@ def _tie(found: "Evaluation", name: str, quickest: str) -> list[str]:
     if name == quickest:
         return []
     return [
-        f"{quickest} took {found.cost(quickest):.3g} ms against {found.cost(name):.3g}, but is not "
-        f"told apart in speed (their 95% intervals overlap), and has "
+        f"{quickest} took {found.cost(quickest):z.3g} ms against {found.cost(name):z.3g}, but is "
+        f"not told apart in speed (their 95% intervals overlap), and has "
         f"{_points(found.top1(name) - found.top1(quickest))} less of top-1."
     ]
 
@@ -192,10 +192,10 @@ def _warnings(found: "Evaluation", name: str) -> list[str]:
     most = max(one.support) / sum(one.support)
     if one.interval.low <= most < 1:
         said.append(
-            f"It is not shown to beat always answering the most frequent class ({most:.1%}): "
+            f"It is not shown to beat always answering the most frequent class ({most:z.1%}): "
             "don't deploy it without training."
         )
-    error = f"calibration error {one.calibration_error:.3f}"
+    error = f"calibration error {one.calibration_error:z.3f}"
     if one.calibration_error < MISCALIBRATED:
         return [*said, f"Its confidences can be read as probabilities ({error})."]
     off = one.confidence - one.accuracy.top1
@@ -204,7 +204,7 @@ def _warnings(found: "Evaluation", name: str) -> list[str]:
         way = "over-confident for some images and under-confident for others"
     return [
         *said,
-        f"It is {way}: {one.confidence:.1%} sure on average, {one.accuracy.top1:.1%} right "
+        f"It is {way}: {one.confidence:z.1%} sure on average, {one.accuracy.top1:z.1%} right "
         f"({error}); calibrate it on validation images, by a temperature for instance, before "
         "thresholding its confidence.",
     ]
@@ -235,14 +235,14 @@ def _least(found: "Evaluation") -> str:
 
 def _times(found: "Evaluation", name: str, other: str) -> str:
     share = found.cost(name) / found.cost(other) if found.cost(other) else 1.0
-    return f"{share:.0%} of its {'time' if found.batch is not None else 'GFLOPs'}"
+    return f"{share:z.0%} of its {'time' if found.batch is not None else 'GFLOPs'}"
 
 
 def _shares(found: "Evaluation", name: str) -> str:
     one = found[name].interval
-    return f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%})"
+    return f"{one.value:z.1%} ({one.low:z.1%} to {one.high:z.1%})"
 
 
 def _points(share: float, *, unit: bool = True) -> str:
-    number = f"{round(100 * share, 1) + 0.0:.3g}".replace("-", "−")
+    number = f"{round(100 * share, 1):z.3g}".replace("-", "−")
     return f"{number} points" if unit else number

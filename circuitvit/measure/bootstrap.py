@@ -59,7 +59,7 @@ class Spread:
 
 
 def _shown(number: float) -> str:
-    return f"{round(number, 3) + 0.0:.3f}"  # adding 0 turns −0 into 0
+    return f"{number:z.3f}"
 
 
 def resampled_means(

@@ -22,6 +22,7 @@ from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination
 from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
 from circuitvit.metrics import Metric
+from circuitvit.records import COMPLETENESS, Kind
 from circuitvit.vit import ViT
 
 Removed = Literal["edges", "units"]
@@ -53,7 +54,7 @@ class Completeness(Measurement):
         knockouts: one for each set.
     """
 
-    FORMAT: ClassVar[str] = "circuitvit.completeness"
+    KIND: ClassVar[Kind] = COMPLETENESS
 
     of: str
     faithfulness: Estimate

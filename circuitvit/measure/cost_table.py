@@ -20,14 +20,13 @@ import torch
 from circuitvit.checks import whole
 from circuitvit.config import PER_BLOCK, ViTConfig
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, write_json
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.latency import WARM_UPS, interleaved
 from circuitvit.measure.machine import machine_of
+from circuitvit.records import COSTS
+from circuitvit.restoring import load_record
 from circuitvit.vit import ViT
 
-FORMAT = "circuitvit.costs"
-SCHEMA = 1
 MLP_WIDTHS = 9
 """At most so many MLP widths are measured; the others lie between them."""
 PARTS = {"embed": 0, "attention": 2, "mlp": 1, "addition": 0, "read_out": 0}
@@ -129,7 +128,7 @@ class Costs:
     def table(self) -> list[list[str]]:
         """Header and rows as text."""
         header = ["part", f"ms, batch {self.batch}", "interquartile range"]
-        rows = [[_named(r), f"{r.median_ms:.4g}", f"{r.iqr_ms:.2g}"] for r in self.rows]
+        rows = [[_named(r), f"{r.median_ms:z.4g}", f"{r.iqr_ms:z.2g}"] for r in self.rows]
         return [header, *rows]
 
     def markdown(self) -> str:
@@ -146,7 +145,7 @@ class Costs:
         """Everything as plain JSON values."""
         body = {field.name: getattr(self, field.name) for field in fields(self)}
         body |= {"config": self.config.as_dict(), "rows": [asdict(row) for row in self.rows]}
-        return {"format": FORMAT, "schema": SCHEMA, **body}
+        return COSTS.marked(body)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as JSON.
@@ -154,7 +153,7 @@ class Costs:
         Raises:
             CircuitError: the file can't be written.
         """
-        return write_json(path, self.as_dict())
+        return COSTS.write(path, self.as_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Costs":
@@ -163,20 +162,7 @@ class Costs:
         Raises:
             CircuitError: the file is missing, cut short, or something else.
         """
-        body = read_json(path, what="table of costs")
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
-            raise CircuitError(f"{path} is not a table of costs: it lacks the mark {FORMAT!r}.")
-        if body.get("schema") != SCHEMA:
-            raise CircuitError(
-                f"{path} has cost schema {body.get('schema')!r}, this version reads {SCHEMA}. "
-                "Update circuitvit, or measure again."
-            )
-        try:
-            rows = tuple(Cost(**{**row, "shape": tuple(row["shape"])}) for row in body["rows"])
-            rest = {name: body[name] for name in ("batch", "dtype", "rounds", "machine")}
-            return cls(config=ViTConfig.from_dict(body["config"]), rows=rows, **rest)
-        except (KeyError, TypeError, ValueError) as cause:
-            raise CircuitError(f"{path} is not a whole table of costs: {cause!s}") from cause
+        return load_record(path, COSTS, cls)
 
 
 def measure_costs(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.measure.bootstrap import Estimate, Spread
 from circuitvit.measure.measurement import Measurement
+from circuitvit.records import CURVE, Kind
 
 COLORS = {"signed": "#0b7285", "absolute": "#d9480f", "circuits": "#0b7285"}
 RANDOM = "#7b8794"
@@ -102,7 +103,8 @@ class Curve(Measurement):
         controls: random circuits with as many edges, a line for each draw.
     """
 
-    FORMAT: ClassVar[str] = "circuitvit.faithfulness_curve"
+    KIND: ClassVar[Kind] = CURVE
+    DERIVED: ClassVar[tuple[str, ...]] = ("cpr", "cmd", "random")
 
     all_edges: int
     full: float
@@ -152,7 +154,7 @@ class Curve(Measurement):
         header = ["k", "edges", *left, *names, *(["f, random"] if self.controls else [])]
         rows = [
             [
-                f"{points[0].share:.3g}",
+                f"{points[0].share:z.3g}",
                 str(points[0].edges),
                 *(str(point.left) for point in points),
                 *(str(point.faithfulness) for point in points),
@@ -165,7 +167,7 @@ class Curve(Measurement):
 
     def _area_cells(self, name: str) -> list[str]:
         points = self.lines[0].points
-        span = f"{name.upper()}, k {points[0].share:.3g} to {points[-1].share:.3g}"
+        span = f"{name.upper()}, k {points[0].share:z.3g} to {points[-1].share:z.3g}"
         cells = [span, "", *("" for _ in self.lines)]
         cells += [str(getattr(line, name) or "–") for line in self.lines]
         return [*cells, *([str(self.random_area(name) or "–")] if self.controls else [])]
@@ -208,7 +210,7 @@ def _series(line: Line) -> Series:
     values = [point.faithfulness for point in line.points]
     areas = {"signed": ("CPR", line.cpr), "absolute": ("CMD", line.cmd)}
     name, area = areas.get(line.name, ("", None))
-    known = [] if area is None else [f"{name} {area.value:.3f}"]
+    known = [] if area is None else [f"{name} {area.value:z.3f}"]
     return Series(
         ", ".join([TITLES[line.name], *known]),
         [point.share for point in line.points],

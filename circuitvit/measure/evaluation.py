@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json, write_text
+from circuitvit.files import write_text
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.panels import Panelled, panels
 from circuitvit.html.tables import html_table
@@ -20,14 +20,14 @@ from circuitvit.measure.accuracy import all_logits, checked_labels
 from circuitvit.measure.advice import GIVE, Advice, advise
 from circuitvit.measure.bootstrap import Estimate, resampled_means
 from circuitvit.measure.classification import RESAMPLES, Classification, classification
+from circuitvit.measure.evaluation_file import plain_evaluation, read_evaluation
 from circuitvit.measure.evaluation_text import cells, evaluation_markdown
 from circuitvit.measure.fitting import checked_batches, checked_class_names, checked_fit
 from circuitvit.measure.latency import NULL
-from circuitvit.measure.measurement import SCHEMA
 from circuitvit.measure.report import Report, checked_baseline, side_by_side
 from circuitvit.progress import progress
-
-FORMAT = "circuitvit.evaluation"
+from circuitvit.records import EVALUATION
+from circuitvit.restoring import naming
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,46 +204,36 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values, without the single images."""
-        body = self.report.as_dict()
-        rows = [row | self._row(row["name"]) for row in body["rows"]]
-        return {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            **body,
-            "rows": rows,
-            "batch": self.batch,
-            "seed": self.seed,
-            "class_names": list(self.class_names),
-            "pareto": list(self.pareto()),
-            "advice": asdict(self.advice()),
-        }
-
-    def _row(self, name: str) -> dict[str, Any]:
-        found = self.classified[name]
-        kept = [f.name for f in fields(found) if f.name not in ("accuracy", "right", "bins")]
-        body = {key: getattr(found, key) for key in kept}
-        body |= {"interval": asdict(found.interval), "bins": [asdict(one) for one in found.bins]}
-        times = {batch: self.milliseconds(name, batch) for batch in self.report.null}
-        speeds = {batch: self.images_per_second(name, batch) for batch in self.report.null}
-        return body | {
-            "confidence_gap": found.gap,
-            "milliseconds": times,
-            "images_per_second": speeds,
-            "gflops": self.gflops(name),
-            "efficiency": self.efficiency(name),
-            "dominated_by": list(self.dominators(name)),
-        }
+        return plain_evaluation(self, single_images=False)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `report.json`, `report.md` and `figure.html` into a folder.
 
+        The JSON holds what `as_dict` gives and, for `load`, which images each model gets right.
+
         Raises:
             CircuitError: it can't be written to.
         """
-        write_json(Path(folder) / "report.json", self.as_dict())
+        EVALUATION.write(Path(folder) / "report.json", plain_evaluation(self, single_images=True))
         write_text(Path(folder) / "report.md", self.markdown())
         chart_page(Path(folder) / "figure.html", self.figure())
         return Path(folder)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder, or `report.json` in it.
+
+        Raises:
+            CircuitError: the file is missing, cut short, something else, or of a version that
+                didn't keep which images a model gets right.
+        """
+        found = cls(**read_evaluation(path))
+        with naming(path, EVALUATION):
+            found.markdown()  # what can't be shown doesn't fit together
+        return found
 
 
 def evaluate(

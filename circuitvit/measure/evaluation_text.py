@@ -29,11 +29,11 @@ def cells(found: "Evaluation") -> list[list[str]]:
     front = set(found.pareto())
     for row in report.rows:
         one, own = found[row.name], row.name == report.baseline
-        interval = f"{one.interval.low:.1%}–{one.interval.high:.1%}"
+        interval = f"{one.interval.low:z.1%}–{one.interval.high:z.1%}"
         times = ["1" if own else ratio_text(row.latency[batch]) for batch in batches]
         rows.append([
-            row.name, f"{row.accuracy.top1:.2%} ({interval})", f"{one.f1:.3f}",
-            f"{row.accuracy.loss:.3f}", f"{one.calibration_error:.3f}",
+            row.name, f"{row.accuracy.top1:z.2%} ({interval})", f"{one.f1:z.3f}",
+            f"{row.accuracy.loss:z.3f}", f"{one.calibration_error:z.3f}",
             changed(row.parameters, base.parameters), changed(row.macs, base.macs),
             *times, "yes" if row.name in front else "no",
         ])  # fmt: skip
@@ -77,7 +77,7 @@ def _classification(found: "Evaluation") -> list[list[str]]:
     rows = [header]
     for name in found.names:
         one = found[name]
-        top1 = f"{one.interval.value:.2%} ({one.interval.low:.2%}–{one.interval.high:.2%})"
+        top1 = f"{one.interval.value:z.2%} ({one.interval.low:z.2%}–{one.interval.high:z.2%})"
         numbers = [one.precision, one.recall, one.f1, one.accuracy.loss, one.confidence]
         numbers += [one.confidence_right, one.confidence_wrong, one.gap, one.entropy]
         numbers.append(one.calibration_error)
@@ -95,14 +95,14 @@ def _cost(found: "Evaluation") -> list[list[str]]:
     rows = [header]
     for row in report.rows:
         sizes = changed(row.parameters, base.parameters), changed(row.macs, base.macs)
-        cell = [_plain(row.name), *sizes, f"{found.gflops(row.name):.4g}"]
+        cell = [_plain(row.name), *sizes, f"{found.gflops(row.name):z.4g}"]
         for batch in batches:
             one, own = row.latency[batch], row.name == report.baseline
             share = f"1 (itself: {ratio_text(report.null[batch])})" if own else ratio_text(one)
-            cell += [f"{found.milliseconds(row.name, batch):.4g}", share]
-            cell += [f"{found.images_per_second(row.name, batch):,.0f}"]
+            cell += [f"{found.milliseconds(row.name, batch):z.4g}", share]
+            cell += [f"{found.images_per_second(row.name, batch):z,.0f}"]
         efficiency = found.efficiency(row.name)
-        rows.append(cell + ([] if efficiency is None else [f"{efficiency:.4g}"]))
+        rows.append(cell + ([] if efficiency is None else [f"{efficiency:z.4g}"]))
     return rows
 
 
@@ -126,8 +126,8 @@ def _plain(name: str) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{value:z.1%}"
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:z.3f}"

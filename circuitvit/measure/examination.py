@@ -124,7 +124,7 @@ def _check_difference(means: Float[np.ndarray, " ends"]) -> None:
     if bool(_vanished(means[:1], means[1:]).any()):
         everything, nothing = means.tolist()
         raise CircuitError(
-            f"the metric is {everything:.3g} for the full model and {nothing:.3g} with no edges, "
+            f"the metric is {everything:z.3g} for the full model and {nothing:z.3g} with no edges, "
             "so faithfulness is undefined. Choose pairs on which the model behaves differently."
         )
 

@@ -12,6 +12,6 @@ def machine_of(device: torch.device) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, of which a file keeps the text
         "circuitvit": version("circuitvit"),
     }

@@ -1,20 +1,21 @@
 """What results about circuits have in common: their file, their page, what callers may ask."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from circuitvit.checks import whole
 from circuitvit.circuit import Provenance
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json
 from circuitvit.html.chart import Figure, chart_page
-from circuitvit.html.tables import markdown_table
+from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.examination import Conditions
+from circuitvit.records import Kind
+from circuitvit.restoring import load_record
 
-SCHEMA = 1
+Own = TypeVar("Own", bound="Measurement")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Measurement:
         conditions: under which it was obtained.
     """
 
-    FORMAT: ClassVar[str]
+    KIND: ClassVar[Kind]
+    DERIVED: ClassVar[tuple[str, ...]] = ()
+    """Fields of the file that follow from the others."""
 
     conditions: Conditions
 
@@ -41,9 +44,12 @@ class Measurement:
         """The table and the conditions, as Markdown."""
         return f"{markdown_table(self.table())}\n\n{self.conditions}; 95% intervals over images.\n"
 
+    def _repr_html_(self) -> str:
+        return html_table(self.table())
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return {"format": self.FORMAT, "schema": SCHEMA, **asdict(self)}
+        return self.KIND.marked(asdict(self))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result as JSON.
@@ -51,7 +57,16 @@ class Measurement:
         Raises:
             CircuitError: the file can't be written.
         """
-        return write_json(path, self.as_dict())
+        return self.KIND.write(path, self.as_dict())
+
+    @classmethod
+    def load(cls: type[Own], path: str | os.PathLike[str]) -> Own:
+        """Read a result that `save` wrote.
+
+        Raises:
+            CircuitError: the file is missing, cut short, or something else.
+        """
+        return load_record(path, cls.KIND, cls, derived=cls.DERIVED)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the figure as a page that works offline (it holds plotly.js, 5 MB).
@@ -74,6 +89,20 @@ def checked_draws(bootstrap: object, seed: object) -> tuple[int, int]:
             f"bootstrap is {resamples} and seed {start}, expected ≥ 1 resamples and a seed ≥ 0."
         )
     return resamples, start
+
+
+def checked_names(named: Mapping[Any, object], what: str) -> None:
+    """Refuse names that a file would give back as something else.
+
+    Raises:
+        CircuitError: a name is no text.
+    """
+    wrong = [name for name in named if not isinstance(name, str)]
+    if wrong:
+        raise CircuitError(
+            f"the {what} are named {', '.join(map(repr, wrong[:5]))}, expected texts. Give "
+            f"{{{str(wrong[0])!r}: …}}."
+        )
 
 
 def ablation_of(asked: str | None, found: Iterable[Provenance]) -> str:

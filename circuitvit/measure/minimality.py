@@ -22,6 +22,7 @@ from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination
 from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
 from circuitvit.metrics import Metric
+from circuitvit.records import MINIMALITY, Kind
 from circuitvit.vit import ViT
 
 MARKDOWN_ROWS = 20
@@ -49,7 +50,7 @@ class Minimality(Measurement):
         costs: by edge, in the pinned order.
     """
 
-    FORMAT: ClassVar[str] = "circuitvit.minimality"
+    KIND: ClassVar[Kind] = MINIMALITY
 
     faithfulness: Estimate
     costs: Mapping[str, Cost]
@@ -65,7 +66,7 @@ class Minimality(Measurement):
     def table(self) -> list[list[str]]:
         """The costliest edges and how many are needless; header first."""
         rows = [
-            [name, f"{cost.metric:+.3g}", str(cost.share)]
+            [name, f"{cost.metric:+z.3g}", str(cost.share)]
             for name, cost in self.ranked()[:MARKDOWN_ROWS]
         ]
         more = len(self.costs) - len(rows)

@@ -9,12 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json, write_text
+from circuitvit.files import write_text
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.latency import NULL, Latency, latency
 from circuitvit.measure.machine import machine_of
+from circuitvit.measure.measurement import checked_names
+from circuitvit.records import REPORT
+from circuitvit.restoring import load_record
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 
@@ -76,7 +79,7 @@ class Report:
 
     def _cells(self, row: Row, batches: Sequence[int]) -> list[str]:
         base = self[self.baseline]
-        cells = [row.name, f"{row.accuracy.top1:.2%}", f"{row.accuracy.loss:.3f}"]
+        cells = [row.name, f"{row.accuracy.top1:z.2%}", f"{row.accuracy.loss:z.3f}"]
         cells += [changed(row.parameters, base.parameters), changed(row.macs, base.macs)]
         own = row.name == self.baseline
         return cells + ["1" if own else ratio_text(row.latency[batch]) for batch in batches]
@@ -94,26 +97,42 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return asdict(self)
+        return REPORT.marked(asdict(self))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `report.json` and `report.md` into a folder."""
-        write_json(Path(folder) / "report.json", self.as_dict())
+        """Write `report.json` and `report.md` into a folder.
+
+        Raises:
+            CircuitError: it can't be written to.
+        """
+        REPORT.write(Path(folder) / "report.json", self.as_dict())
         write_text(Path(folder) / "report.md", self.markdown())
         return Path(folder)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Report":
+        """Read what `save` wrote, or the report that a demo wrote.
+
+        Args:
+            path: the folder, or `report.json` in it.
+
+        Raises:
+            CircuitError: the file is missing, cut short, or something else.
+        """
+        return load_record(path, REPORT, cls, derived=("summary",))
 
 
 def changed(value: int, base: int) -> str:
     """A count in short, and how it differs from the baseline's."""
     short = next(
-        (f"{value / size:.3g} {unit}" for size, unit in _SIZES if value >= size), str(value)
+        (f"{value / size:z.3g} {unit}" for size, unit in _SIZES if value >= size), str(value)
     )
-    return short if value == base or not base else f"{short} ({value / base - 1:+.0%})"
+    return short if value == base or not base else f"{short} ({value / base - 1:+z.0%})"
 
 
 def ratio_text(item: Latency) -> str:
     """A ratio with its interval."""
-    return f"{item.ratio:.2f} ({item.ratio_low:.2f}–{item.ratio_high:.2f})"
+    return f"{item.ratio:z.2f} ({item.ratio_low:z.2f}–{item.ratio_high:z.2f})"
 
 
 def measure(
@@ -156,6 +175,7 @@ def checked_baseline(models: object, baseline: str | None) -> str:
     """
     if not isinstance(models, Mapping) or not models:
         raise CircuitError("there are no models to measure. Give {name: model}.")
+    checked_names(models, "models")
     if baseline is not None and baseline not in models:
         raise CircuitError(
             f"the baseline {baseline!r} is not among the models {list(models)}. Name one of them."

@@ -17,10 +17,12 @@ from circuitvit.circuit_vit import CircuitViT
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named, units_of
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json, write_text
+from circuitvit.files import write_text
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
+from circuitvit.records import SAVINGS
+from circuitvit.restoring import load_record
 from circuitvit.vit import ViT
 
 Step = tuple[str, ViTConfig]
@@ -71,9 +73,9 @@ class Savings:
         cells = [f"{row.macs:,}", f"{row.parameters:,}"]
         shares = [row.macs / self.dense.macs, row.parameters / self.dense.parameters]
         if row.latency_ms is not None and self.dense.latency_ms is not None:
-            cells.insert(0, f"{row.latency_ms:.4g}")
+            cells.insert(0, f"{row.latency_ms:z.4g}")
             shares.insert(0, row.latency_ms / (self.dense.latency_ms or 1))
-        return [row.name, *(f"{c} ({s:.1%})" for c, s in zip(cells, shares, strict=True))]
+        return [row.name, *(f"{c} ({s:z.1%})" for c, s in zip(cells, shares, strict=True))]
 
     def markdown(self) -> str:
         """The table as Markdown."""
@@ -84,7 +86,7 @@ class Savings:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return asdict(self)
+        return SAVINGS.marked(asdict(self))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `savings.json` and `savings.md` into a folder.
@@ -92,9 +94,21 @@ class Savings:
         Raises:
             CircuitError: it can't be written to.
         """
-        write_json(Path(folder) / "savings.json", self.as_dict())
+        SAVINGS.write(Path(folder) / "savings.json", self.as_dict())
         write_text(Path(folder) / "savings.md", self.markdown())
         return Path(folder)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Savings":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder, or `savings.json` in it.
+
+        Raises:
+            CircuitError: the file is missing, cut short, or something else.
+        """
+        return load_record(path, SAVINGS, cls)
 
 
 def savings(vit: ViT, kept: ViT | Circuit | Iterable[str], costs: Costs | None = None) -> Savings:

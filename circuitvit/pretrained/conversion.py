@@ -170,8 +170,8 @@ def compare(vit: ViT, logits: Callable[[Tensor], Tensor], *, source: str) -> flo
     difference = float((expected - got).abs().max()) / largest
     if not difference <= SHARE.get(positions.dtype, SHARE_IN_HALF):
         raise CircuitError(
-            f"the converted model's logits differ from the source's by {difference:.2g} of the "
-            f"largest ({largest:.2g}): the forward pass of this {source} is not the one of its "
+            f"the converted model's logits differ from the source's by {difference:z.2g} of the "
+            f"largest ({largest:z.2g}): the forward pass of this {source} is not the one of its "
             "library's plain model."
         )
     return difference

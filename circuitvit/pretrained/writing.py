@@ -60,8 +60,8 @@ def write_folder(
     module = to_timm(ours) if to == "timm" else to_transformers(ours)
     if to == "timm" and architecture_of(ours.config) is None:
         raise CircuitError(
-            f"a folder of timm can't say that LayerNorms have ε {ours.config.layer_norm_eps:g} "
-            f"(only {', '.join(f'{eps:g}' for eps in ARCHITECTURES)}; distilled only 1e-06). Use "
+            f"a folder of timm can't say that LayerNorms have ε {ours.config.layer_norm_eps:zg} "
+            f"(only {', '.join(f'{eps:zg}' for eps in ARCHITECTURES)}; distilled only 1e-06). Use "
             "circuitvit.to_timm(vit) in Python, or to='transformers'."
         )
     with _beside(target) as folder_beside:

@@ -24,6 +24,7 @@ from torch.nn.utils import skip_init
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.records import another_kind
 from circuitvit.vit import ViT
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -278,7 +279,8 @@ class Adapter:
             raise CircuitError(f"no adapter at {source}: there is no such file.") from cause
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
             raise CircuitError(
-                f"{source} is not a whole adapter of circuitvit ({cause}). {_AGAIN}"
+                f"{source} is not a whole adapter of circuitvit ({cause})."
+                f"{another_kind(source, than='Adapter.load')} {_AGAIN}"
             ) from cause
         raise CircuitError(
             f"{source} is of schema {schema!r}, this circuitvit reads {SCHEMA}. Use the "

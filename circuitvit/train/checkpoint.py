@@ -98,8 +98,8 @@ class Checkpoint:
         except (OSError, SafetensorError) as cause:
             kept = len(self.history) - 1
             raise CircuitError(
-                f"cannot write the checkpoint {path} of {size / 1e6:,.1f} MB after epoch {kept + 1}"
-                f" ({cause}). "
+                f"cannot write the checkpoint {path} of {size / 1e6:z,.1f} MB after epoch "
+                f"{kept + 1} ({cause}). "
                 + (f"That of epoch {kept} is left as it was. " if path.exists() else "")
                 + "Make room, twice its size, and run the same again: it goes on from there."
             ) from cause

@@ -236,8 +236,8 @@ class _Loop:
         }
         if self.log is not None:
             self.log(
-                f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}, validation accuracy "
-                f"{held_out.top1:.2%}, loss {held_out.loss:.4f}; {entry['seconds']:.1f} s"
+                f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:z.4f}, validation accuracy "
+                f"{held_out.top1:z.2%}, loss {held_out.loss:z.4f}; {entry['seconds']:z.1f} s"
             )
         return entry
 
@@ -254,7 +254,7 @@ class _Loop:
             if self.log is not None:
                 self.log(
                     f"epoch {epoch + 1}/{self.recipe.epochs}, step {done}/{self.steps}: "
-                    f"loss {loss:.4f}, gradient {norm:.3g}, learning rate {rate:.3g}"
+                    f"loss {loss:z.4f}, gradient {norm:z.3g}, learning rate {rate:z.3g}"
                 )
 
     def _step(self, batches: EpochBatches, step: int, rate: float) -> Float[Tensor, "2"]:

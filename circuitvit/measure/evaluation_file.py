@@ -1,0 +1,136 @@
+"""An evaluation as plain JSON values, and made of them again."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from circuitvit.errors import CircuitError
+from circuitvit.measure.accuracy import Accuracy
+from circuitvit.measure.classification import Classification
+from circuitvit.measure.latency import Latency
+from circuitvit.measure.report import Report, Row
+from circuitvit.records import EVALUATION
+from circuitvit.restoring import UnfitError, naming, restored, warn_of_surplus
+
+if TYPE_CHECKING:
+    from circuitvit.measure.evaluation import Evaluation
+
+FIGURES = tuple(f.name for f in fields(Classification) if f.name not in ("accuracy", "right"))
+"""What a row says beside the report's."""
+
+FOLLOWING = (
+    "confidence_gap", "milliseconds", "images_per_second", "gflops", "efficiency", "dominated_by",
+)  # fmt: skip
+"""What follows from the rest of a row, and of the others."""
+
+
+def plain_evaluation(found: "Evaluation", *, single_images: bool) -> dict[str, Any]:
+    """The evaluation with what follows from it.
+
+    Args:
+        found: the evaluation.
+        single_images: whether each row says which images its model gets right, as `right`, a text
+            with 1 or 0 for each.
+    """
+    body = asdict(found.report)
+    rows = [row | _figures(found, row["name"]) for row in body["rows"]]
+    for row in rows if single_images else ():
+        row["right"] = "".join("01"[int(right)] for right in found[row["name"]].right)
+    return EVALUATION.marked({
+        **body,
+        "rows": rows,
+        "batch": found.batch,
+        "seed": found.seed,
+        "class_names": list(found.class_names),
+        "pareto": list(found.pareto()),
+        "advice": asdict(found.advice()),
+    })  # fmt: skip
+
+
+def _figures(found: "Evaluation", name: str) -> dict[str, Any]:
+    one = found[name]
+    body = {key: getattr(one, key) for key in FIGURES}
+    body |= {"interval": asdict(one.interval), "bins": [asdict(item) for item in one.bins]}
+    times = {batch: found.milliseconds(name, batch) for batch in found.report.null}
+    speeds = {batch: found.images_per_second(name, batch) for batch in found.report.null}
+    return body | {
+        "confidence_gap": one.gap,
+        "milliseconds": times,
+        "images_per_second": speeds,
+        "gflops": found.gflops(name),
+        "efficiency": found.efficiency(name),
+        "dominated_by": list(found.dominators(name)),
+    }
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the file holds that doesn't follow from the rest."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    baseline: str
+    null: Mapping[int, Latency]
+    machine: Mapping[str, str]
+    batch: int | None
+    seed: int
+    class_names: tuple[str, ...]
+
+
+def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the evaluation that a file holds.
+
+    Raises:
+        CircuitError: the file is missing, cut short, something else, or doesn't say which images
+            are got right.
+    """
+    body, surplus = EVALUATION.read(path), list[str]()
+    place = EVALUATION.place(path)
+    with naming(place, EVALUATION):
+        plain = {name: value for name, value in body.items() if name not in ("pareto", "advice")}
+        file = restored(_File, plain, surplus=surplus)
+    without = [str(row.get("name")) for row in file.rows if "right" not in row]
+    if without:
+        raise CircuitError(
+            f"{place} doesn't say which images {', '.join(without[:3])} got right (`right` is "
+            "missing in its row), so models can't be compared image by image. An older circuitvit "
+            "wrote it: evaluate the models again. The tables are in report.md beside it."
+        )
+    with naming(place, EVALUATION):
+        rows = tuple(_rows(file, surplus))
+        report = Report(
+            tuple(row for row, _ in rows), file.baseline, file.null, file.machine
+        )  # fmt: skip
+        warn_of_surplus(place, surplus, stacklevel=4)
+        return {
+            "report": report,
+            "classified": {row.name: one for row, one in rows},
+            "class_names": file.class_names,
+            "batch": file.batch,
+            "seed": file.seed,
+        }
+
+
+def _rows(file: _File, surplus: list[str]) -> Iterator[tuple[Row, Classification]]:
+    own = {field.name for field in fields(Row)}
+    for number, row in enumerate(file.rows):
+        where = f"rows[{number}]"
+        told = restored(Row, {key: row[key] for key in own & set(row)}, where=where)
+        body = {key: row[key] for key in ("accuracy", *FIGURES) if key in row}
+        body["right"] = _right(row["right"], told.accuracy, f"{where}.right")
+        known = {*own, *body, *FOLLOWING}
+        surplus += [f"{where}.{name}" for name in row if name not in known]
+        yield told, restored(Classification, body, where=where)
+
+
+def _right(text: object, told: Accuracy, where: str) -> Bool[np.ndarray, " image"]:
+    if not isinstance(text, str) or len(text) != told.images or set(text) - {"0", "1"}:
+        raise UnfitError(
+            f"{where} is {str(text)[:20]!r}…, expected 0 or 1 for each of {told.images} images."
+        )
+    if text.count("1") != round(told.top1 * told.images):
+        raise UnfitError(f"{where} has {text.count('1')} right images, not a share of {told.top1}.")
+    return np.array([letter == "1" for letter in text], dtype=bool)
