@@ -10,13 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
+from circuitvit.tensor_files import read_tensors
 from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"
@@ -112,9 +113,8 @@ class Checkpoint:
             CircuitError: the file is cut short, or something else.
         """
         try:
-            with safe_open(path, "pt") as file:
-                record = json.loads((file.metadata() or {})[_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = read_tensors(path)
+            record = json.loads(metadata[_KEY])
             return cls(record["run"], tuple(record["history"]), tensors)
         except (OSError, SafetensorError, KeyError, ValueError) as cause:
             raise CircuitError(
