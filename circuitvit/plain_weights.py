@@ -114,7 +114,7 @@ def computed_in(layer: nn.Module) -> list[Computed]:
                 name,
                 f"parametrizations ({', '.join(type(p).__name__.lstrip('_') for p in each)})",
                 f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})",
-                parametrize.remove_parametrizations,
+                _without_parametrization,
             )
             for name, each in parametrizations.items()
         ]
@@ -132,6 +132,15 @@ def computed_in(layer: nn.Module) -> list[Computed]:
     return found
 
 
+def _without_parametrization(layer: nn.Module, name: str) -> None:
+    """Remove it from this layer alone: a copy shares its class, which torch would change."""
+    shared = type(layer)
+    own = {key: value for key, value in vars(shared).items() if key not in _OF_CLASSES}
+    layer.__class__ = type(shared.__name__, shared.__bases__, own)
+    parametrize.remove_parametrizations(layer, name)
+
+
+_OF_CLASSES = ("__dict__", "__weakref__")
 _NORMS: dict[tuple[str, str], tuple[str, Callable[[nn.Module, str], Any]]] = {
     ("torch.nn.utils.weight_norm", "WeightNorm"): ("weight norm", remove_weight_norm),
     ("torch.nn.utils.spectral_norm", "SpectralNorm"): ("spectral norm", remove_spectral_norm),
@@ -156,11 +165,11 @@ def computed_weights(module: nn.Module) -> str | None:
 def layers_in_the_way(module: nn.Module) -> str | None:
     """Which layers compute otherwise than by a weight, and what to do first; None if none do."""
     names = list(module.state_dict(keep_vars=True))
-    quantized = [
-        path or type(module).__name__
-        for path, layer in module.named_modules()
-        if _is_quantized(layer)
-    ]
+    quantized: list[str] = []
+    for path, layer in module.named_modules():
+        inside = quantized and path.startswith(f"{quantized[-1]}.")
+        if _is_quantized(layer) and not inside:
+            quantized.append(path or type(module).__name__)
     return adapters_among(names) or (None if not quantized else quantized_text(quantized))
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, replacing, write_json
+from circuitvit.files import read_json, replacing, unwritable_cache, write_json
 from circuitvit.plain_weights import (
     computed_weights,
     layers_in_the_way,
@@ -226,7 +226,10 @@ def _downloaded(name: str, hub: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(name, **hub))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
-        reason = str(cause).splitlines()[0]
+        unwritable = unwritable_cache(cause)
+        if unwritable is not None:
+            raise CircuitError(f"{name} can't be fetched: {unwritable}.") from cause
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise CircuitError(
             f"no model at {name}: there is no such folder, and it can't be had from the hub "
             f"({reason}). Check the path; a model folder holds model.safetensors and config.json."

@@ -16,7 +16,9 @@ def without_modes() -> Iterator[None]:
     precision, so comparing them would blame the model. Gradients stay on or off as they are.
     """
     with ExitStack() as modes:
+        grows = torch.is_grad_enabled()
         modes.enter_context(torch.inference_mode(mode=False))
+        modes.enter_context(torch.set_grad_enabled(grows))  # which the line before turned on
         for device in _DEVICES:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))

@@ -149,7 +149,8 @@ def _require(weights: Weights, *names: str) -> None:
     missing = [name for name in names if name not in weights.tensors]
     if not missing:
         return
-    heads = [name for name in (*weights.tensors, *weights.beside) if _HEAD.search(name)]
+    heads = [name for name in weights.tensors if _HEAD.search(name)]
+    heads += [f"{name} (outside of the prefix)" for name in weights.beside if _HEAD.search(name)]
     found = f" What looks like a head is {', '.join(heads[:4])}." if heads else ""
     raise CircuitError(
         f"{weights.path} has no {' and no '.join(missing)}. A whole classifier with plain MLPs and "

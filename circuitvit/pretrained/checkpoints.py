@@ -109,6 +109,7 @@ class _Choosing:
         self.path, self.asked, self.taken = path, asked, asked is None
         self.notes: list[str] = []
         self.guessed: list[str] = []
+        self.other_prefixes: list[str] = []
 
     def unwrapped(self, content: Any) -> Any:
         """What is inside the dictionaries that are around the weights."""
@@ -158,10 +159,11 @@ class _Choosing:
         if not prefix:
             return tensors, ()
         inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        beside = tuple(sorted(name for name in tensors if not name.startswith(prefix)))
-        every = "every key" if not beside else "the model's keys"
+        others = tuple(self.other_prefixes)
+        beside = sorted(n for n in tensors if not n.startswith((prefix, *others)))
+        every = "every key" if len(inside) == len(tensors) else "the model's keys"
         self.notes.append(f"prefix {prefix!r} of {every} left out")
-        return inside, beside
+        return inside, tuple(beside)
 
     def _prefix(self, names: list[str]) -> str:
         found = [m for name in names if (m := _PATCHES.search(name)) is not None]
@@ -178,7 +180,10 @@ class _Choosing:
                 f"{self.path} holds several models, under {', '.join(map(repr, prefixes))}. Save "
                 "the one that is meant alone, its keys without the prefix."
             )
-        return self.one_of([*averages, *(p for p in prefixes if p not in averages)], self.path.name)
+        each = [*averages, *(p for p in prefixes if p not in averages)]
+        taken = self.one_of(each, self.path.name)
+        self.other_prefixes = [prefix for prefix in each if prefix != taken]
+        return taken
 
     def check_taken(self) -> None:
         """Refuse a choice that the file doesn't have."""
@@ -242,8 +247,8 @@ def _unmasked(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor]
                 f"{path} holds weights that are made of others ({', '.join(found[:3])}"
                 f"{', …' * (len(found) > 3)}). Make them plain before saving: {remedy} for each."
             )
-    notes = [f"masks of torch.nn.utils.prune applied to {len(masked)} tensors"] if masked else []
-    return result, notes
+    shown = ", ".join(masked[:3]) + (f" and {len(masked) - 3} more" if len(masked) > 3 else "")
+    return result, [f"masks of torch.nn.utils.prune applied: {shown}"] if masked else []
 
 
 def straight_heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.pretrained.assembly import assembled
 from circuitvit.pretrained.reading import Library, Reading
 from circuitvit.pretrained.recognition import refuse
+from circuitvit.torch_modes import without_modes
 from circuitvit.vit import ViT
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -165,6 +166,11 @@ def compare(vit: ViT, logits: Callable[[Tensor], Tensor], *, source: str) -> flo
     Raises:
         CircuitError: it is too large.
     """
+    with without_modes():
+        return _compared(vit, logits, source)
+
+
+def _compared(vit: ViT, logits: Callable[[Tensor], Tensor], source: str) -> float:
     config, positions = vit.config, vit.positions
     shape = (2, config.channels, config.image_size, config.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

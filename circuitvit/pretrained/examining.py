@@ -93,8 +93,9 @@ def _misnamed(seen: Preprocessing | None, vit: ViT) -> str | None:
 @no_type_check  # it checks its own input, with words for people
 def _check_kinds(source, checkpoint, preprocessing, weights) -> None:
     if not isinstance(source, nn.Module | str | Path):
-        held = isinstance(getattr(source, "model", None), nn.Module)
-        hint = "Give the module that it holds, its .model." if held else READABLE
+        names = ("model", "module", "ema")  # of pipelines, engines, averages
+        held = [name for name in names if isinstance(getattr(source, name, None), nn.Module)]
+        hint = f"Give the module that it holds, its .{held[0]}." if held else READABLE
         raise CircuitError(f"can't make a ViT of {name_of(source)}. {hint}")
     problems = []
     if weights is not None and weights not in CHOICES:

@@ -88,9 +88,10 @@ def _has_whole_weights(folder: Path) -> bool:
 def _adapter_of_peft(folder: Path) -> str:
     told = read_json(folder / "adapter_config.json", what="adapter config")
     base = told.get("base_model_name_or_path") if isinstance(told, Mapping) else None
-    kind = (told.get("peft_type") if isinstance(told, Mapping) else None) or "adapter"
+    kind = (told.get("peft_type") if isinstance(told, Mapping) else None) or "of unknown type"
     return (
-        f"{folder} holds a {kind} of peft, which is no model without the one that it adapts"
+        f"{folder} holds an adapter of peft ({kind}), which is no model without the one it "
+        "adapts"
         + (f" ({base})" if base else "")
         + ". Load both with peft, merge them with model = model.merge_and_unload(), and give that "
         "model, or save it and give its folder."

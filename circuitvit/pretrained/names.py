@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import unwritable_cache
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained import timm as timm_model
 from circuitvit.pretrained.checkpoints import read_checkpoint
@@ -61,6 +62,9 @@ def _fetched(
         if also and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(allow_patterns=["*.json", *also], **options))
     except Exception as cause:  # the hub, the network and the disk each raise their own
+        unwritable = unwritable_cache(cause)
+        if unwritable is not None:
+            raise CircuitError(f"{repository} can't be fetched: {unwritable}.") from cause
         raise CircuitError(
             f"{repository} can't be had from the Hugging Face hub, nor is it in its cache "
             f"({first_line(cause)}). Check the name and the network, or give a local folder or "
@@ -180,6 +184,9 @@ def _torchvision(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
     try:
         module = models.get_model(architecture, weights=weights)
     except Exception as cause:
+        unwritable = unwritable_cache(cause)
+        if unwritable is not None:
+            raise CircuitError(f"the weights of {text} can't be fetched: {unwritable}.") from cause
         raise CircuitError(
             f"the weights of {text} can't be fetched ({first_line(cause)}). Check the network, or "
             "give checkpoint=."

@@ -63,7 +63,8 @@ def _loaded(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
         warnings.simplefilter("ignore")  # about the version of the format
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # given a path, torch looks at its ending too
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as cause:  # torch.load raises what it likes
             reason = _reason(path, cause)
     raise CircuitError(f"{path} {reason}")  # without torch's text, which advises to trust the file

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
+from circuitvit.plain_weights import to_own_memory
 from circuitvit.tensor_files import read_tensors
 from circuitvit.train.recipe import Recipe
 
@@ -89,7 +90,7 @@ class Checkpoint:
             CircuitError: it can't be written, as on a full disk. The one before is left.
         """
         record = {"schema": 1, "run": dict(self.run), "history": list(self.history)}
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
+        tensors = to_own_memory(dict(self.tensors))
         size = sum(tensor.nbytes for tensor in tensors.values())
         for half in path.parent.glob(f".{path.name}.*"):  # a kill amid writing left it
             half.unlink(missing_ok=True)
