@@ -136,7 +136,8 @@ def _without_parametrization(layer: nn.Module, name: str) -> None:
     """Remove it from this layer alone: a copy shares its class, which torch would change."""
     shared = type(layer)
     own = {key: value for key, value in vars(shared).items() if key not in _OF_CLASSES}
-    layer.__class__ = type(shared.__name__, shared.__bases__, own)
+    apart: Any = type(shared.__name__, shared.__bases__, own)
+    layer.__class__ = apart
     parametrize.remove_parametrizations(layer, name)
 
 

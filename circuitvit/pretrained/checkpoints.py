@@ -34,7 +34,8 @@ NO_MODEL = (
     "is an adapter, which is no model without its backbone. Load it with Adapter.load(path)"
     ".apply(backbone)."
 )
-_INNER = re.compile(r"(^|\.)((_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+_INNER = re.compile(r"(^|\.)((?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+)")
+"""What compiled layers and those of FSDP put into names, at any place."""
 _PATCHES = re.compile(
     r"(?:^|\.)((?:(?:vit|deit|dinov2|dinov2_with_registers|ijepa|vision_model)\.)?"
     r"(?:patch_embed\.proj|conv_proj|embeddings\.patch_embeddings?(?:\.projection)?|patch)"
@@ -86,7 +87,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Weights:
         raise CircuitError(f"{source} {NO_MODEL}")
     choice = _Choosing(source, weights)
     tensors = _tensors(source, choice.unwrapped(content))
-    tensors = {_INNER.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+    tensors = choice.without_wrappers(tensors)
     tensors, beside = choice.without_prefix(tensors)
     choice.check_taken()
     for problem in (adapters_among(tensors), quantized_among(tensors)):
@@ -150,6 +151,14 @@ class _Choosing:
             f"weights={kinds[other]!r} takes the other, weights={kinds[name]!r} this one without "
             "a warning."
         )
+
+    def without_wrappers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors without the names of wrappers of single layers in theirs."""
+        met = [m[2] for name in tensors for m in _INNER.finditer(name)]
+        names = list(dict.fromkeys(part for each in met for part in each.strip(".").split(".")))
+        if names:
+            self.notes.append(f"{', '.join(map(repr, names))} left out of keys")
+        return {_INNER.sub(r"\1", name): tensor for name, tensor in tensors.items()}
 
     def without_prefix(
         self, tensors: dict[str, Tensor]

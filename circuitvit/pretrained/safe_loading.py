@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch.torch_version import TorchVersion
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.libraries import first_line
@@ -100,7 +101,7 @@ def _harmless() -> list[Any]:
     plain = [
         argparse.Namespace, types.SimpleNamespace, uuid.UUID, decimal.Decimal, fractions.Fraction,
         datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone,
-        collections.OrderedDict, torch.torch_version.TorchVersion,
+        collections.OrderedDict, TorchVersion,
         list, tuple, dict, frozenset, int, float, bool, str, bytes, slice, range,
     ]  # fmt: skip
     named: list[Any] = [(_empty_mapping, "collections.defaultdict")]

@@ -200,7 +200,7 @@ def preprocessing_of(source: Any) -> Preprocessing | None:
 def config_of(source: Any) -> Mapping[str, Any]:
     """`pretrained_cfg`, or `default_cfg` of older models; empty for a module that has neither."""
     for name in ("pretrained_cfg", "default_cfg"):
-        known = getattr(source, name, None)
+        known: Any = getattr(source, name, None)
         known = known.to_dict() if hasattr(known, "to_dict") else known
         if isinstance(known, Mapping) and known:
             return known
