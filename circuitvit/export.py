@@ -4,7 +4,6 @@ A copy of the model is traced on the CPU with a batch of any size. What was writ
 onnxruntime and all, and compared with the model before it takes its place.
 """
 
-import copy
 import logging
 import os
 import warnings
@@ -23,6 +22,7 @@ from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.measure.cost import uncompiled
+from circuitvit.plain_weights import plain_copy
 from circuitvit.pretrained.writing import KINDS, write_folder
 from circuitvit.torch_modes import without_modes
 
@@ -79,8 +79,8 @@ def export(
     if problems:
         raise CircuitError("this can't be exported: " + "; ".join(problems) + ".")
     onnx = _kind(target, to) == "onnx"
-    cast(Any, plain).check_plain()
-    ours = copy.deepcopy(plain).to(device="cpu", dtype=dtype).eval().requires_grad_(False)
+    copied, _ = plain_copy(plain)
+    ours: Any = copied.to(device="cpu", dtype=dtype).requires_grad_(False)
     images = _images(ours)
     with _quiet(), replacing(target) as beside:
         program = _traced(ours, images)

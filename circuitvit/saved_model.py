@@ -171,6 +171,8 @@ class SavedModel(
         try:
             weights, metadata = read_tensors(path, device=device)
         except (OSError, SafetensorError) as cause:
+            if str(cause).startswith("it is "):  # of another kind
+                raise CircuitError(f"{path} can't be read: {cause}.") from cause
             raise CircuitError(
                 f"{path} is missing or cut short ({cause}). Save the model again, or get the file "
                 "again from where it came."

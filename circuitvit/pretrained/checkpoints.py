@@ -149,7 +149,7 @@ class _Choosing:
         return (
             f"{self.path} holds {name!r} and {other!r}: {name!r}, {what}, is taken{as_timm}. "
             f"weights={kinds[other]!r} takes the other, weights={kinds[name]!r} this one without "
-            "a warning."
+            "a warning; on the command line, circuitvit inspect has --weights and --out."
         )
 
     def without_wrappers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ class _Choosing:
 
     def _prefix(self, names: list[str]) -> str:
         found = [m for name in names if (m := _PATCHES.search(name)) is not None]
-        prefixes = sorted({match.string[: match.start(1)] for match in found}, key=len)
+        prefixes = sorted({match.string[: match.start(1)] for match in found}, key=_by_length)
         if not prefixes:
             return _shared(names)
         averages = [prefix for prefix in prefixes if _is_average(prefix)]
@@ -201,6 +201,10 @@ class _Choosing:
                 f"weights is {self.asked!r}, but {self.path} holds one set of weights, without a "
                 "choice between 'ema' and 'model'. Leave weights= out."
             )
+
+
+def _by_length(name: str) -> tuple[int, str]:
+    return len(name), name
 
 
 def _is_average(name: str) -> bool:
