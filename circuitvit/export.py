@@ -4,7 +4,6 @@ A copy of the model is traced on the CPU with a batch of any size. What was writ
 onnxruntime and all, and compared with the model before it takes its place.
 """
 
-import copy
 import logging
 import os
 import warnings
@@ -23,7 +22,9 @@ from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.measure.cost import uncompiled
+from circuitvit.plain_weights import plain_copy
 from circuitvit.pretrained.writing import KINDS, write_folder
+from circuitvit.torch_modes import without_modes
 
 Format = Literal["onnx", "pt2", "timm", "transformers"]
 FILES = ("onnx", "pt2")
@@ -35,6 +36,7 @@ SHARE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bf
 """Largest difference to the model, by dtype, in units of the largest logit or 1."""
 
 
+@without_modes()
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -77,7 +79,8 @@ def export(
     if problems:
         raise CircuitError("this can't be exported: " + "; ".join(problems) + ".")
     onnx = _kind(target, to) == "onnx"
-    ours = copy.deepcopy(plain).to(device="cpu", dtype=dtype).eval().requires_grad_(False)
+    copied, _ = plain_copy(plain)
+    ours: Any = copied.to(device="cpu", dtype=dtype).requires_grad_(False)
     images = _images(ours)
     with _quiet(), replacing(target) as beside:
         program = _traced(ours, images)

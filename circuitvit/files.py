@@ -1,5 +1,6 @@
 """Files are written beside their place and renamed, so a kill never leaves half a file."""
 
+import errno
 import json
 import os
 import tempfile
@@ -148,3 +149,29 @@ def read_json(path: str | os.PathLike[str], *, what: str) -> Any:
             f"{source} is not a whole {what}: {cause}. It was cut short or is another kind "
             "of file; make it again or take it from a backup."
         ) from cause
+
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
+def unwritable_cache(cause: BaseException, *, source: str = "") -> str | None:
+    """That a library can't write its cache, and what to do; None if that is not the cause.
+
+    Args:
+        cause: what the library raised.
+        source: what was read; trouble with files in it is no trouble with the cache.
+    """
+    known: set[int] = set()
+    step: BaseException | None = cause
+    while step is not None and id(step) not in known:
+        known.add(id(step))
+        if isinstance(step, OSError) and step.errno in _UNWRITABLE and step.filename:
+            place = str(step.filename)
+            if not source or not Path(place).is_relative_to(Path(source)):
+                return (
+                    f"the cache can't be written: {step.strerror} at {place}. Make room or "
+                    "permission there, or set HF_HOME (for torchvision TORCH_HOME) to a folder "
+                    "that can be written"
+                )
+        step = step.__cause__ or step.__context__
+    return None

@@ -9,14 +9,22 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json, replacing, write_json
+from circuitvit.files import read_json, replacing, unwritable_cache, write_json
+from circuitvit.plain_weights import (
+    computed_weights,
+    layers_in_the_way,
+    ordinary,
+    to_own_memory,
+)
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.readme import read_card, settle_card
+from circuitvit.tensor_files import read_tensors
+from circuitvit.torch_modes import without_modes
 
 CONFIG_KEY = "circuitvit.config"
 PREPROCESSING = "preprocessing"
@@ -61,8 +69,9 @@ class SavedModel(
         """Refuse weights with which nothing can be computed.
 
         Raises:
-            CircuitError: a parameter holds NaN or infinity.
+            CircuitError: a parameter holds NaN or infinity, or weights are not plain parameters.
         """
+        self.check_plain()
         bad = [  # a finite sum has finite terms, and is cheaper to tell
             name
             for name, p in self.named_parameters()
@@ -73,6 +82,22 @@ class SavedModel(
                 f"the weights hold NaN or infinity ({', '.join(bad[:5])}), so nothing computed "
                 "with them means anything. Load or train the model again."
             )
+
+    def check_plain(self) -> None:
+        """Refuse weights that are made of others: masked, parametrized, adapted or quantised.
+
+        Raises:
+            CircuitError: there are such; all are named, with what makes them plain.
+        """
+        computed = computed_weights(self)
+        if computed is not None:
+            raise CircuitError(
+                f"this {type(self).__name__}'s weights are not plain parameters: {computed}. "
+                "circuitvit.load_vit(model) gives a copy in which they are permanent."
+            )
+        others = layers_in_the_way(self)
+        if others is not None:
+            raise CircuitError(f"in this {type(self).__name__}, {others}")
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any
@@ -88,14 +113,16 @@ class SavedModel(
             **hub: those arguments.
 
         Raises:
-            CircuitError: `preprocessing` is something else, or the folder can't be written.
+            CircuitError: `preprocessing` is something else, weights are masked, parametrized or
+                quantised, or the folder can't be written.
         """
         passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
         if set(hub) - passed_on and not push_to_hub:
             raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
+        self.check_plain()
         folder, config = Path(save_directory), self.shape_as_dict()
         seen = self._preprocessing_as_dict()
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        weights = to_own_memory(self.state_dict())
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
@@ -138,17 +165,19 @@ class SavedModel(
             source = _downloaded(str(folder), hub)
         shape = read_json(source / "config.json", what="model config")
         seen = shape.pop(PREPROCESSING, None) if isinstance(shape, dict) else None
-        with torch.device("meta"):  # draws nothing, and needs no memory
+        with without_modes(), torch.device("meta"):  # draws nothing, and needs no memory
             model = cls.of_shape(shape)
         path = source / "model.safetensors"
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                written = (file.metadata() or {}).get(CONFIG_KEY)
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights, metadata = read_tensors(path, device=device)
         except (OSError, SafetensorError) as cause:
+            if str(cause).startswith("it is "):  # of another kind
+                raise CircuitError(f"{path} can't be read: {cause}.") from cause
             raise CircuitError(
-                f"{path} is missing or cut short ({cause}). Save the model again."
+                f"{path} is missing or cut short ({cause}). Save the model again, or get the file "
+                "again from where it came."
             ) from cause
+        written = metadata.get(CONFIG_KEY)
         model.take_over(weights, source=str(source))
         if written is not None and _unlike(model, json.loads(written)):
             raise CircuitError(
@@ -177,7 +206,8 @@ class SavedModel(
             raise CircuitError(
                 f"the weights from {source} don't fit this model: " + "; ".join(problems) + "."
             )
-        self.load_state_dict(weights, assign=True)
+        with without_modes():
+            self.load_state_dict(ordinary(weights), assign=True)
         return self.requires_grad_(True)
 
     def digest(self, shape: str) -> str:
@@ -198,7 +228,10 @@ def _downloaded(name: str, hub: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(name, **hub))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
-        reason = str(cause).splitlines()[0]
+        unwritable = unwritable_cache(cause)
+        if unwritable is not None:
+            raise CircuitError(f"{name} can't be fetched: {unwritable}.") from cause
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise CircuitError(
             f"no model at {name}: there is no such folder, and it can't be had from the hub "
             f"({reason}). Check the path; a model folder holds model.safetensors and config.json."

@@ -174,3 +174,57 @@ def test_arguments_of_another_kind_are_named_together(as_users_call):
         match="checkpoint is 3, expected the path .*preprocessing is a dict, expected a cv.Prepro",
     ):
         cv.load_vit(random_vit(shape()), checkpoint=3, preprocessing={"mean": 0.5})
+
+
+def test_a_trainers_folder_names_its_checkpoints(tmp_path):  # case 22
+    for step in (1000, 500, 90):
+        a_transformers("ViT").save_pretrained(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "training_args.bin").write_bytes(b"x")
+    with pytest.raises(
+        cv.CircuitError,
+        match="folders of models in it: give one, such as .*checkpoint-90, .*-500, .*-1000",
+    ):
+        cv.load_vit(tmp_path)
+
+
+def test_an_adapter_of_peft_is_no_model(tmp_path):  # case 15
+    told = {"peft_type": "LORA", "base_model_name_or_path": "google/vit-base-patch16-224"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.vit.layers.0.q_proj.lora_A.weight": torch.ones(2, 2)}, path)
+    message = r"adapter of peft \(LORA\).*\(google/vit-base.*merge_and_unload\(\)"
+    with pytest.raises(cv.CircuitError, match=message):
+        cv.load_vit(tmp_path)
+    with pytest.raises(cv.CircuitError, match=r"LoRA .*merge_and_unload\(\)"):
+        cv.load_vit(path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(cv.CircuitError, match=message):
+        cv.load_vit(tmp_path)
+
+
+def test_a_quantised_folder_of_transformers_is_refused(tmp_path):
+    a_transformers("ViT").save_pretrained(tmp_path)
+    configured(tmp_path, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(cv.CircuitError, match=r"holds a quantised model.*model.dequantize\(\)"):
+        cv.load_vit(tmp_path)
+
+
+def test_a_cache_that_can_not_be_written_is_named(monkeypatch):  # case 22
+    import datasets
+    import huggingface_hub
+
+    from circuitvit.images import sources
+
+    def refused(*_, **__):
+        raise RuntimeError("download failed") from PermissionError(
+            13, "Permission denied", "/cache/x"
+        )
+
+    message = "cache can't be written: Permission denied at /cache/x.*set HF_HOME"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    with pytest.raises(cv.CircuitError, match=message):
+        cv.load_vit("hf:google/vit-base-patch16-224")
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    with pytest.raises(cv.CircuitError, match=message):
+        cv.load_splits("uoft-cs/cifar10")

@@ -217,7 +217,9 @@ PROCESSORS = {
     "of CLIP, the shortest": (
         {"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3,
          "feature_extractor_type": "CLIPFeatureExtractor"},
-        cv.Preprocessing(),
+        cv.Preprocessing(
+            mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+        ),
     ),
     "DeiT": (
         {"size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224},

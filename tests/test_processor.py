@@ -88,3 +88,117 @@ def test_class_names_end_up_distinct_whatever_they_are():
     assert distinct(["a", "b", "a"]) == ("a (0)", "b", "a (2)")
     for names in (["a", "a", "a (0)"], ["a (0)", "a", "a", "a (0)"], ["a", "a", "a (0)", "a (0)"]):
         assert len(set(distinct(names))) == len(names)
+
+
+def seen_by(tmp_path, name="preprocessor_config.json", **values):
+    a_transformers("ViT").save_pretrained(tmp_path)
+    (tmp_path / name).write_text(json.dumps(values))
+    return examine(tmp_path)
+
+
+CONVNEXT = {
+    "ConvNextImageProcessor, below 384": ({"image_processor_type": "ConvNextImageProcessor",
+                                           "size": {"shortest_edge": 224}, "crop_pct": 0.875},
+                                          ("shortest", 0.875)),
+    "its default": ({"image_processor_type": "ConvNextImageProcessorFast",
+                     "size": {"shortest_edge": 288}}, ("shortest", 0.875)),
+    "from 384 on": ({"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.9,
+                     "size": {"shortest_edge": 384}}, ("squash", 1.0)),
+    "an older one": ({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224,
+                      "crop_pct": 0.95}, ("shortest", 0.95)),
+    "of unknown type": ({"size": {"shortest_edge": 224}, "crop_pct": 0.9}, ("shortest", 0.9)),
+    "PoolFormer": ({"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0.9,
+                    "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224},
+                    "do_center_crop": True}, ("shortest", 0.9)),
+    "LeViT": ({"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224},
+               "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+              ("shortest", 0.875)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVNEXT)
+def test_a_share_that_is_cropped_is_read(name):  # case 10
+    values, expected = CONVNEXT[name]
+    seen = as_preprocessing(values)
+    assert (seen.resize, pytest.approx(seen.crop)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("ConvNextImageProcessor", 64), ("PoolFormerImageProcessor", 64), ("LevitImageProcessor", 64),
+     ("DeiTImageProcessor", 0), ("CLIPImageProcessor", 0), ("BitImageProcessor", 0),
+     ("SiglipImageProcessor", 0), ("ViTImageProcessor", 0), ("ConvNextImageProcessor", 384)],
+)  # fmt: skip
+def test_pictures_come_out_as_those_of_the_processor(name, size, tmp_path):
+    import transformers
+
+    options = {"size": {"shortest_edge": size}} if size else {}
+    if size and "ConvNext" not in name:
+        options["crop_size"] = {"height": size, "width": size}
+    processor = getattr(transformers, name)(**options)
+    processor.save_pretrained(tmp_path)
+    seen = as_preprocessing(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    rows, columns = torch.meshgrid(
+        torch.linspace(0, 1, 300), torch.linspace(0, 1, 420), indexing="ij"
+    )
+    picture = torch.stack([rows, columns, rows * columns], dim=-1)
+    image = Image.fromarray((255 * picture).to(torch.uint8).numpy())
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    side = expected.shape[-1]
+    before = seen.resized_side(side)
+    shape = (before, before)
+    if seen.resize == "shortest":
+        scale = before / min(image.size)
+        shape = tuple(max(before, int(length * scale)) for length in image.size)
+    resized = image.resize(shape, getattr(Image.Resampling, seen.interpolation.upper()))
+    left, top = ((length - side) // 2 for length in resized.size)
+    pixels = torch.tensor(bytearray(resized.crop((left, top, left + side, top + side)).tobytes()))
+    found = pixels.view(side, side, 3).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (seen.mean, seen.std))
+    assert ((found - mean) / std - expected[0]).abs().mean() < 0.02
+
+
+def test_keys_that_are_not_understood_are_named_once(tmp_path):  # case 10
+    found = seen_by(
+        tmp_path, **PLAIN, image_processor_type="ViTImageProcessor", do_pad=True, do_thumbnail=False,
+        do_convert_rgb=True, do_flip_channel_order=True, processor_class=None, data_format="x",
+    )  # fmt: skip
+    text = "are left out: do_pad=True, do_flip_channel_order=True"
+    assert sum(text in note for note in found.folded) == 1
+    assert sum(text in note for note in found.guessed) == 1
+    with pytest.warns(UserWarning, match=f"{text}, so pictures may be seen otherwise"):
+        cv.load_vit(tmp_path)
+    assert "do_thumbnail" not in str(found.folded)
+    found = seen_by(tmp_path, size={"height": 224, "width": 200}, crop_size={"longest_edge": 9})
+    assert "'width': 200}, which is not a square" in str(found.guessed)
+    found = seen_by(tmp_path, **PLAIN, image_processor_type="ViTImageProcessor", crop_pct=0.9)
+    assert "crop_pct=0.9, which a ViTImageProcessor doesn't read" in str(found.guessed)
+    assert found.vit.preprocessing.crop == 1
+
+
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "CLIP", "Bit", "Siglip", "ConvNext", "Beit"])
+def test_what_processors_write_themselves_is_understood_whole(name, tmp_path):
+    import transformers
+
+    from circuitvit.pretrained.processor import not_understood
+
+    getattr(transformers, f"{name}ImageProcessor")().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert not_understood(values) == []
+
+
+def test_the_nested_file_of_version_5_comes_first(tmp_path):
+    inner = {**PLAIN, "image_processor_type": "ViTImageProcessor"}
+    found = seen_by(tmp_path, "processor_config.json", image_processor=inner, processor_class="P")
+    assert found.vit.preprocessing.mean == (0.4, 0.5, 0.6)
+    found = seen_by(tmp_path, image_mean=[0.9] * 3)
+    assert found.vit.preprocessing.mean == (0.4, 0.5, 0.6)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "P"}')
+    assert examine(tmp_path).vit.preprocessing.mean == (0.9,) * 3
+
+
+def test_fields_that_are_left_out_are_as_the_class_has_them():
+    seen = as_preprocessing({"image_processor_type": "CLIPImageProcessor"})
+    assert seen.interpolation == "bicubic"
+    assert seen.mean[0] == 0.48145466
+    assert as_preprocessing({"image_processor_type": "DeiTImageProcessor"}).crop == 0.875

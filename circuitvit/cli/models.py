@@ -59,6 +59,10 @@ def inspect(
     image_size: Annotated[
         int | None, typer.Option(help="Resample the positions to images of this side.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ema or model: which of a checkpoint's, where it has both."),
+    ] = None,
     mean: Annotated[
         str | None, typer.Option(help="Of pixels in [0, 1], one a channel, with commas between.")
     ] = None,
@@ -72,7 +76,9 @@ def inspect(
 
     if out is not None and out.resolve() == Path(model).resolve():
         raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
-    loading: Any = {"heads": heads, "checkpoint": checkpoint, "image_size": image_size}
+    loading: Any = {
+        "heads": heads, "checkpoint": checkpoint, "image_size": image_size, "weights": weights,
+    }  # fmt: skip
     found = examine(model, **loading)
     if mean is not None or std is not None:
         loading["preprocessing"] = _normalised(found.vit.preprocessing, mean, std)

@@ -14,6 +14,7 @@ from circuitvit.files import replacing
 from circuitvit.images.decoding import Decoded, Look
 from circuitvit.images.table import Table
 from circuitvit.images.tensors import fingerprint
+from circuitvit.tensor_files import read_tensors
 
 _FORMAT = 1
 
@@ -56,14 +57,15 @@ def _key(table: Table, places: np.ndarray, look: Look) -> str:
 
 def _read(path: Path) -> Decoded | None:
     """The file's pixels; None where there is none, or it is damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
-            pixels, kept = file.get_tensor("pixels"), file.get_tensor("kept")
-            said = file.metadata() or {}
+        tensors, said = read_tensors(path)
     except (OSError, SafetensorError):
         return None
+    if not {"pixels", "kept"} <= set(tensors):
+        return None
+    pixels, kept = tensors["pixels"], tensors["kept"]
     if said.get("fingerprint") != fingerprint(pixels, kept):
         return None
     return Decoded(pixels, kept.numpy(), tuple(json.loads(said["skipped"])))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, no_type_check
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from circuitvit.images.tensors import (
     positions_of,
 )
 from circuitvit.records import another_kind
+from circuitvit.tensor_files import read_tensors
 
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
@@ -168,9 +169,8 @@ class PairedImages:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
+        told = json.loads(metadata.get(FORMAT, "null"))
     except FileNotFoundError as cause:
         raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
     except (OSError, SafetensorError, ValueError) as cause:

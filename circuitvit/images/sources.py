@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import unwritable_cache
 from circuitvit.images.folders import files_below, images_by_split, is_metadata
 from circuitvit.images.slices import split_of
 
@@ -179,6 +180,9 @@ def _reading(source: str) -> Iterator[None]:
             "'digits', which needs no network."
         ) from cause
     except (DatasetsError, OSError, ValueError, RuntimeError) as cause:
+        unwritable = unwritable_cache(cause, source=source)
+        if unwritable is not None:
+            raise CircuitError(f"{source} can't be read: {unwritable}.") from cause
         lines = str(cause.__cause__ or cause).strip().splitlines() or [type(cause).__name__]
         reason = " … ".join(dict.fromkeys([lines[0], lines[-1]]))
         raise CircuitError(

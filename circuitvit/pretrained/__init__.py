@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -24,6 +25,7 @@ def load_vit(
     checkpoint: str | Path | None = None,
     heads: int | None = None,
     preprocessing: Preprocessing | None = None,
+    weights: Literal["ema", "model"] | None = None,
 ) -> ViT:
     """A plain ViT in eval mode with its own copy of the weights, in the source's dtype.
 
@@ -42,6 +44,8 @@ def load_vit(
             source's class names are forgotten then, since the file's classes are its own.
         heads: attention heads, which a bare checkpoint file doesn't tell.
         preprocessing: what to take in place of what the source says.
+        weights: "ema" for the average, "model" for the weights themselves, where a checkpoint file
+            has both; by default timm's choice, the average, with a warning.
 
     Raises:
         CircuitError: the source can't be represented or read; every reason is named.
@@ -52,6 +56,7 @@ def load_vit(
         checkpoint=checkpoint,
         heads=heads,
         preprocessing=preprocessing,
+        weights=weights,
     )
     if found.guessed:
         warnings.warn(" ".join(found.guessed), UserWarning, stacklevel=2)

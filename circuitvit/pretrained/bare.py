@@ -16,50 +16,53 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.pretrained.checkpoints import fit, read_checkpoint
+from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
+from circuitvit.pretrained.fitting import filled
 from circuitvit.pretrained.into_timm import mlp_ratio
 from circuitvit.pretrained.libraries import imported
-from circuitvit.pretrained.sources import Opened
+from circuitvit.pretrained.sources import Checkpoint, Opened
 from circuitvit.saved_model import CONFIG_KEY
 from circuitvit.vit import ViT
 
 Tensors = Mapping[str, Tensor]
+_HEAD = re.compile(r"(^|\.)(heads?|fc|classifier|head_\w+|linear_head)\.([\w.]+\.)?weight$")
 
 
-def from_checkpoint(path: Path, heads: int | None) -> Opened:
+def from_checkpoint(file: Checkpoint, heads: int | None) -> Opened:
     """The model that a file holds.
 
     Raises:
         CircuitError: the file can't be read, its layout is unknown or tells too little, the number
-            of heads is missing or wrong, or keys are missing or surplus.
+            of heads is missing or wrong, or keys are missing.
     """
-    tensors, metadata, notes = read_checkpoint(path)
-    if CONFIG_KEY in metadata:
-        return _ours(path, tensors, metadata, heads)
+    weights = read_checkpoint(file.path, file.weights)
+    path, tensors = weights.path, weights.tensors
+    if CONFIG_KEY in weights.metadata:
+        return _ours(weights, heads)
     if "patch_embed.proj.weight" in tensors:
-        library, (module, assumed) = "timm", _timm(path, tensors, heads)
+        library, (module, assumed) = "timm", _timm(weights, heads)
     elif "conv_proj.weight" in tensors:
-        library, (module, assumed) = "torchvision", _torchvision(path, tensors, heads)
+        library, (module, assumed) = "torchvision", _torchvision(weights, heads)
     else:
         raise CircuitError(_unknown_layout(path, tensors))
-    unused = fit(module, tensors, source=str(path))
     guess = (
         f"{path} doesn't tell its {assumed}, which are assumed. To be sure, give the architecture, "
         f"load_vit('{library}:NAME', checkpoint={str(path)!r}), or the module in the name's place."
     )
-    folded = (*notes, f"assumed, as tensors don't tell: {assumed}")
-    return Opened(module, str(path), None, folded, (guess,), unused)
+    assumption = f"assumed, as tensors don't tell: {assumed}"
+    return filled(Opened(module, str(path), None, (assumption,), (guess,)), weights)
 
 
-def _ours(path: Path, tensors: Tensors, metadata: Mapping[str, str], heads: int | None) -> Opened:
+def _ours(weights: Weights, heads: int | None) -> Opened:
+    path = weights.path
     if heads is not None:
         raise CircuitError(f"{path} says its heads itself. Leave heads= out.")
     beside = path.parent / "config.json"
     if path.name == "model.safetensors" and beside.is_file():
         return Opened(ViT.from_pretrained(path.parent), str(path))
     with torch.device("meta"):
-        vit = ViT.of_shape(json.loads(metadata[CONFIG_KEY]))
-    return Opened(vit.take_over(dict(tensors), source=str(path)), str(path))
+        vit = ViT.of_shape(json.loads(weights.metadata[CONFIG_KEY]))
+    return Opened(vit.take_over(weights.tensors, source=str(path)), str(path))
 
 
 def _unknown_layout(path: Path, tensors: Tensors) -> str:
@@ -81,10 +84,11 @@ def _unknown_layout(path: Path, tensors: Tensors) -> str:
     )
 
 
-def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, str]:
+def _timm(weights: Weights, heads: int | None) -> tuple[nn.Module, str]:
+    path, t = weights.path, weights.tensors
     patch = t["patch_embed.proj.weight"]
     width, channels, _, side = patch.shape
-    _require(path, t, "head.weight", "blocks.0.mlp.fc1.weight")
+    _require(weights, "head.weight", "blocks.0.mlp.fc1.weight")
     if "norm_pre.weight" in t:
         raise CircuitError(
             f"{path} has a norm_pre, as CLIP's models have, of which some take QuickGELU and some "
@@ -115,13 +119,14 @@ def _timm(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, str]:
     return module, f"activation, ε and pooling: erf GELU, ε 1e-06, global_pool={pool!r}"
 
 
-def _torchvision(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, str]:
+def _torchvision(weights: Weights, heads: int | None) -> tuple[nn.Module, str]:
+    path, t = weights.path, weights.tensors
     width, _, _, side = t["conv_proj.weight"].shape
     first = "encoder.layers.encoder_layer_0.mlp."
     fc1 = next((t[n] for n in (f"{first}0.weight", f"{first}linear_1.weight") if n in t), None)
     head = next((t[n] for n in ("heads.head.weight", "heads.weight") if n in t), None)
     if fc1 is None or head is None:
-        _require(path, t, f"{first}0.weight", "heads.head.weight")
+        _require(weights, f"{first}0.weight", "heads.head.weight")
     assert fc1 is not None
     assert head is not None
     count = _heads(path, heads, width, None)
@@ -140,13 +145,17 @@ def _torchvision(path: Path, t: Tensors, heads: int | None) -> tuple[nn.Module, 
     return module, "activation and ε: erf GELU, ε 1e-06"
 
 
-def _require(path: Path, tensors: Tensors, *names: str) -> None:
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise CircuitError(
-            f"{path} has no {' and no '.join(missing)}. A whole classifier with plain MLPs is "
-            "needed; features without a head are not enough."
-        )
+def _require(weights: Weights, *names: str) -> None:
+    missing = [name for name in names if name not in weights.tensors]
+    if not missing:
+        return
+    heads = [name for name in weights.tensors if _HEAD.search(name)]
+    heads += [f"{name} (outside of the prefix)" for name in weights.beside if _HEAD.search(name)]
+    found = f" What looks like a head is {', '.join(heads[:4])}." if heads else ""
+    raise CircuitError(
+        f"{weights.path} has no {' and no '.join(missing)}. A whole classifier with plain MLPs and "
+        f"one linear layer as its head is needed; features without a head are not enough.{found}"
+    )
 
 
 def _heads(path: Path, given: int | None, width: int, q_norm: Tensor | None) -> int:

@@ -1,85 +1,228 @@
-"""Files of weights: read, unwrapped, and fitted into a module of their library."""
+"""Checkpoints: which of a file's weights are the model's, under which names.
+
+Training scripts wrap weights in further dictionaries, of which one may be an average (EMA), and put
+prefixes before every name. `fitting` puts what is found here into a module.
+"""
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitvit.errors import CircuitError
-from circuitvit.pretrained import huggingface, torchvision
-from circuitvit.pretrained.libraries import first_line
-from circuitvit.pretrained.reading import Renames, renamed
-from circuitvit.pretrained.sources import Opened
+from circuitvit.plain_weights import adapters_among, quantized_among
+from circuitvit.pretrained.safe_loading import content_of
 
+Choice = Literal["ema", "model"]
+CHOICES: tuple[str, ...] = ("ema", "model")
+
+_TIMM = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""In the order in which timm's `load_state_dict` tries them: an average first."""
 WRAPPERS = (
-    "state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema", "net",
-    "network", "module",
+    *_TIMM, "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "model_state_dict",
+    "net", "network", "module",
 )  # fmt: skip
 """Under these names training scripts keep the weights, in the order in which they are tried."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel, torch.compile and training frameworks put before every key."""
+"""What is taken off every key where no embedding of patches tells the prefix."""
 ADAPTER = "circuitvit.adapter"
 """The key in a safetensors file's metadata by which `Adapter.load` knows its own."""
 NO_MODEL = (
     "is an adapter, which is no model without its backbone. Load it with Adapter.load(path)"
     ".apply(backbone)."
 )
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_INNER = re.compile(r"(^|\.)((?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+)")
+"""What compiled layers and those of FSDP put into names, at any place."""
+_PATCHES = re.compile(
+    r"(?:^|\.)((?:(?:vit|deit|dinov2|dinov2_with_registers|ijepa|vision_model)\.)?"
+    r"(?:patch_embed\.proj|conv_proj|embeddings\.patch_embeddings?(?:\.projection)?|patch)"
+    r"\.weight)$"
+)
+"""The embedding of patches in each layout; what stands before it is a prefix."""
+_HEADS = {
+    "head": "head", "head_dist": "head_dist", "heads": "heads.head", "classifier": "classifier",
+    "cls_classifier": "cls_classifier", "distillation_classifier": "distillation_classifier",
+}  # fmt: skip
+"""Where each library keeps a classifier, and what its one layer is called."""
 
 
-def read_checkpoint(
-    path: Path,
-) -> tuple[dict[str, Tensor], Mapping[str, str], tuple[str, ...]]:
-    """The tensors of a file by name, its metadata, and what was unwrapped.
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a checkpoint, under the names of their library.
+
+    Attributes:
+        path: the file.
+        tensors: by name, without prefixes.
+        metadata: of a safetensors file.
+        notes: what was unwrapped.
+        guessed: sentences about what was chosen without being asked.
+        beside: keys outside of the model.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: str | Path, weights: str | None = None) -> Weights:
+    """The weights in a file.
+
+    Args:
+        path: the file.
+        weights: "ema" for an average of weights, "model" for the weights themselves, where the
+            file has both; by default the one that timm takes, which is said.
 
     Raises:
-        CircuitError: it is missing, broken, of another kind, or holds more than tensors.
+        CircuitError: it is missing, broken, of another kind, or has no such choice.
     """
-    if not path.is_file():
-        raise CircuitError(f"no checkpoint at {path}: there is no such file.")
-    if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-        if ADAPTER in metadata:
-            raise CircuitError(f"{path} {NO_MODEL}")
-        unwrapped, notes = _without_prefixes(tensors)
-        return unwrapped, metadata, notes
-    if path.suffix not in ENDINGS:
-        raise CircuitError(f"{path} ends in {path.suffix!r}, expected one of {ENDINGS}.")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as cause:  # torch.load raises what it likes
-        raise CircuitError(
-            f"{path} can't be read as weights ({first_line(cause)}). Only "
-            "files of tensors are read, never ones that could run code: write one with "
-            "save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch."
-        ) from cause
-    tensors, notes = _unwrapped(path, content)
-    stripped, more = _without_prefixes(tensors)
-    return stripped, {}, (*notes, *more)
+    source = Path(path)
+    content, metadata = content_of(source)
+    if ADAPTER in metadata:
+        raise CircuitError(f"{source} {NO_MODEL}")
+    choice = _Choosing(source, weights)
+    tensors = _tensors(source, choice.unwrapped(content))
+    tensors = choice.without_wrappers(tensors)
+    tensors, beside = choice.without_prefix(tensors)
+    choice.check_taken()
+    for problem in (adapters_among(tensors), quantized_among(tensors)):
+        if problem is not None:
+            raise CircuitError(f"in {source}, {problem}")
+    tensors, masked = _unmasked(source, tensors)
+    renames = straight_heads(tensors)
+    moved = [name for name, new in renames.items() if new != name]
+    notes = [*choice.notes, *masked]
+    if moved:
+        notes.append(f"{', '.join(moved)} read as the head's only layer")
+    tensors = {renames[name]: tensor for name, tensor in tensors.items()}
+    return Weights(source, tensors, metadata, tuple(notes), tuple(choice.guessed), beside)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as cause:
-        raise CircuitError(f"{path} is cut short or no safetensors file ({cause}).") from cause
+class _Choosing:
+    """Which of a file's sets of weights is taken, and what is said of it."""
+
+    def __init__(self, path: Path, asked: str | None) -> None:
+        self.path, self.asked, self.taken = path, asked, asked is None
+        self.notes: list[str] = []
+        self.guessed: list[str] = []
+        self.other_prefixes: list[str] = []
+
+    def unwrapped(self, content: Any) -> Any:
+        """What is inside the dictionaries that are around the weights."""
+        while isinstance(content, Mapping):
+            inner = [n for n in WRAPPERS if isinstance(content.get(n), Mapping) and content[n]]
+            if not inner:
+                break
+            name = self.one_of(inner, f"{self.path.name}")
+            content = content[name]
+        return content
+
+    def one_of(self, names: list[str], where: str) -> str:
+        """The name of the weights to take; the first but for what was asked."""
+        kinds = {name: "ema" if _is_average(name) else "model" for name in names}
+        fits = [name for name in names if self.asked in (None, kinds[name])]
+        if not fits and len(set(names)) > 0 and not self.taken:
+            raise CircuitError(
+                f"weights is {self.asked!r}, but {self.path} holds only "
+                f"{', '.join(map(repr, names))}. Leave weights= out."
+            )
+        name = (fits or names)[0]
+        both = len(set(kinds.values())) == 2
+        self.taken = self.taken or self.asked == kinds[name]
+        others = [other for other in names if other != name]
+        left = f" ({', '.join(map(repr, others))} left there)" if others else ""
+        average = ", an average," if kinds[name] == "ema" else ""
+        self.notes.append(f"weights taken from {name!r}{average} of {where}{left}")
+        if both and self.asked is None:
+            self.guessed.append(self._said(name, kinds))
+        return name
+
+    def _said(self, name: str, kinds: dict[str, str]) -> str:
+        other = next(other for other, kind in kinds.items() if kind != kinds[name])
+        what = "an average of weights" if kinds[name] == "ema" else "the weights themselves"
+        as_timm = ", as timm does" if name in _TIMM else ""
+        return (
+            f"{self.path} holds {name!r} and {other!r}: {name!r}, {what}, is taken{as_timm}. "
+            f"weights={kinds[other]!r} takes the other, weights={kinds[name]!r} this one without "
+            "a warning; on the command line, circuitvit inspect has --weights and --out."
+        )
+
+    def without_wrappers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors without the names of wrappers of single layers in theirs."""
+        met = [m[2] for name in tensors for m in _INNER.finditer(name)]
+        names = list(dict.fromkeys(part for each in met for part in each.strip(".").split(".")))
+        if names:
+            self.notes.append(f"{', '.join(map(repr, names))} left out of keys")
+        return {_INNER.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+
+    def without_prefix(
+        self, tensors: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The model's tensors without what stands before their names, and the other keys."""
+        prefix = self._prefix(list(tensors))
+        if not prefix:
+            return tensors, ()
+        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        others = tuple(self.other_prefixes)
+        beside = sorted(n for n in tensors if not n.startswith((prefix, *others)))
+        every = "every key" if len(inside) == len(tensors) else "the model's keys"
+        self.notes.append(f"prefix {prefix!r} of {every} left out")
+        return inside, tuple(beside)
+
+    def _prefix(self, names: list[str]) -> str:
+        found = [m for name in names if (m := _PATCHES.search(name)) is not None]
+        prefixes = sorted({match.string[: match.start(1)] for match in found}, key=_by_length)
+        if not prefixes:
+            return _shared(names)
+        averages = [prefix for prefix in prefixes if _is_average(prefix)]
+        if len(prefixes) == 1 or (prefixes[0] == "" and not (self.asked == "ema" and averages)):
+            only = prefixes[0]
+            self.taken = self.taken or (self.asked == "ema" and only in averages)
+            return only
+        if len(prefixes) - len(averages) > 1 or len(averages) > 1:
+            raise CircuitError(
+                f"{self.path} holds several models, under {', '.join(map(repr, prefixes))}. Save "
+                "the one that is meant alone, its keys without the prefix."
+            )
+        each = [*averages, *(p for p in prefixes if p not in averages)]
+        taken = self.one_of(each, self.path.name)
+        self.other_prefixes = [prefix for prefix in each if prefix != taken]
+        return taken
+
+    def check_taken(self) -> None:
+        """Refuse a choice that the file doesn't have."""
+        if not self.taken:
+            raise CircuitError(
+                f"weights is {self.asked!r}, but {self.path} holds one set of weights, without a "
+                "choice between 'ema' and 'model'. Leave weights= out."
+            )
 
 
-def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    notes: tuple[str, ...] = ()
-    while isinstance(content, Mapping):
-        inner = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
+def _by_length(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _is_average(name: str) -> bool:
+    return re.search(r"(^|[._])(ema|swa|averaged?|avg)([._]|$)", name) is not None
+
+
+def _shared(names: list[str]) -> str:
+    """The prefixes that all keys share, of those that are known."""
+    gone = ""
+    while names:
+        found = [p for p in PREFIXES if all(name.startswith(gone + p) for name in names)]
+        if not found:
             break
-        others = f" ({', '.join(map(repr, inner[1:]))} left there)" if len(inner) > 1 else ""
-        notes = (*notes, f"weights taken from {inner[0]!r} of {path.name}{others}")
-        content = content[inner[0]]
+        gone += found[0]
+    return gone
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     tensors = {}
     if isinstance(content, Mapping):
         tensors = {str(n): t for n, t in content.items() if isinstance(t, Tensor)}
@@ -88,78 +231,48 @@ def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, 
             f"{path} holds no tensors by name, but a {type(content).__name__}. Write weights "
             "with save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch."
         )
-    return tensors, notes
+    return tensors
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    gone = []
-    while tensors:
-        found = [p for p in PREFIXES if all(name.startswith(p) for name in tensors)]
-        if not found:
-            break
-        gone.append(found[0])
-        tensors = {name.removeprefix(found[0]): tensor for name, tensor in tensors.items()}
-    return tensors, (f"prefix {''.join(gone)!r} of every key left out",) if gone else ()
+_COMPUTED = {
+    r"(^|\.)parametrizations\.": "torch.nn.utils.parametrize.remove_parametrizations(layer, name)",
+    r"\.\w+_u$": "torch.nn.utils.remove_spectral_norm(layer)",
+    r"\.\w+_g$": "torch.nn.utils.remove_weight_norm(layer)",
+    r"\.\w+_orig$": "torch.nn.utils.prune.remove(layer, name)",
+}
+"""Keys of weights that are made of others, and the call that makes them plain."""
 
 
-def fitted(found: Opened, path: str | Path) -> Opened:
-    """The module with the weights of a file; its own memory, in the file's dtype.
+def _unmasked(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights with the masks of `torch.nn.utils.prune` applied.
 
     Raises:
-        CircuitError: keys are missing or surplus, or shapes differ: every one is named.
+        CircuitError: weights are made of others in another way.
     """
-    tensors, _, notes = read_checkpoint(Path(path))
-    unused = fit(found.model, tensors, source=str(path))
-    name = f"{found.name} with {path}" if found.name else str(path)
-    folded = (*found.folded, *notes)
-    return replace(found, name=name, folded=folded, unused=(*found.unused, *unused))
+    masked = [n[:-5] for n in tensors if n.endswith("_orig") and f"{n[:-5]}_mask" in tensors]
+    result = dict(tensors)
+    for name in masked:
+        result[name] = result.pop(f"{name}_orig") * result.pop(f"{name}_mask")
+    for pattern, remedy in _COMPUTED.items():
+        found = [name for name in result if re.search(pattern, name)]
+        if found:
+            raise CircuitError(
+                f"{path} holds weights that are made of others ({', '.join(found[:3])}"
+                f"{', …' * (len(found) > 3)}). Make them plain before saving: {remedy} for each."
+            )
+    shown = ", ".join(masked[:3]) + (f" and {len(masked) - 3} more" if len(masked) > 3 else "")
+    return result, [f"masks of torch.nn.utils.prune applied: {shown}"] if masked else []
 
 
-def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tuple[str, ...]:
-    """Put tensors into a module, whichever layout of its library they have.
-
-    Returns:
-        Keys of the file that take no part in classification.
-
-    Raises:
-        CircuitError: keys are missing or surplus, or shapes differ: every one is named.
-    """
-    renames, unused = _layout_of(module)
-    own = module.state_dict()
-    left = tuple(sorted(name for name in tensors if name not in own and re.search(unused, name)))
-    roles = renamed((name for name in tensors if name not in left), renames)
-    given = {role: (name, tensors[name]) for name, role in roles.items()}
-    twice = [n for n, role in roles.items() if given[role][0] != n]
-    wanted = {role: name for name, role in renamed(own, renames).items()}
-    idle = {role for role, name in wanted.items() if re.search(unused, name)}
-    problems = [f"{wanted[role]} is missing" for role in sorted(set(wanted) - set(given) - idle)]
-    problems += [f"{given[role][0]} is surplus" for role in sorted(set(given) - set(wanted))]
-    problems += [
-        f"{name} and {given[roles[name]][0]} are two names of one parameter" for name in twice
-    ]
-    problems += [
-        f"{given[r][0]} has shape {tuple(given[r][1].shape)}, expected {tuple(own[name].shape)}"
-        for r, name in sorted(wanted.items())
-        if r in given and given[r][1].shape != own[name].shape
-    ]
-    if problems:
-        raise CircuitError(
-            f"the weights from {source} don't fit this {type(module).__name__}: "
-            + "; ".join(problems)
-            + "."
-        )
-    state = {name: given[role][1] if role in given else own[name] for role, name in wanted.items()}
-    module.load_state_dict(state, assign=True)
-    return left
-
-
-def _layout_of(module: nn.Module) -> tuple[Renames, str]:
-    """What the layouts of a library's files have in common, and the keys that aren't needed.
-
-    timm has one layout: where its names differ (`norm`, `fc_norm`), models compute otherwise.
-    """
-    if torchvision.knows(module):
-        return torchvision.RENAMES, "(?!)"
-    if huggingface.knows(module):
-        return huggingface.RENAMES, huggingface.UNUSED
-    return (), "(?!)"
+def straight_heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each name, with a classifier that is the only layer of a Sequential under its plain name."""
+    names = {name: name for name in tensors}
+    for root, plain in _HEADS.items():
+        inside = {n: t for n, t in tensors.items() if n.startswith(f"{root}.")}
+        layers = {name.rpartition(".")[0] for name in inside}
+        if len(layers) != 1 or layers <= {root, plain}:
+            continue
+        kinds = {name.rpartition(".")[2]: t.ndim for name, t in inside.items()}
+        if kinds.get("weight") == 2 and set(kinds) <= {"weight", "bias"}:
+            names |= {name: f"{plain}.{name.rpartition('.')[2]}" for name in inside}
+    return names

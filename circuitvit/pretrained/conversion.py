@@ -6,7 +6,6 @@ drawn at random, since with some (LayerScale of 1e-5, a head of zeros) logits ha
 blocks.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +17,13 @@ from circuitvit.errors import CircuitError
 from circuitvit.pretrained.assembly import assembled
 from circuitvit.pretrained.reading import Library, Reading
 from circuitvit.pretrained.recognition import refuse
+from circuitvit.torch_modes import without_modes
 from circuitvit.vit import ViT
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference to the source's logits, by dtype, in units of the largest logit."""
 SHARE_IN_HALF = 1e-1
+_HALVES = (torch.float16, torch.bfloat16)
 SMALLEST = 0.1
 """Logits below this are compared as if the largest were this."""
 
@@ -54,11 +55,16 @@ class Examination:
 def convert(module: nn.Module, library: Library, *, image_size: int | None = None) -> Examination:
     """A `ViT` of a library's module, whose logits were compared with the module's.
 
+    Args:
+        module: our own copy, whose parameters are drawn anew here.
+        library: the reader of its library.
+        image_size: side in pixels to resample positions to.
+
     Raises:
         CircuitError: the model has parts that a `ViT` has not (every one is named), a tensor was
             not used, or the logits differ.
     """
-    source = copy.deepcopy(module).eval()
+    source = module.eval()
     problems = library.problems(source)
     problems += _weight_problems(source)
     refuse(source, problems)
@@ -113,13 +119,17 @@ def _redraw(source: nn.Module) -> None:
 
 
 def _weight_problems(source: nn.Module) -> list[str]:
-    dtypes = sorted({str(parameter.dtype) for parameter in source.parameters()})
+    kinds = {parameter.dtype for parameter in source.parameters()}
+    dtypes = sorted(map(str, kinds))
+    strange = sorted(str(kind) for kind in kinds if kind not in (*SHARE, *_HALVES))
     several = f"its weights are of several dtypes ({', '.join(dtypes)}); convert it with .float()"
     found = {
         "its weights are on the meta device, so there is nothing to read": any(
             parameter.is_meta for parameter in source.parameters()
         ),
         several: len(dtypes) > 1,
+        f"its weights are {', '.join(strange)}, in which nothing is computed; convert it with "
+        ".float()": bool(strange),
     }
     return [text for text, is_so in found.items() if is_so]
 
@@ -156,6 +166,11 @@ def compare(vit: ViT, logits: Callable[[Tensor], Tensor], *, source: str) -> flo
     Raises:
         CircuitError: it is too large.
     """
+    with without_modes():
+        return _compared(vit, logits, source)
+
+
+def _compared(vit: ViT, logits: Callable[[Tensor], Tensor], source: str) -> float:
     config, positions = vit.config, vit.positions
     shape = (2, config.channels, config.image_size, config.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,6 +1,5 @@
 """Loads a model from wherever it is, and tells what that took."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import no_type_check
@@ -11,9 +10,11 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained.checkpoints import CHOICES
 from circuitvit.pretrained.conversion import Examination, check_image_size, convert
 from circuitvit.pretrained.recognition import READABLE, library_of, name_of
-from circuitvit.pretrained.sources import opened
+from circuitvit.pretrained.sources import Opened, opened
+from circuitvit.torch_modes import without_modes
 from circuitvit.vit import ViT
 
 
@@ -24,6 +25,7 @@ def examine(
     checkpoint: str | Path | None = None,
     heads: int | None = None,
     preprocessing: Preprocessing | None = None,
+    weights: str | None = None,
 ) -> Examination:
     """Load a model as `load_vit` does, and tell what was folded and what was not used.
 
@@ -33,40 +35,76 @@ def examine(
         checkpoint: a file whose weights go into the architecture that `source` names or is.
         heads: attention heads of a bare checkpoint file.
         preprocessing: what to take in place of what the source says.
+        weights: "ema" or "model" where a checkpoint file has both.
 
     Raises:
         CircuitError: the source can't be represented or read; every reason is named.
     """
-    _check_kinds(source, checkpoint, preprocessing)
-    found = opened(source, checkpoint=checkpoint, heads=heads)
+    _check_kinds(source, checkpoint, preprocessing, weights)
+    with without_modes():
+        found = opened(source, checkpoint=checkpoint, heads=heads, weights=weights)
+        return _examined(found, image_size, checkpoint is not None, preprocessing)
+
+
+def _examined(
+    found: Opened, image_size: int | None, refitted: bool, preprocessing: Preprocessing | None
+) -> Examination:
+    """What was opened, as a `ViT` of ours."""
     if isinstance(found.model, ViT):
         result = _of_ours(found.model, image_size)
     else:
         result = convert(found.model, library_of(found.model), image_size=image_size)
     said, notes = found.preprocessing or result.vit.preprocessing, ()
-    if checkpoint is not None:
+    if refitted:
         said, notes = _without_names(said)
         said = None if result.guessed else said  # only its class names were known
+    surely = preprocessing is None
+    guessed = (*found.guessed, *(result.guessed if said and surely else ()))
+    misnamed = _misnamed(said, result.vit) if surely else None
+    if misnamed is not None and said is not None:
+        said, notes = replace(said, class_names=None), (*notes, misnamed)
+        guessed = (*guessed, f"{misnamed}. Give preprocessing= with the right names.")
     problems = _misfits(preprocessing or said, result.vit)
     if preprocessing is not None and problems:
         raise CircuitError(f"this preprocessing is not the model's: {'; '.join(problems)}.")
-    if preprocessing is None:
+    if surely:
         notes += tuple(f"its own preprocessing is left out: {problem}" for problem in problems)
     result.vit.preprocessing = None if problems else preprocessing or said
     return replace(
         result,
         source=found.name or result.source,
         folded=(*found.folded, *result.folded, *notes),
-        guessed=(*found.guessed, *(result.guessed if said and preprocessing is None else ())),
+        guessed=guessed,
         unused=(*found.unused, *result.unused),
     )
 
 
+def _misnamed(seen: Preprocessing | None, vit: ViT) -> str | None:
+    """That there are more or fewer class names than classes, in words."""
+    names = None if seen is None else seen.class_names
+    if names is None or len(names) == vit.config.classes:
+        return None
+    return (
+        f"its {len(names)} class names are left out, since it has {vit.config.classes} classes: "
+        "its head was replaced"
+    )
+
+
 @no_type_check  # it checks its own input, with words for people
-def _check_kinds(source, checkpoint, preprocessing) -> None:
+def _check_kinds(source, checkpoint, preprocessing, weights) -> None:
     if not isinstance(source, nn.Module | str | Path):
-        raise CircuitError(f"can't make a ViT of {name_of(source)}. {READABLE}")
+        names = ("model", "module", "ema")  # of pipelines, engines, averages
+        held = [name for name in names if isinstance(getattr(source, name, None), nn.Module)]
+        hint = f"Give the module that it holds, its .{held[0]}." if held else READABLE
+        raise CircuitError(f"can't make a ViT of {name_of(source)}. {hint}")
     problems = []
+    if weights is not None and weights not in CHOICES:
+        problems.append(f"weights is {weights!r}, expected one of {CHOICES}")
+    elif weights is not None and checkpoint is None and isinstance(source, nn.Module):
+        problems.append(
+            f"weights is {weights!r}, which chooses in a checkpoint file; this source is a module. "
+            "Leave it out"
+        )
     if checkpoint is not None and (not isinstance(checkpoint, str | Path) or checkpoint == ""):
         problems.append(f"checkpoint is {checkpoint!r}, expected the path of a file of weights")
     if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
@@ -86,15 +124,15 @@ def _without_names(seen: Preprocessing | None) -> tuple[Preprocessing | None, tu
 
 
 def _of_ours(vit: ViT, image_size: int | None) -> Examination:
-    """A copy of a model of ours, its positions resampled if asked for."""
-    new, folded = copy.deepcopy(vit).eval(), ()
+    """A model of ours, which is not the caller's, its positions resampled if asked for."""
+    new, folded = vit.eval(), ()
     if image_size is not None:
         check_image_size(image_size, vit.config.patch_size)
         if image_size != vit.config.image_size:
             new = resampled(new, image_size)
             folded = (f"positions resampled from {vit.config.image_size} to {image_size} pixels",)
     new.check_weights()
-    return Examination("circuitvit ViT", new, folded)
+    return Examination("circuitvit ViT", new.requires_grad_(True), folded)
 
 
 @torch.no_grad()

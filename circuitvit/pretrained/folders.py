@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,41 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
+from circuitvit.plain_weights import adapters_among
 from circuitvit.pretrained import huggingface, timm, torchvision
-from circuitvit.pretrained.checkpoints import ENDINGS, NO_MODEL, fit, fitted, read_checkpoint
+from circuitvit.pretrained.checkpoints import NO_MODEL, read_checkpoint
+from circuitvit.pretrained.fitting import filled, fitted, of_another_model
 from circuitvit.pretrained.libraries import imported, in_one_line, quiet_transformers
 from circuitvit.pretrained.recognition import check_readable
-from circuitvit.pretrained.sources import Opened, unwrapped
+from circuitvit.pretrained.safe_loading import ENDINGS
+from circuitvit.pretrained.sources import Checkpoint, Opened, refuse_choice, unwrapped
+from circuitvit.tensor_files import recognized
 from circuitvit.vit import ViT
 
 
-def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
+def from_folder(
+    folder: Path, checkpoint: Checkpoint | None, *, weights: str | None = None
+) -> Opened:
     """The model in a folder, with its own weights or those of another file.
+
+    Args:
+        folder: which circuitvit, transformers or timm wrote.
+        checkpoint: another file of weights.
+        weights: "ema" or "model" where the folder's own file has both.
 
     Raises:
         CircuitError: the folder is none of a model, or its weights don't fit.
     """
     if not (folder / "config.json").is_file():
         raise CircuitError(_no_model(folder))
+    if (folder / "adapter_config.json").is_file() and not _has_whole_weights(folder):
+        raise CircuitError(_adapter_of_peft(folder))
     config = read_json(folder / "config.json", what="model config")
     with torch.random.fork_rng(devices=[]):  # making a model draws weights first
         wrapped = isinstance(config, Mapping) and config.get("model_type") == "timm_wrapper"
         if isinstance(config, Mapping) and "architecture" in config and not wrapped:
-            return _timm(folder, config, checkpoint)
+            return _timm(folder, config, checkpoint, weights)
+        refuse_choice(weights if checkpoint is None else None, folder)
         if isinstance(config, Mapping) and "model_type" in config:
             return _transformers(folder, config, checkpoint)
     found = Opened(ViT.from_pretrained(folder), str(folder))
@@ -39,32 +54,75 @@ def from_folder(folder: Path, checkpoint: str | Path | None) -> Opened:
 
 
 def _no_model(folder: Path) -> str:
-    weights = sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)
+    weights = sorted(path.name for path in folder.iterdir() if _holds_weights(path))
+    if (folder / "adapter_config.json").is_file():
+        return _adapter_of_peft(folder)
     if "adapter.safetensors" in weights:
         return f"{folder / 'adapter.safetensors'} {NO_MODEL}"
-    return (
+    text = (
         f"no model in the folder {str(folder)!r}: there is no config.json. A model's folder holds "
         "config.json and model.safetensors, as save_pretrained of circuitvit and transformers and "
         "timm's save_for_hf write them."
-        + (f" It holds {', '.join(weights[:4])}: give the file itself." if weights else "")
+    )
+    configs = [*folder.glob("*/config.json"), *folder.glob("*/adapter_config.json")]
+    below = sorted({path.parent.name for path in configs}, key=_as_counted)
+    if below:
+        shown = [str(folder / name) for name in below[-4:]]
+        return f"{text} There are folders of models in it: give one, such as {', '.join(shown)}."
+    return text + (f" It holds {', '.join(weights[:4])}: give the file itself." if weights else "")
+
+
+def _as_counted(name: str) -> list[str | int]:
+    """A key that puts checkpoint-500 before checkpoint-1000."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _holds_weights(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS
+
+
+def _has_whole_weights(folder: Path) -> bool:
+    return any(_holds_weights(p) and not p.name.startswith("adapter") for p in folder.iterdir())
+
+
+def _adapter_of_peft(folder: Path) -> str:
+    told = read_json(folder / "adapter_config.json", what="adapter config")
+    base = told.get("base_model_name_or_path") if isinstance(told, Mapping) else None
+    kind = (told.get("peft_type") if isinstance(told, Mapping) else None) or "of unknown type"
+    return (
+        f"{folder} holds an adapter of peft ({kind}), which is no model without the one it "
+        "adapts"
+        + (f" ({base})" if base else "")
+        + ". Load both with peft, merge them with model = model.merge_and_unload(), and give that "
+        "model, or save it and give its folder."
     )
 
 
-def _timm(folder: Path, config: Mapping[str, Any], checkpoint: str | Path | None) -> Opened:
+def _check_files(folder: Path) -> None:
+    """Refuse files of weights that are something else, such as pointers of git-lfs."""
+    for path in sorted(filter(_holds_weights, folder.iterdir())):
+        form, what = recognized(path)
+        if form == "other":
+            raise CircuitError(f"{path} is {what}.")
+
+
+def _timm(
+    folder: Path, config: Mapping[str, Any], checkpoint: Checkpoint | None, choice: str | None
+) -> Opened:
     """A model of timm, with weights that we read: its own way drops a head that doesn't fit."""
-    path = _timm_weights(folder) if checkpoint is None else Path(checkpoint)
-    tensors, _, notes = read_checkpoint(path)
+    path = _timm_weights(folder) if checkpoint is None else checkpoint.path
+    weights = read_checkpoint(path, choice)
+    tensors, notes = weights.tensors, ()
     options = {} if checkpoint is None else timm_options(tensors)
     module = _timm_made(folder, config, **options)
     check_readable(module)
     size = image_size_in(tensors.get("pos_embed"), module)
     if size is not None:
         told = timm.read(module).image_size
-        notes = (*notes, f"images are {size} pixels, as the weights' positions are, not {told}")
+        notes = (f"images are {size} pixels, as the weights' positions are, not {told}",)
         module = _timm_made(folder, config, img_size=size, **options)
-    unused = fit(module, tensors, source=str(path))
     name = str(folder) if checkpoint is None else f"{folder} with {path}"
-    return Opened(module, name, None, notes, unused=unused)
+    return filled(Opened(module, name, None, notes), weights)
 
 
 def _timm_made(folder: Path, config: Mapping[str, Any], **options: Any) -> nn.Module:
@@ -88,7 +146,7 @@ def _timm_weights(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"):
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+    others = sorted(filter(_holds_weights, folder.iterdir()))
     if len(others) != 1:
         raise CircuitError(
             f"timm can't load the model in {folder}: it holds no model.safetensors"
@@ -105,10 +163,17 @@ def timm_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return options | ({"in_chans": patch.shape[1]} if patch is not None and patch.ndim == 4 else {})
 
 
-def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: str | Path | None) -> Opened:
+def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: Checkpoint | None) -> Opened:
     cls, settings = _class_of(folder, config)
     if checkpoint is not None:
-        return _transformers_with(folder, cls, settings, Path(checkpoint))
+        return _transformers_with(folder, cls, settings, checkpoint)
+    _check_files(folder)
+    if config.get("quantization_config"):
+        raise CircuitError(
+            f"{folder} holds a quantised model (quantization_config in its config.json). Load it "
+            "with transformers, call model.dequantize(), and give that, or give the model as it "
+            "was before."
+        )
     try:
         with quiet_transformers():
             module, told = cls.from_pretrained(
@@ -122,8 +187,8 @@ def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: str | Pat
         raise CircuitError(
             f"transformers can't load {cls.__name__} from {folder}: {in_one_line(cause)}."
         ) from cause
-    unused = _check_loading(folder, cls.__name__, told)
-    return Opened(unwrapped(module), str(folder), unused=unused)
+    found = unwrapped(module, str(folder))
+    return replace(found, unused=_check_loading(folder, module, found.model, told))
 
 
 def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -158,30 +223,43 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
     return next((c for c in choices if c.__name__ in named), choices[0]), settings
 
 
-def _check_loading(folder: Path, kind: str, told: Mapping[str, Any]) -> tuple[str, ...]:
+def _check_loading(
+    folder: Path, module: Any, inner: nn.Module, told: Mapping[str, Any]
+) -> tuple[str, ...]:
     """The keys that were left out.
 
     Raises:
-        CircuitError: parameters had no weights, or weights no parameter.
+        CircuitError: parameters had no weights, or weights of another model no parameter.
     """
     surplus = sorted(str(name) for name in told.get("unexpected_keys") or ())
-    unused = tuple(name for name in surplus if re.search(huggingface.UNUSED, name))
+    problem = adapters_among(surplus)
+    if problem is not None:
+        raise CircuitError(f"in {folder}, {problem}")
+    left = [
+        name.removeprefix("timm_model.")
+        for name in surplus
+        if not re.search(huggingface.UNUSED, name)
+    ]
     missing = sorted(str(name) for name in told.get("missing_keys") or ())
     problems = [f"{n} is missing" for n in missing if not re.search(huggingface.UNUSED, n)]
-    problems += [f"{name} is surplus" for name in surplus if name not in unused]
     mismatched: Any = told.get("mismatched_keys") or ()
+    whole = not problems and not mismatched
+    fatal = of_another_model(inner, left) if whole else left
+    problems += [f"{name} is surplus" for name in fatal]
     problems += [
         f"{name} has shape {tuple(got)}, expected {tuple(expected)}"
         for name, got, expected in sorted(mismatched)
     ]
     if problems:
+        kind = type(module).__name__
         raise CircuitError(f"the weights in {folder} don't fit {kind}: {'; '.join(problems)}.")
-    return unused
+    return tuple(surplus)
 
 
-def _transformers_with(folder: Path, cls: Any, settings: Any, path: Path) -> Opened:
-    tensors, _, notes = read_checkpoint(path)
-    heads = ("classifier.weight", "cls_classifier.weight")
+def _transformers_with(folder: Path, cls: Any, settings: Any, file: Checkpoint) -> Opened:
+    weights = read_checkpoint(file.path, file.weights)
+    tensors = weights.tensors
+    heads = ("classifier.weight", "cls_classifier.weight", "head.weight")
     head = next((tensors[name] for name in heads if name in tensors), None)
     if head is not None:
         settings.num_labels = len(head)
@@ -192,8 +270,7 @@ def _transformers_with(folder: Path, cls: Any, settings: Any, path: Path) -> Ope
             f"transformers can't make a {cls.__name__} of {folder / 'config.json'}: "
             f"{in_one_line(cause)}."
         ) from cause
-    unused = fit(module, tensors, source=str(path))
-    return Opened(module, f"{folder} with {path}", None, notes, unused=unused)
+    return filled(unwrapped(module, f"{folder} with {file.path}"), weights)
 
 
 def image_size_in(positions: Tensor | None, module: nn.Module) -> int | None:

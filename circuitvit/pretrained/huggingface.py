@@ -7,6 +7,7 @@ et al. 2024) with registers (Darcet et al. 2024), I-JEPA (Assran et al. 2023), S
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -193,11 +194,11 @@ def read(source: Any) -> Reading:
     folded = []
     if "distillation_token" in parts:
         folded.append("the distillation token is the first register")
-    processor, left_out = processor_of(_home(source))
-    if left_out is not None:
-        folded.append(left_out)
-    guesses = processor is None and class_names(source.config) is not None
-    if guesses:
+    processor = processor_of(home_of(source))
+    folded += processor.notes
+    guessed = processor.guessed
+    if processor.seen is None and class_names(source.config) is not None:
+        guessed = (GUESS,)
         folded.append("mean and std of images taken as 0.5: no image processor is beside it")
     return Reading(
         source=f"transformers {type(source).__name__}",
@@ -210,7 +211,7 @@ def read(source: Any) -> Reading:
         parts=parts,
         logits=lambda images: _logits(source, images, resampled=rows is not None),
         folded=tuple(folded),
-        guessed=(GUESS,) if guesses else (),
+        guessed=guessed,
         unused=unused,
     )
 
@@ -233,13 +234,13 @@ def preprocessing_of(source: Any) -> Preprocessing | None:
     for most kinds, but not for Dinov2, and training may have taken others.
     """
     names = class_names(source.config)
-    found, _ = processor_of(_home(source))
+    found = processor_of(home_of(source)).seen
     if found is None:
         return None if names is None else Preprocessing(class_names=names)
-    return Preprocessing.from_dict(found.as_dict() | {"class_names": names})
+    return replace(found, class_names=names)
 
 
-def _home(source: Any) -> str:
+def home_of(source: Any) -> str:
     """The folder or repository that a module came from, or nothing."""
     return str(getattr(source.config, "_name_or_path", "") or "")
 

@@ -9,21 +9,23 @@ import torch
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import unwritable_cache
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained import timm as timm_model
-from circuitvit.pretrained.checkpoints import fit, read_checkpoint
+from circuitvit.pretrained.checkpoints import read_checkpoint
+from circuitvit.pretrained.fitting import filled
 from circuitvit.pretrained.folders import from_folder, image_size_in, timm_options
 from circuitvit.pretrained.libraries import closest, first_line, imported
 from circuitvit.pretrained.reading import distinct
 from circuitvit.pretrained.recognition import check_readable
-from circuitvit.pretrained.sources import Opened
+from circuitvit.pretrained.sources import Checkpoint, Opened
 
 LIBRARIES = ("timm", "hf", "torchvision")
 WEIGHTS = ("*.safetensors",)
 OLDER_WEIGHTS = ("pytorch_model*.bin",)
 
 
-def from_name(text: str, checkpoint: str | Path | None) -> Opened:
+def from_name(text: str, checkpoint: Checkpoint | None) -> Opened:
     """The model of that name, with the weights that its library fetches, or with a file's.
 
     Raises:
@@ -39,7 +41,7 @@ def from_name(text: str, checkpoint: str | Path | None) -> Opened:
         return made(text, name, checkpoint)
 
 
-def _hub(text: str, name: str, checkpoint: str | Path | None) -> Opened:
+def _hub(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
     found = from_folder(_fetched(name, also=OLDER_WEIGHTS), checkpoint)
     owner, _, model = name.partition("/")
     known = owner == "timm" and checkpoint is None
@@ -60,6 +62,9 @@ def _fetched(
         if also and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(allow_patterns=["*.json", *also], **options))
     except Exception as cause:  # the hub, the network and the disk each raise their own
+        unwritable = unwritable_cache(cause)
+        if unwritable is not None:
+            raise CircuitError(f"{repository} can't be fetched: {unwritable}.") from cause
         raise CircuitError(
             f"{repository} can't be had from the Hugging Face hub, nor is it in its cache "
             f"({first_line(cause)}). Check the name and the network, or give a local folder or "
@@ -68,7 +73,7 @@ def _fetched(
     return folder
 
 
-def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
+def _timm(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
     timm = imported("timm")
     known = timm.list_models()
     if name.partition(".")[0] not in known:
@@ -78,7 +83,7 @@ def _timm(text: str, name: str, checkpoint: str | Path | None) -> Opened:
             "timm.list_models() has all; a repository on the hub is 'hf:OWNER/NAME'."
         )
     if checkpoint is not None:
-        return _timm_with(timm, text, name, Path(checkpoint))
+        return _timm_with(timm, text, name, checkpoint)
     try:
         config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
@@ -141,9 +146,10 @@ def _created(timm: Any, name: str, **options: Any) -> nn.Module:
         raise CircuitError(f"timm can't make {name!r}: {first_line(cause)}.") from cause
 
 
-def _timm_with(timm: Any, text: str, name: str, path: Path) -> Opened:
+def _timm_with(timm: Any, text: str, name: str, file: Checkpoint) -> Opened:
     """An architecture of timm with the weights of a file, and as many classes as it has."""
-    tensors, _, notes = read_checkpoint(path)
+    weights = read_checkpoint(file.path, file.weights)
+    tensors = weights.tensors
     options = timm_options(tensors)
     with torch.device("meta"):
         module = _created(timm, name, **options)
@@ -152,11 +158,10 @@ def _timm_with(timm: Any, text: str, name: str, path: Path) -> Opened:
     if size is not None:
         with torch.device("meta"):
             module = _created(timm, name, img_size=size, **options)
-    unused = fit(module, tensors, source=str(path))
-    return Opened(module, f"{text} with {path}", None, notes, unused=unused)
+    return filled(Opened(module, f"{text} with {file.path}"), weights)
 
 
-def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
+def _torchvision(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
     models = imported("torchvision").models
     architecture, _, tag = name.partition(".")
     known = models.list_models()
@@ -166,7 +171,7 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
             f"are {', '.join(n for n in known if n.startswith('vit_'))}."
         )
     if checkpoint is not None:
-        return _torchvision_with(models, text, architecture, Path(checkpoint))
+        return _torchvision_with(models, text, architecture, checkpoint)
     every = models.get_model_weights(architecture)
     if tag and tag not in every.__members__:
         raise CircuitError(
@@ -179,6 +184,9 @@ def _torchvision(text: str, name: str, checkpoint: str | Path | None) -> Opened:
     try:
         module = models.get_model(architecture, weights=weights)
     except Exception as cause:
+        unwritable = unwritable_cache(cause)
+        if unwritable is not None:
+            raise CircuitError(f"the weights of {text} can't be fetched: {unwritable}.") from cause
         raise CircuitError(
             f"the weights of {text} can't be fetched ({first_line(cause)}). Check the network, or "
             "give checkpoint=."
@@ -198,8 +206,9 @@ def preprocessing_of_weights(weights: Any) -> Preprocessing:
     )
 
 
-def _torchvision_with(models: Any, text: str, name: str, path: Path) -> Opened:
-    tensors, _, notes = read_checkpoint(path)
+def _torchvision_with(models: Any, text: str, name: str, file: Checkpoint) -> Opened:
+    weights = read_checkpoint(file.path, file.weights)
+    tensors = weights.tensors
     head = next((tensors[n] for n in ("heads.head.weight", "heads.weight") if n in tensors), None)
     options: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
     with torch.device("meta"):
@@ -209,5 +218,4 @@ def _torchvision_with(models: Any, text: str, name: str, path: Path) -> Opened:
     if size is not None:
         with torch.device("meta"):
             module = models.get_model(name, weights=None, image_size=size, **options)
-    unused = fit(module, tensors, source=str(path))
-    return Opened(module, f"{text} with {path}", None, notes, unused=unused)
+    return filled(Opened(module, f"{text} with {file.path}"), weights)

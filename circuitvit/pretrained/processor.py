@@ -1,45 +1,92 @@
-"""`preprocessor_config.json` of transformers as a `Preprocessing`."""
+"""Image processors of transformers, as their files tell of them, as a `Preprocessing`."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained.libraries import imported
 
 FILE = "preprocessor_config.json"
+NESTED = "processor_config.json"
+"""Where version 5 keeps the image processor of a processor of several things; it comes first."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
-_KEEP_PROPORTIONS = ("CLIP", "Bit", "ConvNext", "ChineseCLIP", "Levit")
+_READ = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale",
+    "rescale_factor", "rescale_offset", "do_normalize", "image_mean", "image_std",
+    "default_to_square",
+)  # fmt: skip
+_IDLE = {
+    "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "data_format",
+    "input_data_format", "return_tensors", "device", "disable_grouping", "do_convert_rgb",
+    "do_reduce_labels", "model_input_names", "num_channels", "transformers_version", "use_fast",
+    "backend", "name_or_path",
+}  # fmt: skip
+"""Keys that change no pixel of a picture in RGB."""
+_KEEP_PROPORTIONS = ("CLIP", "Bit", "ConvNext", "ChineseCLIP", "Levit", "PoolFormer")
 """Processors to which a bare number is the shortest side; to others it is both."""
+_WARPS_FROM = 384
+"""ConvNeXt's processor crops below this side, and squeezes whole pictures from it on."""
+_LEVIT = 256 / 224
 
 
-def processor_of(source: str) -> tuple[Preprocessing | None, str | None]:
-    """What the image processor in a folder, or in the hub's cache, does; None if there is none.
+@dataclass(frozen=True)
+class Processor:
+    """What was found beside a model.
 
-    One that can't be understood is none, beside the reason.
+    Attributes:
+        seen: what it does to pictures; None where there is none, or it can't be understood.
+        notes: what was left out.
+        guessed: the same as sentences, where a picture may come out otherwise.
     """
-    path = Path(source) / FILE if source else None
-    if path is None or not path.is_file():
-        path = _cached(source)
-    if path is None:
-        return None, None
+
+    seen: Preprocessing | None = None
+    notes: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
+
+
+def processor_of(source: str) -> Processor:
+    """What the image processor in a folder, or in the hub's cache, does; empty if there is none."""
+    path = None
     try:
-        return as_preprocessing(read_json(path, what="image processor")), None
+        for name in (NESTED, FILE):
+            path = _file(source, name)
+            if path is None:
+                continue
+            values = read_json(path, what="image processor")
+            if name == NESTED:
+                values = values.get("image_processor") if isinstance(values, Mapping) else None
+                if not isinstance(values, Mapping):
+                    continue
+            seen, unread = as_preprocessing(values), not_understood(values)
+            note = f"of the image processor {path}, these are left out: {', '.join(unread)}"
+            if not unread:
+                return Processor(seen)
+            return Processor(seen, (note,), (f"{note}, so pictures may be seen otherwise.",))
     except CircuitError as cause:
-        return None, f"the image processor {path} is left out: {cause}"
+        return Processor(None, (f"the image processor {path} is left out: {cause}",))
+    return Processor()
 
 
-def _cached(repository: str) -> Path | None:
+def _file(source: str, name: str) -> Path | None:
+    """A file in a folder, or of a repository in the hub's cache."""
+    path = Path(source) / name if source else None
+    return path if path is not None and path.is_file() else _cached(source, name)
+
+
+def _cached(repository: str, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     if repository.count("/") != 1:
         return None
     try:
-        found = try_to_load_from_cache(repository, FILE)
+        found = try_to_load_from_cache(repository, name)
     except HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None
@@ -49,7 +96,7 @@ def as_preprocessing(values: Any) -> Preprocessing:
     """The fields of an image processor in our words.
 
     Mean and deviation are of pixels in [0, 1] here; a processor that rescales otherwise, or not at
-    all, has those of other numbers.
+    all, has those of other numbers. Fields that are not given are as its class has them.
 
     Raises:
         CircuitError: a field is wrong, or means something that a `Preprocessing` can't say.
@@ -57,11 +104,8 @@ def as_preprocessing(values: Any) -> Preprocessing:
     problems = _problems(values)
     if problems:
         raise CircuitError("; ".join(problems) + ".")
-    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
-    size, crop = values.get("size"), values.get("crop_size")
-    share = 1.0
-    if values.get("do_center_crop") and values.get("do_resize", True) and _side(size):
-        share = min(1.0, (_side(crop) or _side(size)) / _side(size))
+    kind, values = _kind(values), _with_defaults(values)
+    share, squash = _cropping(values, kind)
     normalizes = values.get("do_normalize", True)
     mean, std = values.get("image_mean") or 0.5, values.get("image_std") or 0.5
     brightest = 255 * _factor(values)
@@ -69,9 +113,77 @@ def as_preprocessing(values: Any) -> Preprocessing:
         mean=_divided(mean if normalizes else 0.0, brightest),
         std=_divided(std if normalizes else 1.0, brightest),
         interpolation=RESAMPLE[values.get("resample", 2)],  # pyright: ignore[reportArgumentType]
-        resize="squash" if _squashes(size, kind) else "shortest",
+        resize="squash" if squash else "shortest",
         crop=share,
     )
+
+
+def not_understood(values: Mapping[str, Any]) -> list[str]:
+    """Fields with values that may change pictures in a way that a `Preprocessing` can't say."""
+    pads = values.get("do_pad")
+    found = [
+        f"{name}={value!r}"
+        for name, value in values.items()
+        if name not in _READ and name not in _IDLE and not name.startswith("_")
+        if value not in (None, False, {}, [], "") and (pads or not name.startswith("pad_"))
+    ]
+    if values.get("crop_pct") is not None and not _takes_share(_kind(values)):
+        found.append(f"crop_pct={values['crop_pct']!r}, which a {_kind(values)} doesn't read")
+    for name in ("size", "crop_size"):
+        sides = values.get(name)
+        if isinstance(sides, Mapping) and not _is_square(sides):
+            found.append(f"{name}={dict(sides)!r}, which is not a square")
+    return found
+
+
+def _is_square(sides: Mapping[str, Any]) -> bool:
+    given = {name: side for name, side in sides.items() if side is not None}
+    return set(given) == {"shortest_edge"} or (
+        set(given) == {"height", "width"} and given["height"] == given["width"]
+    )
+
+
+def _kind(values: Mapping[str, Any]) -> str:
+    """The name of its class, as version 5 has it."""
+    kind = values.get("image_processor_type") or values.get("feature_extractor_type") or ""
+    name = str(kind).removesuffix("Fast").removesuffix("Pil")
+    return name.replace("FeatureExtractor", "ImageProcessor")
+
+
+def _class_of(kind: str) -> Any:
+    return getattr(imported("transformers"), kind, None) if kind else None
+
+
+def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    cls = _class_of(_kind(values))
+    defaults = {name: getattr(cls, name, None) for name in _READ}
+    known = {name: value for name, value in defaults.items() if value is not None}
+    if any(name in values for name in ("size", "crop_pct")):
+        known.pop("default_to_square", None)  # as `_squashes` knows it
+    return {**known, **values}
+
+
+def _takes_share(kind: str) -> bool:
+    """Whether a class reads `crop_pct`; one that is not known is believed to."""
+    cls = _class_of(kind)
+    return cls is None or hasattr(cls, "crop_pct")
+
+
+def _cropping(values: Mapping[str, Any], kind: str) -> tuple[float, bool]:
+    """The share of the resized side that is kept, and whether pictures are squeezed."""
+    size, crop = values.get("size"), values.get("crop_size")
+    side, middle = _side(size), _side(crop)
+    squash = _squashes(values, kind)
+    if not values.get("do_resize", True) or not side:
+        return 1.0, squash
+    crops, share = values.get("do_center_crop"), values.get("crop_pct")
+    if share is not None and _takes_share(kind):
+        if not crops:  # ConvNeXt's
+            return (1.0, True) if side >= _WARPS_FROM else (min(1.0, float(share)), False)
+        return min(1.0, (middle or side) * float(share) / side), False
+    if kind.startswith("Levit") and not squash:
+        side *= _LEVIT
+    return min(1.0, (middle or side) / side) if crops else 1.0, squash
 
 
 def _problems(values: Any) -> list[str]:
@@ -94,11 +206,18 @@ def _problems(values: Any) -> list[str]:
         for name in ("size", "crop_size")
         if not all(_is_number(side) and side >= 1 for side in _each(values.get(name)))
     ]
+    return found + _factor_problems(values)
+
+
+def _factor_problems(values: Mapping[str, Any]) -> list[str]:
     factor, resample = values.get("rescale_factor", 1 / 255), values.get("resample", 2)
+    share, found = values.get("crop_pct"), []
     if not _is_number(factor) or factor <= 0:
         found.append(f"rescale_factor is {factor!r}, expected a number > 0")
     if not isinstance(resample, int) or resample not in RESAMPLE:
         found.append(f"resample is {resample!r}, expected one of {RESAMPLE}")
+    if share is not None and (not _is_number(share) or share <= 0):
+        found.append(f"crop_pct is {share!r}, expected a share > 0")
     if values.get("rescale_offset") is True:
         found.append("rescale_offset shifts pixels below 0")
     return found
@@ -127,9 +246,12 @@ def _divided(value: Any, brightest: float) -> tuple[float, ...]:
     return tuple(number / scale for number in _each(value))
 
 
-def _squashes(size: Any, kind: str) -> bool:
+def _squashes(values: Mapping[str, Any], kind: str) -> bool:
+    size = values.get("size")
     if isinstance(size, Mapping):
         return "shortest_edge" not in size
+    if isinstance(values.get("default_to_square"), bool):
+        return values["default_to_square"]
     return not kind.startswith(_KEEP_PROPORTIONS)
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.plain_weights import layers_in_the_way
 from circuitvit.pretrained import huggingface, timm, torchvision
 
 LIBRARIES = (timm, huggingface, torchvision)
@@ -31,9 +32,32 @@ def library_of(module: nn.Module) -> Any:
         reason = {"timm": timm, "torchvision": torchvision}[home].REASONS.get(type(module).__name__)
     if home == "transformers":
         reason = huggingface.reason_against(module)
+    inside = _model_in(module)
+    if inside is not None:
+        reason = f"it holds {inside}, and what it does around that would be lost"
     raise CircuitError(
         f"can't make a ViT of {name_of(module)}" + (f": {reason}." if reason else f". {READABLE}")
     )
+
+
+def _model_in(module: nn.Module) -> str | None:
+    """Which model that can be read a wrapper holds, and how to give it."""
+    libraries = cast("tuple[ModuleType, ...]", LIBRARIES)
+    for path, inner in module.named_modules():
+        if any(library.knows(inner) for library in libraries):
+            return f"a {type(inner).__name__} (give it alone: module.{path})"
+    return None
+
+
+def check_layers(module: nn.Module) -> None:
+    """Refuse a module with layers that compute otherwise than by their weights.
+
+    Raises:
+        CircuitError: it has such (LoRA, quantised), which are named with what to do first.
+    """
+    problem = layers_in_the_way(module)
+    if problem is not None:
+        raise CircuitError(f"can't make a ViT of this {type(module).__name__}: {problem}")
 
 
 def name_of(source: object) -> str:

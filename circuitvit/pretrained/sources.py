@@ -1,13 +1,27 @@
 """What `load_vit` was given, as a module: of another library, or a `ViT` of ours."""
 
-import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.plain_weights import WRAPPERS, plain_copy
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained.recognition import check_layers
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights, and which of them.
+
+    Attributes:
+        path: the file.
+        weights: "ema" or "model" where it has both; None for timm's choice.
+    """
+
+    path: Path
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,15 +46,18 @@ class Opened:
 
 
 def opened(
-    source: nn.Module | str | Path, *, checkpoint: str | Path | None, heads: int | None
+    source: nn.Module | str | Path,
+    *,
+    checkpoint: str | Path | None,
+    heads: int | None,
+    weights: str | None = None,
 ) -> Opened:
-    """Find a model by what was given.
+    """Find a model by what was given; the module is not the caller's.
 
     Raises:
         CircuitError: there is none, or it can't be read.
     """
     from circuitvit.pretrained.bare import from_checkpoint
-    from circuitvit.pretrained.checkpoints import fitted
     from circuitvit.pretrained.folders import from_folder
     from circuitvit.pretrained.names import LIBRARIES, from_name
 
@@ -56,19 +73,32 @@ def opened(
             "heads= is for a bare checkpoint file, which doesn't tell them; this source does. "
             "Leave it out."
         )
+    file = None if checkpoint is None else Checkpoint(Path(checkpoint).expanduser(), weights)
     if isinstance(source, nn.Module):
-        found = Opened(unwrapped(source))
-        if checkpoint is not None:
-            found = fitted(Opened(copy.deepcopy(found.model)), checkpoint)
+        found = _of_module(source, file)
     elif ":" in text and text.partition(":")[0] in LIBRARIES:
-        found = from_name(text, checkpoint)
+        refuse_choice(weights if file is None else None, text)
+        found = from_name(text, file)
     elif path.is_dir():
-        found = from_folder(path, checkpoint)
+        found = from_folder(path, file, weights=weights)
     elif checkpoint is None and path.is_file():
-        found = from_checkpoint(path, heads)
+        found = from_checkpoint(Checkpoint(path, weights), heads)
     else:
         raise CircuitError(_nothing_there(text, path, checkpoint))
     return found
+
+
+def refuse_choice(weights: str | None, source: object) -> None:
+    """Refuse a choice between the weights of a checkpoint where there is no checkpoint.
+
+    Raises:
+        CircuitError: a choice was asked for.
+    """
+    if weights is not None:
+        raise CircuitError(
+            f"weights is {weights!r}, which chooses in a checkpoint file; {source} has one set of "
+            "weights. Leave it out."
+        )
 
 
 def _nothing_there(text: str, path: Path, checkpoint: str | Path | None) -> str:
@@ -84,14 +114,30 @@ def _nothing_there(text: str, path: Path, checkpoint: str | Path | None) -> str:
     )
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The model inside torch.compile's, DataParallel's and transformers' wrapper for timm."""
-    names = {
-        "OptimizedModule": "_orig_mod",
-        "DataParallel": "module",
-        "DistributedDataParallel": "module",
-        "TimmWrapperForImageClassification": "timm_model",
-    }
-    while (name := names.get(type(module).__name__)) is not None:
-        module = getattr(module, name)
-    return module
+def _of_module(module: nn.Module, checkpoint: Checkpoint | None) -> Opened:
+    """A copy of a module that was given, with a file's weights if need be."""
+    from circuitvit.pretrained.fitting import fitted
+
+    check_layers(module)
+    found = unwrapped(module)
+    copied, folded = plain_copy(found.model)
+    found = replace(found, model=copied, folded=(*found.folded, *folded))
+    return found if checkpoint is None else fitted(found, checkpoint)
+
+
+def unwrapped(module: nn.Module, name: str = "") -> Opened:
+    """The model inside torch.compile's, DataParallel's and other wrappers.
+
+    What transformers' wrapper for timm says of images and classes is kept.
+    """
+    from circuitvit.pretrained.timm_wrapper import said_by
+
+    found = Opened(module, name)
+    while (place := WRAPPERS.get(type(module).__name__)) is not None:
+        if place == "timm_model":
+            said = said_by(module)
+            found = replace(
+                found, preprocessing=said.preprocessing, folded=said.folded, guessed=said.guessed
+            )
+        module = getattr(module, place)
+    return replace(found, model=module)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from circuitvit.config import Pooling
 from circuitvit.preprocessing import Preprocessing
@@ -162,7 +162,8 @@ def read(source: Any) -> Reading:
     blocks = list(source.blocks)
     after = not isinstance(source.fc_norm, nn.Identity)
     pooling = _pooling(source)
-    folded = []
+    folded = odd_fields(config_of(source))
+    guessed = (f"{'; '.join(folded)}. {LOOK}",) if folded else ()
     if hasattr(source, "dist_token"):
         folded.append("the distillation token is the first register")
     if after and pooling not in ("mean", "mean_all"):
@@ -178,6 +179,7 @@ def read(source: Any) -> Reading:
         parts=parts,
         logits=source,
         folded=tuple(folded),
+        guessed=guessed,
         unused=unused,
     )
 
@@ -192,27 +194,61 @@ def _pooling(source: Any) -> Pooling:
 
 def preprocessing_of(source: Any) -> Preprocessing | None:
     """What `module.pretrained_cfg` says; None for a module that has none."""
-    known = getattr(source, "pretrained_cfg", None)
-    if not isinstance(known, Mapping) or not known.get("mean") or not known.get("std"):
+    return preprocessing_from(config_of(source))
+
+
+def config_of(source: Any) -> Mapping[str, Any]:
+    """`pretrained_cfg`, or `default_cfg` of older models; empty for a module that has neither."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        known: Any = getattr(source, name, None)
+        known = known.to_dict() if hasattr(known, "to_dict") else known
+        if isinstance(known, Mapping) and known:
+            return known
+    return {}
+
+
+def preprocessing_from(known: Mapping[str, Any]) -> Preprocessing | None:
+    """What timm does to the images of such a `pretrained_cfg`; None if it is empty.
+
+    Where it is silent, timm's own defaults count, as in `timm.data.resolve_data_config`.
+    """
+    if not known:
         return None
-    classes = _classes(source)
-    interpolation = str(known.get("interpolation"))
+    interpolation = str(known.get("interpolation") or "bicubic")
     names = known.get("label_names") or ()
     return Preprocessing(
-        mean=tuple(known["mean"]),
-        std=tuple(known["std"]),
+        mean=_numbers(known.get("mean"), _MEAN),
+        std=_numbers(known.get("std"), _STD),
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",  # pyright: ignore[reportArgumentType]
         resize="squash" if known.get("crop_mode") == "squash" else "shortest",
-        crop=min(1.0, float(known.get("crop_pct") or 1.0)),
-        class_names=distinct(names) if len(names) == classes else None,
+        crop=min(1.0, float(known.get("crop_pct") or _CROP)),
+        class_names=distinct(names) if names else None,
     )
 
 
+def odd_fields(known: Mapping[str, Any]) -> list[str]:
+    """What a `pretrained_cfg` says of images that a `Preprocessing` can't say."""
+    crop, mode = known.get("crop_pct") or _CROP, known.get("crop_mode") or "center"
+    interpolation = known.get("interpolation") or "bicubic"
+    found = {
+        f"interpolation {interpolation!r} of its pretrained_cfg is not known, bicubic is taken": (
+            interpolation not in _INTERPOLATIONS
+        ),
+        f"crop_mode {mode!r} of its pretrained_cfg is not known, 'center' is taken": (
+            mode not in ("center", "squash")
+        ),
+        f"crop_pct {crop} of its pretrained_cfg pads pictures, 1.0 is taken": float(crop) > 1,
+    }
+    return [text for text, is_so in found.items() if is_so]
+
+
+def _numbers(values: Any, default: tuple[float, ...]) -> tuple[float, ...]:
+    if values is None or (isinstance(values, list | tuple) and not values):
+        return default
+    return tuple(values) if isinstance(values, list | tuple) else (float(values),)
+
+
+LOOK = "Give preprocessing=cv.Preprocessing(...) to load_vit if that is not meant."
 _INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
-
-
-def _classes(source: nn.Module) -> int:
-    linear: Tensor = next(
-        tensor for name, tensor in source.state_dict().items() if name.startswith("head.")
-    )
-    return len(linear)
+_MEAN, _STD, _CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875
+"""Of timm's `resolve_data_config`."""

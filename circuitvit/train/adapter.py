@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -25,6 +25,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.records import another_kind
+from circuitvit.tensor_files import read_tensors
 from circuitvit.vit import ViT
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -263,9 +264,8 @@ class Adapter:
         """
         source = _file(path)
         try:
-            with safe_open(source, "pt") as file:
-                record = json.loads((file.metadata() or {})[_KEY])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights, metadata = read_tensors(source)
+            record = json.loads(metadata[_KEY])
             schema, seen = record["schema"], record["preprocessing"]
             if schema == SCHEMA:
                 return cls(

@@ -10,13 +10,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
+from circuitvit.plain_weights import to_own_memory
+from circuitvit.tensor_files import read_tensors
 from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"
@@ -88,7 +90,7 @@ class Checkpoint:
             CircuitError: it can't be written, as on a full disk. The one before is left.
         """
         record = {"schema": 1, "run": dict(self.run), "history": list(self.history)}
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
+        tensors = to_own_memory(dict(self.tensors))
         size = sum(tensor.nbytes for tensor in tensors.values())
         for half in path.parent.glob(f".{path.name}.*"):  # a kill amid writing left it
             half.unlink(missing_ok=True)
@@ -112,9 +114,8 @@ class Checkpoint:
             CircuitError: the file is cut short, or something else.
         """
         try:
-            with safe_open(path, "pt") as file:
-                record = json.loads((file.metadata() or {})[_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = read_tensors(path)
+            record = json.loads(metadata[_KEY])
             return cls(record["run"], tuple(record["history"]), tensors)
         except (OSError, SafetensorError, KeyError, ValueError) as cause:
             raise CircuitError(

@@ -1,0 +1,134 @@
+"""Files of tensors: safetensors are read here alone, and what else a file may be is told.
+
+Written files are not made here: each kind of result writes its own.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+Form = Literal["safetensors", "torch", "other", "unknown"]
+
+_ARCHIVE = "{} archive: unpack it first, and give the file inside"
+_FIRST_BYTES = {
+    b"version https://git-lfs": (
+        "a git-lfs pointer, not the file it stands for: run 'git lfs pull' in its folder, or "
+        "download the file again"
+    ),
+    b"\x1f\x8b": _ARCHIVE.format("a gzip"),
+    b"BZh": _ARCHIVE.format("a bzip2"),
+    b"\xfd7zXZ\x00": _ARCHIVE.format("an xz"),
+    b"7z\xbc\xaf\x27\x1c": _ARCHIVE.format("a 7z"),
+    b"Rar!": _ARCHIVE.format("a rar"),
+    b"\x28\xb5\x2f\xfd": _ARCHIVE.format("a zstd"),
+    b"\x89HDF": "an HDF5 file, as Keras writes them: only weights of PyTorch are read",
+    b"\x93NUMPY": "a NumPy array, not a state dict",
+    b"GGUF": "a GGUF file: only weights of PyTorch are read",
+    b"PAR1": "a parquet file, not weights",
+}
+_HTML = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
+_SHORT_TEXT = 4096
+"""A file of text that is no longer may be an answer that a download got in place of its file."""
+
+
+def read_tensors(
+    path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata.
+
+    Each tensor gets memory of its own. Those that `safe_open` gives are views of the mapped file:
+    they change with it, and they lie at odd addresses, where products of matrices may round
+    otherwise. They are made outside of inference mode, so that they can be trained.
+
+    Raises:
+        OSError: the file is missing or can't be read.
+        SafetensorError: it is cut short or of another kind, which the error names.
+    """
+    try:
+        with (
+            torch.inference_mode(mode=False),
+            safe_open(path, framework="pt", device=str(device)) as file,
+        ):
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as cause:
+        form, what = recognized(path)
+        if form == "other":
+            raise SafetensorError(f"it is {what}") from cause
+        if form == "torch":
+            raise SafetensorError("it is in PyTorch's own format, not safetensors") from cause
+        raise
+
+
+def recognized(path: str | os.PathLike[str]) -> tuple[Form, str]:
+    """What a file is by its first bytes; and in words, if it is `other` than weights.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    source = Path(path)
+    size = source.stat().st_size
+    with source.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "other", "empty: the download or the save was cut off; get it again"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
+        return "safetensors", ""
+    if start.startswith(b"PK\x03\x04"):
+        return _zipped(source)
+    if start.startswith(b"\x80"):
+        return "torch", ""
+    told = next((text for mark, text in _FIRST_BYTES.items() if start.startswith(mark)), None)
+    if told is None and start[257:262] == b"ustar":
+        told = _ARCHIVE.format("a tar")
+    told = told or _text(start, size)
+    return ("unknown", "") if told is None else ("other", told)
+
+
+def _zipped(path: Path) -> tuple[Form, str]:
+    """What a zip archive holds; PyTorch's own files are zip archives too."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return "other", "cut short: the end of the file is missing; get it again"
+    last = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in last or any("/code/" in name for name in names):
+        return "other", (
+            "a TorchScript model, which holds code. Save the state_dict of the module that it was "
+            "made of"
+        )
+    if last & {"archive_format", "serialized_exported_program.json"}:
+        return "other", (
+            "a program that torch.export wrote. Save the state_dict of the module that it was made "
+            "of"
+        )
+    if "data.pkl" in last:
+        return "torch", ""
+    if names and all(name.endswith(".npy") for name in names):
+        return "other", "an .npz file of NumPy arrays: only weights of PyTorch are read"
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return "other", f"{_ARCHIVE.format('a zip')} ({shown})"
+
+
+def _text(start: bytes, size: int) -> str | None:
+    """What a file of text is; None for other bytes."""
+    begin = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if begin.lower().startswith(_HTML):
+        return (
+            "an HTML page, not weights: the download got a web page, such as one that asks to log "
+            "in. Download the file itself again"
+        )
+    if begin.startswith((b"{", b"[")):
+        index = "weight_map" in begin.decode(errors="replace") or b'"total_size"' in begin
+        return "the index of a model in several files: give its folder" if index else "a JSON file"
+    line = begin.decode("ascii", errors="ignore").splitlines()[:1]
+    plain = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
+    if plain and size <= _SHORT_TEXT and line and " " in line[0].strip():
+        return f"a text that begins {line[0][:60]!r}, not weights. Download the file again"
+    return None
