@@ -5,7 +5,6 @@ Names of classes are compared as `class_name` has them.
 
 import difflib
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -209,28 +208,30 @@ def matched(labelled: Labelled, wanted: tuple[str, ...]) -> Labelled:
 
 def _places_of(names: Sequence[str], wanted: tuple[str, ...]) -> list[list[int]]:
     """The places among a model's names that each name may mean."""
-    exact = _by_form(wanted, str)
-    human = wanted
-    if any(map(is_wnid, wanted)) and not all(name in exact for name in names):
-        human = tuple((is_wnid(name) and described(name)) or name for name in wanted)
-    loose, first = _by_form(human, _plain), _by_form(human, _first_synonym)
-    known = list[list[int]]()
-    for name in names:
-        called = name
-        if name not in exact and is_wnid(name):
-            place = _at_its_place(name, wanted)
-            if place is not None:
-                known.append([place])
-                continue
-            called = described(name) or name
+    exact, looked_up = _by_form(wanted, str), wanted
+    if not all(name in exact for name in names):
+        looked_up = tuple((is_wnid(name) and described(name)) or name for name in wanted)
+    loose, first = _by_form(looked_up, _plain), _by_form(looked_up, _first_synonym)
+    synonyms: dict[str, list[int]] = {}  # of what we have looked up, any will do
+    for place, text in enumerate(looked_up):
+        for synonym in text.split(",") if text != wanted[place] else ():
+            synonyms.setdefault(_plain(synonym), []).append(place)
+
+    def meant(name: str) -> list[int]:
+        if name in exact:
+            return exact[name]
+        called = described(name) if is_wnid(name) else name
+        place = _at_its_place(name, wanted) if is_wnid(name) else None
+        if place is not None or called is None:
+            return [] if place is None else [place]
         # All synonyms together say more than the first, but that alone may be another's too.
-        same = exact.get(called) or ("," in called and loose.get(_plain(called)))
-        same = same or first.get(_first_synonym(called))
-        if not same and called != name:  # of what we have looked up, any synonym will do
-            others = {p for text in called.split(",") for p in first.get(_plain(text), [])}
-            same = sorted(others)
-        known.append(same or [])
-    return known
+        whole = exact.get(called) or ("," in called and loose.get(_plain(called)))
+        same = whole or first.get(_first_synonym(called)) or synonyms.get(_plain(called))
+        if same or called == name:
+            return same or []
+        return sorted({p for text in called.split(",") for p in first.get(_plain(text), [])})
+
+    return [meant(name) for name in names]
 
 
 def _at_its_place(wnid: str, wanted: tuple[str, ...]) -> int | None:
@@ -241,9 +242,9 @@ def _at_its_place(wnid: str, wanted: tuple[str, ...]) -> int | None:
     place, text = place_in_imagenet(wnid), described(wnid)
     if len(wanted) != 1000 or place is None or text is None:
         return None
-    # Names that two classes have are told apart by numbers: `crane (517)`, torchvision's `crane2`.
-    bare = re.sub(r"\s*\(?\d+\)?$", "", wanted[place])
-    return place if _first_synonym(bare) == _first_synonym(text) else None
+    # What two classes are called is told apart behind the name: `crane (517)`, `crane bird`.
+    agrees = f"{_first_synonym(wanted[place])} ".startswith(f"{_first_synonym(text)} ")
+    return place if agrees else None
 
 
 def _problems(

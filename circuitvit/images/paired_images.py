@@ -105,7 +105,7 @@ class PairedImages:
             )
         except AssertionError as cause:  # torch was built without this kind of device
             raise CircuitError(
-                f"pairs can't be taken to {device}: {reason_of(cause)}. Take a device that is there."
+                f"pairs can't be taken to {device}: {reason_of(cause)}. Name another."
             ) from cause
         if self.recipe is None:
             return moved

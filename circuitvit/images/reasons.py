@@ -6,10 +6,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import jaxtyping
+
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _IN_MEMORY = re.compile(r"<([^<>\s]+)[^<>]* at 0x[0-9a-fA-F]+>")
-_OWN = (f"{Path(__file__).parents[1]}{os.sep}", "<")
-"""Files of this package, and code that has none, such as what `dataclass` and beartype write."""
+_OWN = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(jaxtyping.__file__).parent}{os.sep}", "<")
+"""Files of this package and of what wraps its functions; and code that has no file, such as what
+`dataclass` and beartype write."""
 
 _UNSAFE = ("trust_remote_code", "weights_only", "allow_pickle")
 
