@@ -158,28 +158,6 @@ def test_sixteen_bit_images_are_left_out_rather_than_clipped_unless_their_range_
     assert torch.allclose(dogs, theirs, atol=1e-6)  # the others are as they are without a range
 
 
-def test_images_of_floats_are_scaled_from_their_range_and_refused_beyond_it(tmp_path):
-    folder = write_folder(tmp_path / "pets")
-    for name, value in (("a", -1.0), ("b", 3.0), ("c", 99.0), ("d", np.nan)):
-        pixels = np.full((8, 8), value, dtype=np.float32)
-        Image.fromarray(pixels).save(folder / "cat" / f"{name}.tiff")
-    Image.fromarray(np.full((8, 8), 2, dtype=np.int32)).save(folder / "cat" / "e.tiff")
-    with pytest.warns(UserWarning, match="2 of 25 images can't be read"):
-        splits = load_splits(str(folder), pixel_range=(-1, 3))
-    said = " ".join(splits.skipped)
-    assert re.search(
-        r"c\.tiff\): its pixels \(mode F\) go from 99 to 99, beyond pixel_range \(-1, 3\)", said
-    )
-    assert re.search(r"d\.tiff\): it holds pixels \(mode F\) that are NaN", said)
-    images = torch.cat([part.images for part in each(splits).values()])
-    flat = {round(float(i[0, 0, 0]), 4) for i in images if float(i.std()) == 0}
-    assert flat == {-1.0, 0.5, 1.0}
-    with pytest.raises(
-        CircuitError, match=r"pixel_range is \(3, 3\), expected the values of black"
-    ):
-        load_splits(str(folder), pixel_range=(3, 3))
-
-
 def test_broken_images_are_left_out_with_one_warning_or_refused_if_strict(tmp_path):
     folder = write_folder(tmp_path / "pets")
     whole = load_splits(str(folder))

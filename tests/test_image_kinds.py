@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from test_image_files import each, own_cache, picture, write_folder, write_parquet  # noqa: F401
 
@@ -102,6 +103,31 @@ def test_pictures_beside_parquet_files_are_told(tmp_path):
     picture(1).save(tmp_path / "x" / "0.png")
     with pytest.warns(UserWarning, match=r"1 parquet files and 1 picture files \(0\.png"):
         assert all_of(load_splits(tmp_path / "x")) == 20
+
+
+# More than 8 bits (case 21); 16 are in test_image_files
+
+
+def test_images_of_floats_are_scaled_from_their_range_and_refused_beyond_it(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    for name, value in (("a", -1.0), ("b", 3.0), ("c", 99.0), ("d", np.nan)):
+        pixels = np.full((8, 8), value, dtype=np.float32)
+        Image.fromarray(pixels).save(folder / "cat" / f"{name}.tiff")
+    Image.fromarray(np.full((8, 8), 2, dtype=np.int32)).save(folder / "cat" / "e.tiff")
+    with pytest.warns(UserWarning, match="2 of 25 images can't be read"):
+        splits = load_splits(str(folder), pixel_range=(-1, 3))
+    said = " ".join(splits.skipped)
+    assert re.search(
+        r"c\.tiff\): its pixels \(mode F\) go from 99 to 99, beyond pixel_range \(-1, 3\)", said
+    )
+    assert re.search(r"d\.tiff\): it holds pixels \(mode F\) that are NaN", said)
+    images = torch.cat([part.images for part in each(splits).values()])
+    flat = {round(float(i[0, 0, 0]), 4) for i in images if float(i.std()) == 0}
+    assert flat == {-1.0, 0.5, 1.0}
+    with pytest.raises(
+        CircuitError, match=r"pixel_range is \(3, 3\), expected the values of black"
+    ):
+        load_splits(str(folder), pixel_range=(3, 3))
 
 
 # Paths

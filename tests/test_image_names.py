@@ -72,6 +72,20 @@ def test_a_model_that_knows_its_names_decides_the_order(numbered):
     assert load_splits(numbered, model=vit_of(NUMBERS)).train.class_names == NUMBERS
 
 
+def test_the_order_and_the_range_are_options_of_the_commands(numbered):
+    import typer
+
+    from circuitvit.cli import app
+    from circuitvit.cli.options import ClassOrder, Images
+
+    given = Images(data=str(numbered), class_order=ClassOrder.natural, pixel_range=(0.0, 9.0))
+    assert given.splits().train.class_names == NUMBERS
+    commands = typer.main.get_command(app).commands
+    for command in ("train", "discover", "evaluate"):
+        options = {option for one in commands[command].params for option in one.opts}
+        assert {"--class-order", "--pixel-range"} <= options
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

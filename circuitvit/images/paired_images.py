@@ -30,6 +30,9 @@ FORMAT = "circuitvit.pairs"
 SCHEMA = 1
 TENSORS = ("clean", "corrupt", "labels", "corrupt_labels")
 
+_parse_to = torch._C._nn._parse_to  # pyright: ignore[reportAttributeAccessIssue]
+"""What `nn.Module.to` reads its arguments with."""
+
 Own = TypeVar("Own", bound="PairedImages")
 
 
@@ -209,8 +212,7 @@ def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, torch.d
     try:
         if any(isinstance(value, float | complex) for value in args):
             raise TypeError("torch takes a number for a tensor")
-        # What `nn.Module.to` reads its own arguments with.
-        found = torch._C._nn._parse_to(*args, **known) if args or known else (None, None, False)
+        found = _parse_to(*args, **known) if args or known else (None, None, False)
     except (TypeError, RuntimeError) as cause:
         given = ", ".join([*map(repr, args), *(f"{n}={v!r}" for n, v in known.items())])
         raise CircuitError(

@@ -80,7 +80,9 @@ def places_by_category(
     labels = images.labels.cpu().numpy()
     classes: dict[str, list[int]] = {}
     categories = _plain_categories(categories)
-    clean, corrupt = (None if name is None else class_name(name) for name in (clean, corrupt))
+    clean, corrupt = (
+        class_name(kind) if isinstance(kind, str | int) else kind for kind in (clean, corrupt)
+    )
     _check_categories(images, categories, clean, corrupt)
     for label in np.unique(labels):
         classes.setdefault(categories[images.class_names[label]], []).append(int(label))

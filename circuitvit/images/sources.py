@@ -171,13 +171,14 @@ def _from_parquet(
     if not any(_is_odd(path) for paths in files.values() for path in paths):
         return _load("parquet", source, files, draw)
     import datasets
+    from datasets.table import InMemoryTable
     from pyarrow import ArrowException, parquet
 
     with _reading(source):
         try:
             found = {
                 split: datasets.concatenate_datasets([
-                    datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(path)))
+                    datasets.Dataset(InMemoryTable(parquet.read_table(path)))
                     for path in paths
                 ])
                 for split, paths in files.items()

@@ -136,7 +136,7 @@ def dataset_table(splits: Mapping[str, "Dataset"]) -> Table:
             "the same columns."
         )
     named = {split: rows for split, rows in splits.items() if label in rows.features}
-    values = {split: [None] * len(rows) for split, rows in splits.items()}
+    values: dict[str, list[Any]] = {name: [None] * len(rows) for name, rows in splits.items()}
     values |= {split: rows.select_columns([label])[:][label] for split, rows in named.items()}
     names = {split: getattr(rows.features[label], "names", None) for split, rows in named.items()}
     first = next(iter(names.values()))
@@ -153,7 +153,7 @@ def _called(value: Any, names: Sequence[str] | None) -> str | None:
     """The name of a label, which is an index where there are names; None for none."""
     if value is None or (not isinstance(value, str) and value < 0):
         return None
-    return names[value] if names is not None and not isinstance(value, str) else str(value)
+    return str(value if names is None or isinstance(value, str) else names[value])
 
 
 def _reader(split: "Dataset", column: str) -> Read:
