@@ -1,6 +1,7 @@
 """How pictures become what a model looks at; travels with the model. Knows no torch."""
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -10,6 +11,15 @@ from circuitvit.errors import CircuitError
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 Resize = Literal["shortest", "squash"]
+
+
+def class_name(name: Any) -> str:
+    """A class's name as it is kept and compared: accents are composed with their letters (NFC).
+
+    macOS stores `é` as two characters, other systems as one. Every name of a class goes through
+    here, so that `==` finds what people see as the same.
+    """
+    return unicodedata.normalize("NFC", str(name))
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -27,7 +37,8 @@ class Preprocessing:
         interpolation: of the resizing.
         resize: `shortest` keeps the proportions, `squash` makes a square of the whole picture.
         crop: share of the resized picture's side that is kept, in (0, 1].
-        class_names: of the model's logits, in their order; None where they are not known.
+        class_names: of the model's logits, in their order, kept as `class_name` has them; None
+            where they are not known.
 
     Raises:
         CircuitError: a value is wrong; every problem is named.
@@ -59,7 +70,7 @@ class Preprocessing:
                 self.class_names, str | bytes | Mapping
             )
             if listed:
-                object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+                object.__setattr__(self, "class_names", tuple(map(class_name, self.class_names)))
                 problems += _name_problems(self.class_names)
             else:
                 problems.append(f"class_names is {self.class_names!r}, expected a list of names")

@@ -171,7 +171,7 @@ def bad_calls():
     wrong = cv.Pairs(clean=pairs.clean, corrupt=pairs.corrupt, labels=torch.tensor([0, 4, 1]))
     alone = cv.Pairs(clean=pairs.clean)
     small = cv.Pairs(
-        clean=torch.zeros(2, 1, 8, 8).double(), corrupt=torch.zeros(2, 1, 8, 8).double()
+        clean=torch.zeros(2, 1, 8, 8).double(), corrupt=torch.ones(2, 1, 8, 8).double()
     )
     single = cv.Pairs(clean=pairs.clean.float(), corrupt=pairs.corrupt.float())
     return {

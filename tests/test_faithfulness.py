@@ -34,7 +34,8 @@ def test_faithfulness_is_one_for_the_full_and_zero_for_the_empty_circuit():
 def test_faithfulness_without_a_difference_is_refused():
     vit = random_vit(shape())
     images = random_images(vit, 3)
-    same = cv.Pairs(clean=images, corrupt=images)
+    with pytest.warns(UserWarning, match="corrupt images equal their clean ones"):
+        same = cv.Pairs(clean=images, corrupt=images)
     circuit = cv.Circuit(vit.config, ["embed->logits"])
     with pytest.raises(cv.CircuitError, match="faithfulness is undefined"):
         faithfulness(vit, circuit, same)

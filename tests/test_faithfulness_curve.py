@@ -301,7 +301,8 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call, tmp_path):
     def curve(given=scores, judged=pairs, **options):
         return faithfulness_curve(vit, given, judged, **{"bootstrap": 5, **options})
 
-    clean = cv.Pairs(clean=pairs.clean, corrupt=pairs.clean)
+    with pytest.warns(UserWarning, match="corrupt images equal their clean ones"):
+        clean = cv.Pairs(clean=pairs.clean, corrupt=pairs.clean)
     calls = (
         (lambda: faithfulness_curve(scores, vit, pairs), "expected a circuitvit.ViT"),
         (lambda: curve(judged=pairs.clean), "expected circuitvit.Pairs"),

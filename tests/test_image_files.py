@@ -138,14 +138,24 @@ def test_images_that_are_not_square_need_a_size(tmp_path):
     assert load_splits(folder, image_size=8).test.images.shape[2:] == (8, 8)
 
 
-def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path):
+def test_sixteen_bit_images_are_left_out_rather_than_clipped_unless_their_range_is_said(tmp_path):
     folder = write_folder(tmp_path / "pets")
     for file in (folder / "cat").iterdir():
         Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(file)
     with pytest.raises(
-        CircuitError, match=r"^train image \d+ \(.*cat/\d\.png\) has the pixel mode I.*8 bits"
+        CircuitError, match=r"^10 of 20 images can't.*cat/\d\.png\): its pixels \(mode"
     ):
-        load_splits(str(folder))
+        load_splits(str(folder), strict=True)
+    with pytest.warns(
+        UserWarning, match=r"I;16\) go from 40000 .*pixel_range=.*No image is left of .* 'cat'"
+    ):
+        assert set(load_splits(str(folder)).train.labels.tolist()) == {1}
+    splits = load_splits(str(folder), pixel_range=(0, 65535))
+    grey = splits.train.images[splits.train.labels == 0]
+    assert torch.allclose(grey, torch.full_like(grey, 40_000 / 65_535 * 2 - 1), atol=1e-6)
+    plain = load_splits(str(write_folder(tmp_path / "same"))).train
+    dogs, theirs = (part.images[part.labels == 1] for part in (plain, splits.train))
+    assert torch.allclose(dogs, theirs, atol=1e-6)  # the others are as they are without a range
 
 
 def test_broken_images_are_left_out_with_one_warning_or_refused_if_strict(tmp_path):
@@ -198,14 +208,19 @@ def test_class_folders_without_images_are_told(tmp_path):
     (folder / "eel").mkdir()
     (folder / "fox").mkdir()
     (folder / "fox" / "notes.txt").write_text("nothing")
-    with pytest.warns(UserWarning, match=r"no images, so they are left out: pets/eel, pets/fox"):
+    with pytest.warns(
+        UserWarning,
+        match=r"no images, so they are left out: pets/eel, pets/fox.*no pictures.*notes",
+    ):
         assert load_splits(folder).train.class_names == ("cat", "dog")
 
 
 def test_images_without_class_folders_are_refused(tmp_path):
     write_folder(tmp_path / "flat", ("cat",))
-    with pytest.raises(CircuitError, match=r"labels is not clear.*one folder a class"):
-        load_splits(str(tmp_path / "flat"))
+    with pytest.raises(CircuitError, match=r"lie directly in .*cat \(0\.png.*one folder a class"):
+        load_splits(str(tmp_path / "flat" / "cat"))
+    with pytest.warns(UserWarning, match=r"all images of .*flat are of one class, 'cat'"):
+        assert load_splits(str(tmp_path / "flat")).train.class_names == ("cat",)
     write_folder(tmp_path / "parts", ("train", "test"))
     with pytest.raises(CircuitError, match="beside one another"):
         load_splits(str(tmp_path / "parts"))
@@ -266,7 +281,12 @@ def test_typed_columns_are_found_whatever_their_names(tmp_path):
 
 def test_columns_that_are_not_clear_are_refused(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", [0.5] * 10)
-    with pytest.raises(CircuitError, match=r"labels is not clear.*\['image', 'label'\]"):
+    with pytest.raises(CircuitError, match=r"column 'label' holds 0\.5, which is no class"):
+        load_splits(str(file))
+    file = write_parquet(tmp_path / "y.parquet", [1] * 10, label="a")
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("b", table["a"]), file)
+    with pytest.raises(CircuitError, match=r"labels is not clear.*\['image', 'a', 'b'\]"):
         load_splits(str(file))
 
 

@@ -97,7 +97,12 @@ def test_metadata_say_the_classes_whatever_the_folders(tmp_path):
     with pytest.raises(CircuitError, match="folders within folders"):
         load_splits(nest)
     (nest / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert counts(nest) == {"dry": 12, "wet": 8}
+    with pytest.warns(UserWarning, match=r"1 files in .* are no pictures.*metadata\.txt"):
+        assert counts(nest) == {"dry": 12, "wet": 8}
+    (nest / "metadata.txt").unlink()
+    (nest / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[:-1])))
+    with pytest.warns(UserWarning, match=r"don't name 1 of its 20 pictures \(dog/a/9\.png"):
+        assert counts(nest) == {"dry": 11, "wet": 8}
 
 
 def test_hidden_files_and_folders_are_no_images(tmp_path):

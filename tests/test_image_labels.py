@@ -169,7 +169,10 @@ def test_unknown_names_are_listed_with_the_nearest_and_the_way_out():
         match=r"'cats', 'zebra' are not among the model's 'ant'.*nearest: 'cat' for 'cats'\).*"
         r"dataclasses\.replace\(model\.preprocessing, class_names=None\)",
     ):
+        matched((np.array([0, 1, 2, 3]), ("cats", "zebra", "ant", "bee")), NAMES)
+    with pytest.raises(CircuitError) as caught:  # three are not four, so by index won't do
         matched((np.array([0, 1, 2]), ("cats", "zebra", "ant")), NAMES)
+    assert str(caught.value).endswith("Rename them, or keep those that match with classes=[…].")
 
 
 def test_two_classes_of_the_data_cannot_be_one_of_the_model():

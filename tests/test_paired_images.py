@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from models import random_vit, shape
 from safetensors.torch import save_file
 
+import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs
 
@@ -56,6 +58,73 @@ def test_a_clean_image_stays_with_its_own_corrupt_one_in_a_batch():
 def test_batches_that_cannot_be_are_refused(asked):
     with pytest.raises(CircuitError, match=r"(size|seed) is .*expected a whole number ≥ "):
         made().batches(**asked)
+
+
+# Alike (case 9)
+
+
+def test_pairs_by_hand_that_are_alike_are_warned_of_once(as_users_call):
+    clean = torch.rand(3, 1, 4, 4)
+    with pytest.warns(UserWarning, match="^3 of 3 corrupt images equal their clean ones") as said:
+        pairs = Pairs(clean=clean, corrupt=clean.clone())
+    assert [one.filename for one in said] == [__file__]
+    assert len(pairs.to(torch.float64).subset([0, 1])) == 2
+    corrupt = clean.clone()
+    corrupt[1] += 1
+    with pytest.warns(UserWarning, match="^2 of 3 corrupt images equal"):
+        Pairs(clean=clean, corrupt=corrupt)
+    images = ImageSet(torch.zeros(4, 1, 4, 4), torch.arange(4) % 2, ("a", "b"))
+    with pytest.warns(UserWarning, match="^2 of 2 corrupt images equal"):
+        Pairs.by_class(images, count=2)
+
+
+def test_discovery_on_pairs_that_are_all_alike_says_that_nothing_is_found(as_users_call):
+    vit = random_vit(shape())
+    clean = torch.rand(2, *(vit.config.channels, vit.config.image_size, vit.config.image_size))
+    with pytest.warns(UserWarning, match="2 of 2 corrupt images equal"):
+        pairs = Pairs(clean=clean.double(), corrupt=clean.double())
+    with pytest.warns(UserWarning, match="2 of 2 corrupt .* every score is 0") as said:
+        assert len(cv.acdc(vit, pairs, tau=0.1)) == 0
+    assert [one.filename for one in said] == [__file__]
+    cv.acdc(vit, pairs, tau=0.1, ablation="zero")  # which takes no corrupt images
+
+
+# Moved (case 17)
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "expected"),
+    [
+        ((torch.bfloat16,), {}, torch.bfloat16),
+        (("cpu", torch.float64), {}, torch.float64),
+        ((torch.device("cpu"),), {}, torch.float32),
+        ((None, torch.float64), {}, torch.float64),
+        (("cpu",), {"dtype": torch.float16, "non_blocking": True}, torch.float16),
+        ((), {"device": None, "dtype": torch.float64}, torch.float64),
+        ((torch.ones(1).double(),), {}, torch.float64),
+        ((), {}, torch.float32),
+    ],
+)
+def test_pairs_are_moved_with_the_arguments_of_torch(given, named, expected):
+    moved = made().to(*given, **named)
+    assert moved.clean.dtype == moved.corrupt.dtype == expected
+    assert moved.labels.dtype == torch.int64
+    images = ImageSet(torch.arange(40.0).reshape(-1, 1, 1, 1).repeat(1, 1, 4, 4),
+                      torch.arange(40) % 3, ("a", "b", "c"))  # fmt: skip
+    assert Pairs.remake(moved.recipe, images).fingerprint() == moved.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((torch.int8,), "can't be taken to torch.int8: images are of floating point"),
+        (("nowhere",), r"can't be taken to \('nowhere'\), expected a device such as 'cuda'"),
+        ((0.5,), r"can't be taken to \(0.5\), expected a device"),
+    ],
+)
+def test_pairs_that_cannot_be_moved_so_are_told(given, message):
+    with pytest.raises(CircuitError, match=message):
+        made().to(*given)
 
 
 # Files

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +158,15 @@ def test_a_saved_model_loads_without_what_only_discovery_needs(tmp_path):
         f"assert cv.ViT.from_pretrained({str(tmp_path)!r}).config == vit.config\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_methods_that_texts_of_the_package_speak_of_exist():
+    """A message of training once recommended `ImageSet.of`, which never was."""
+    import re
+
+    classes = "ImageSet|Pairs|Circuit|EdgeScores|ViT|Recipe|Preprocessing"
+    for path in (Path(cv.__file__).parent).rglob("*.py"):
+        for name, attribute in re.findall(rf"\b({classes})\.([a-z]\w+)", path.read_text()):
+            of = getattr(cv, name, None) or getattr(cv.images, name)
+            known = hasattr(of, attribute) or attribute in getattr(of, "__annotations__", ())
+            assert known, f"{path.name}: {name}.{attribute}"

@@ -55,6 +55,13 @@ class ExportFormat(StrEnum):
     transformers = "transformers"
 
 
+class ClassOrder(StrEnum):
+    """How classes are ordered by their names."""
+
+    alphabetical = "alphabetical"
+    natural = "natural"
+
+
 class Precision(StrEnum):
     """In which dtype `export` writes weights."""
 
@@ -83,6 +90,14 @@ class Images:
     classes: Annotated[
         list[str] | None,
         typer.Option(help="Only this class, by name or index; once for each. Or 'animals'."),
+    ] = None
+    class_order: Annotated[
+        ClassOrder | None,
+        typer.Option(help="The classes by name: 10 before 2 (alphabetical) or after it (natural)."),
+    ] = None
+    pixel_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Black and white of 16-bit or float images, such as 0 65535."),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a split.")] = None
     cache: Annotated[
@@ -122,6 +137,8 @@ class Images:
             model=model,
             image_size=image_size,
             classes="animals" if self.classes == ["animals"] else self.classes or None,
+            pixel_range=self.pixel_range,
+            class_order=self.class_order,
             split=_by_part(self.split),
             limit=self.limit,
             cache=self.cache,

@@ -14,6 +14,7 @@ from circuitvit.checks import check_pairs, check_vit, in_single_at_least
 from circuitvit.circuit import Ablation, Level, Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs, fingerprint
+from circuitvit.images.paired_images import warn_of_same
 from circuitvit.metrics import Loss, Metric, loss_of, metric_name
 from circuitvit.vit import ViT
 from circuitvit.writes import Writes, ablated_writes
@@ -71,6 +72,8 @@ class Problem:
         if level not in levels:
             raise CircuitError(f"level is {level!r}, expected one of {levels}.")
         pairs, ablation = check_pairs(vit, pairs, ablation=ablation, reference=reference)
+        if ablation == "patch":  # some were told of when the pairs were made
+            warn_of_same(pairs.clean, pairs.corrupt, least=len(pairs))
         reference = reference if ablation == "mean" else None  # else not used, so not recorded
         loss = loss_of(metric, pairs, vit.config.classes)
         given = {

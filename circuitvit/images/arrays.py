@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.labels import coded
+from circuitvit.images.reasons import reason_of
 from circuitvit.images.slices import split_of
 from circuitvit.images.table import Table
 
@@ -55,6 +56,7 @@ def arrays_table(
             problems += wrong
         if flat is not None:
             flat = flat[:, 0] if flat.ndim == 2 and flat.shape[1] == 1 else flat
+            flat = _whole(flat)
             values += flat.tolist() if flat.ndim == 1 else []
         if raw is not None and flat is not None:
             problems += _label_problems(flat, len(raw) if raw.ndim else 0, f"{split} labels")
@@ -63,7 +65,9 @@ def arrays_table(
     labels, names = coded(values, class_names)
     readers = {name: (len(array), array.__getitem__) for name, array in images.items()}
     grey = all(array.shape[3] == 1 for array in images.values())
-    return Table(labels, names, readers, channels=1 if grey else 3)
+    return Table(
+        labels, names, readers, channels=1 if grey else 3, is_declared=class_names is not None
+    )
 
 
 def npz_table(path: Path) -> Table:
@@ -81,7 +85,8 @@ def npz_table(path: Path) -> Table:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
         raise CircuitError(
-            f"{path} can't be read: {cause}. Write it with numpy.savez, without Python objects."
+            f"{path} can't be read: {reason_of(cause)}. Write it with numpy.savez, without Python "
+            "objects."
         ) from cause
     names = arrays.pop("class_names", None)
     found: dict[str, dict[str, str]] = {}
@@ -122,8 +127,7 @@ def _array(values: Any, what: str, problems: list[str]) -> np.ndarray | None:
         values = values.float() if values.is_floating_point() else values
         return values.detach().cpu().numpy()
     except (ValueError, TypeError, RuntimeError) as cause:
-        reason = " ".join(str(cause).split()).rstrip(".")
-        problems.append(f"the {what} can't be put into one array of one shape ({reason})")
+        problems.append(f"the {what} can't be put into one array of one shape ({reason_of(cause)})")
         return None
 
 
@@ -153,11 +157,22 @@ def _images(array: np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:
     return array.astype(np.float32 if most == 1 else np.uint8, copy=False), []
 
 
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Floats that are whole numbers as these; other labels as they are."""
+    if labels.dtype.kind != "f" or not np.isfinite(labels).all() or (labels % 1).any():
+        return labels
+    return labels.astype(np.int64)
+
+
 def _label_problems(labels: np.ndarray, count: int, what: str) -> list[str]:
     if labels.shape != (count,):
         return [
             f"the {what} have the shape {labels.shape}, expected ({count},), one class an image"
         ]
     if labels.dtype.kind not in "iubU":
-        return [f"the {what} are of type {labels.dtype}, expected whole numbers or text"]
+        odd = ""
+        if labels.dtype.kind == "f":
+            broken = labels[~(np.isfinite(labels) & (labels % 1 == 0))]
+            odd = f" such as {broken[0]}"
+        return [f"the {what} are of type {labels.dtype}{odd}, expected whole numbers or text"]
     return []

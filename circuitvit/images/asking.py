@@ -1,6 +1,6 @@
 """What is asked of images: by a model, or by its preprocessing and settings given by hand."""
 
-import warnings
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, no_type_check, runtime_checkable
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.decoding import Look
+from circuitvit.images.reasons import warn_caller
 from circuitvit.images.table import Table
-from circuitvit.images.tensors import is_whole
+from circuitvit.images.tensors import is_number, is_whole
 from circuitvit.preprocessing import Preprocessing
 
 
@@ -38,6 +39,7 @@ class Asked:
         image_size: side in pixels; None takes pictures as they are.
         channels: 1 (grey) or 3 (RGB); None takes what is natural for the source.
         classes: how many the model has; None without one.
+        pixel_range: what is black and white in pictures of more than 8 bits a channel.
         problems: what is wrong, one sentence each.
     """
 
@@ -45,6 +47,7 @@ class Asked:
     image_size: int | None
     channels: int | None
     classes: int | None
+    pixel_range: tuple[float, float] | None = None
     problems: list[str] = field(default_factory=list)
 
     def look(self, table: Table) -> Look:
@@ -62,7 +65,7 @@ class Asked:
                 "channels. Give one for each channel, or one for all; or other channels."
             )
         side = None if size is None else chosen.resized_side(size)
-        return Look(size, side, channels, chosen.interpolation, chosen.resize)
+        return Look(size, side, channels, chosen.interpolation, chosen.resize, self.pixel_range)
 
     def normalised(
         self, pixels: Shaped[Tensor, "image channel height width"]
@@ -82,6 +85,7 @@ def asked_for(
     preprocessing: Preprocessing | None,
     image_size: int | None,
     channels: int | None,
+    pixel_range: Any = None,
 ) -> Asked:
     """Settle what a model and settings by hand ask for; what contradicts is in `problems`."""
     problems = []
@@ -90,6 +94,7 @@ def asked_for(
         problems.append(f"model is a {type(model).__name__}, expected a ViT; cv.load_vit makes one")
         model = shape = None
     problems += _size_problems(image_size, channels)
+    problems += _range_problems(pixel_range)
     image_size, channels = (int(n) if is_whole(n) else None for n in (image_size, channels))
     for name, asked in (("image_size", image_size), ("channels", channels)):
         own = getattr(shape, name, None)
@@ -105,7 +110,10 @@ def asked_for(
     size, depth = getattr(shape, "image_size", image_size), getattr(shape, "channels", channels)
     if shape is not None and depth not in (1, 3):
         problems.append(f"the model takes {depth} channels; only 1 (grey) and 3 (RGB) can be read")
-    found = Asked(chosen, size, depth, getattr(shape, "classes", None), problems)
+    found = Asked(
+        chosen, size, depth, getattr(shape, "classes", None),
+        None if pixel_range is None or problems else tuple(map(float, pixel_range)), problems,
+    )  # fmt: skip
     _warn_of_guess(model, known, found)
     return found
 
@@ -117,10 +125,24 @@ def _size_problems(image_size: Any, channels: Any) -> Iterator[str]:
         yield f"channels is {channels!r}, expected 1 (grey) or 3 (RGB)"
 
 
+def _range_problems(pixel_range: Any) -> Iterator[str]:
+    if pixel_range is None:
+        return
+    pair = pixel_range if isinstance(pixel_range, tuple | list) else ()
+    if (
+        len(pair) != 2
+        or not all(map(is_number, pair))
+        or not -math.inf < pair[0] < pair[1] < math.inf
+    ):
+        yield (
+            f"pixel_range is {pixel_range!r}, expected the values of black and of white, such as "
+            "(0, 65535)"
+        )
+
+
 def _warn_of_guess(model: Viewer | None, known: Preprocessing | None, found: Asked) -> None:
     if model is not None and known is None and not found.problems:
-        warnings.warn(
+        warn_caller(
             "how this model's images were normalised is not known; mean and std 0.5 are taken. "
             "Give preprocessing=cv.Preprocessing(mean=..., std=...) here or to load_vit.",
-            stacklevel=4,
         )

@@ -1,5 +1,6 @@
 """From stored pictures to pixels of one size: resized and cropped as torchvision and timm do."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.pictures import opened
+from circuitvit.images.reasons import reason_of
 from circuitvit.images.table import Raw, Table
 from circuitvit.preprocessing import Interpolation, Resize
 from circuitvit.progress import progress
@@ -36,6 +39,8 @@ class Look:
         channels: 1 (grey) or 3 (RGB).
         interpolation: of the resizing.
         resize: `shortest` keeps the proportions, `squash` doesn't.
+        pixel_range: the values that are black and white in pictures of more than 8 bits a channel;
+            None where such pictures can't be read.
     """
 
     image_size: int | None
@@ -43,6 +48,7 @@ class Look:
     channels: int
     interpolation: Interpolation
     resize: Resize
+    pixel_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +72,7 @@ def decode(
     """Decode the pictures at some positions; the number of threads changes nothing but the time.
 
     Raises:
-        CircuitError: pictures have more than 8 bits a channel, or several sizes and `look` has
-            none.
+        CircuitError: pictures have several sizes and `look` has none.
     """
     sheet, kept, skipped = _Sheet(len(places)), [], []
     work = partial(_pixels, look=look)
@@ -81,10 +86,7 @@ def decode(
                     sheet.add(pixels)
                     kept.append(place)
                     continue
-                where = table.where(int(places[place]), raw)
-                if isinstance(pixels, CircuitError):
-                    raise CircuitError(f"{where} {pixels}")
-                skipped.append(f"{where}: {pixels}")
+                skipped.append(f"{table.where(int(places[place]), raw)}: {pixels}")
     return Decoded(sheet.whole(), np.array(kept, dtype=np.int64), tuple(skipped))
 
 
@@ -133,25 +135,42 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _pixels(raw: Raw, look: Look) -> np.ndarray | str | CircuitError:
-    """A picture as [height width channel]; or why it can't be read, or must not be."""
+def _pixels(raw: Raw, look: Look) -> np.ndarray | str:
+    """A picture as [height width channel]; or why it can't be read."""
     if isinstance(raw, np.ndarray) and raw.dtype != np.uint8:
         return _of_floats(raw, look)
     try:
         image = _opened(raw)
-        deep = image.mode.startswith(("I", "F"))
+        if image.mode.startswith(("I", "F")):
+            return _of_deep(image, look)
         if image.mode == "P":  # else the transparency of a palette gets lost with a warning
             image = image.convert("RGBA")
-        image = image if deep else image.convert(_MODES[look.channels])
+        image = image.convert(_MODES[look.channels])
     except Exception as cause:  # PIL's formats raise some dozen types at broken files
-        return " ".join(str(cause).split()) or type(cause).__name__
-    if deep:
-        return CircuitError(
-            f"has the pixel mode {image.mode}, more than 8 bits a channel, whose range is not "
-            "known. Save the images with 8 bits a channel."
-        )
+        return reason_of(cause)
     image = _fitted(image, look)
-    return np.asarray(image).reshape(image.height, image.width, -1)
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    # With a range, some are floats; those of one set have to be of one type.
+    return pixels if look.pixel_range is None else pixels.astype(np.float32) / 255
+
+
+def _of_deep(image: "Image", look: Look) -> np.ndarray | str:
+    """A picture of more than 8 bits a channel, scaled from the range that was given."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        return f"it holds pixels (mode {image.mode}) that are NaN or infinite"
+    least, most = values.min(), values.max()
+    told = f"its pixels (mode {image.mode}) go from {least:g} to {most:g}"
+    if look.pixel_range is None:
+        return (
+            f"{told}, more than 8 bits a channel, whose range is not known; say it with "
+            "pixel_range=(black, white), such as (0, 65535), or save the picture with 8 bits"
+        )
+    black, white = look.pixel_range
+    if least < black or most > white:
+        return f"{told}, beyond pixel_range ({black:g}, {white:g})"
+    scaled = (values - black) / (white - black)
+    return _of_floats(scaled.astype(np.float32)[:, :, None], look)
 
 
 def _opened(raw: Raw) -> "Image":
@@ -162,12 +181,16 @@ def _opened(raw: Raw) -> "Image":
     data, path = (raw.get("bytes"), raw.get("path")) if raw else (None, None)
     if data is None and path is None:
         raise ValueError("there is no picture")
-    if data is None and path is not None and Path(path).is_file():
+    if data is None and path is not None and os.path.isfile(path):
         data = Path(path).read_bytes()  # PIL would leave a file open that it can't read
+    if data is not None:
+        return opened(data)
+    if path is not None and os.path.isabs(path) and "://" not in path:
+        raise ValueError("there is no such file")
     from datasets import Image as Feature
 
-    # It also turns pictures as their camera was held, and reads paths inside archives.
-    return Feature().decode_example({"bytes": data, "path": path})
+    # It reads paths inside archives and on the hub.
+    return Feature().decode_example({"bytes": None, "path": path})
 
 
 def _of_floats(array: np.ndarray, look: Look) -> np.ndarray:

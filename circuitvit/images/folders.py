@@ -1,19 +1,39 @@
 """Folders of images: which files are images, which folders are splits, which are classes.
 
-The class of an image is the folder that it lies in, as `datasets` has it; folders in which that
-may not be what is meant are refused. Links to folders and files are followed.
+The class of an image is the folder that it lies in; folders in which that may not be what is meant
+are refused. Links to folders and files are followed.
 """
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.pictures import kind_of, picture_endings
+from circuitvit.images.reasons import reason_of, warn_caller
 from circuitvit.images.slices import split_of
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _TOLD = 6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds.
+
+    Attributes:
+        splits: the images of each split, and the metadata files that describe them, in order.
+        unreadable: a line for each picture that can't be read: `path: reason`.
+    """
+
+    splits: dict[str, list[Path]]
+    unreadable: tuple[str, ...]
+
+    @property
+    def is_described(self) -> bool:
+        """Whether metadata files, not the folders, say the classes."""
+        return any(is_metadata(path) for paths in self.splits.values() for path in paths)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -27,7 +47,9 @@ def files_below(folder: Path) -> list[Path]:
     try:
         return sorted(_walked(folder, (os.path.realpath(folder),)))
     except OSError as cause:
-        raise CircuitError(f"{folder} can't be read: {cause}. Check its permissions.") from cause
+        raise CircuitError(
+            f"{folder} can't be read: {reason_of(cause)}. Check its permissions."
+        ) from cause
 
 
 def _walked(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
@@ -45,8 +67,8 @@ def is_metadata(path: Path) -> bool:
     return path.name in _METADATA
 
 
-def images_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The images of a folder, and the metadata files that describe them, by split.
+def layout_of(folder: Path) -> Layout:
+    """The images of a folder by split; what is left out is named in one warning.
 
     Folders named after splits are such where all that hold images are so named: a class may be
     called `train` too. A folder that holds but one other is as good as that one.
@@ -54,17 +76,60 @@ def images_by_split(folder: Path) -> dict[str, list[Path]]:
     Raises:
         CircuitError: there are no images, or which folders are the classes is not clear.
     """
-    images = _reachable(_images_and_metadata(folder))
+    files = files_below(folder)
+    images, unreadable, strangers = _sorted_out(f for f in files if f.is_file())
     if all(map(is_metadata, images)):
-        raise CircuitError(
-            f"the folder {folder} holds no images and no parquet files. Put the images into it, "
-            "one folder a class."
+        raise CircuitError(_nothing_in(folder, unreadable, strangers))
+    splits, roots = _by_split(folder, images)
+    remarks = [*_of_lost(files), *_of_empty(roots, images, unreadable)]
+    if strangers:
+        remarks.append(
+            f"{len(strangers)} files in {folder} are no pictures, so they are left out: "
+            f"{_listed([path.relative_to(folder) for path in strangers])}."
         )
+    if remarks:
+        warn_caller(" ".join(remarks))
+    return Layout(splits, tuple(f"{path}: {reason}" for path, reason in unreadable.items()))
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All files at any depth whose endings are those of pictures."""
+    return [path for path in files_below(folder) if path.suffix.lower() in picture_endings()]
+
+
+def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str], list[Path]]:
+    """Images and metadata; pictures that can't be read, with the reason; and what is no picture."""
+    images, unreadable, strangers = list[Path](), dict[Path, str](), list[Path]()
+    for path in files:
+        kind, reason = ("picture", "") if is_metadata(path) else kind_of(path)
+        if kind == "picture":
+            images.append(path)
+        elif kind == "unreadable":
+            unreadable[path] = reason
+        else:
+            strangers.append(path)
+    return images, unreadable, strangers
+
+
+def _nothing_in(folder: Path, unreadable: Mapping[Path, str], strangers: Sequence[Path]) -> str:
+    if unreadable:
+        more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+        some = "; ".join(f"{path}: {reason}" for path, reason in [*unreadable.items()][:3])
+        return f"the folder {folder} holds no images that can be read: {some}{more}."
+    names = _listed([path.relative_to(folder) for path in strangers])
+    found = f" (but {names})" if strangers else ""
+    return (
+        f"the folder {folder} holds no images and no parquet files{found}. Put the images into it, "
+        "one folder a class."
+    )
+
+
+def _by_split(folder: Path, images: list[Path]) -> tuple[dict[str, list[Path]], set[Path]]:
+    """The images of each split, and the folders in which splits or classes lie."""
     root, parts = _parts_of(folder, images)
     if not parts or not all(split_of(part.name) for part in parts):
         _check_classes(root, images)
-        _warn_of_empty({folder, root}, images)
-        return {"train": images}
+        return {"train": images}, {folder, root}
     found: dict[str, list[Path]] = {}
     for part, own in parts.items():
         if not any(map(is_metadata, own)) and any(image.parent == part for image in own):
@@ -74,27 +139,18 @@ def images_by_split(folder: Path) -> dict[str, list[Path]]:
             )
         _check_classes(part, own)
         found.setdefault(split_of(part.name) or "train", []).extend(own)
-    _warn_of_empty({folder, root, *parts}, images)
-    return found
+    return found, {folder, root, *parts}
 
 
-def _images_and_metadata(folder: Path) -> list[Path]:
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    kinds = {*ImageFolder.EXTENSIONS}
-    return [p for p in files_below(folder) if p.suffix.lower() in kinds or is_metadata(p)]
-
-
-def _reachable(files: list[Path]) -> list[Path]:
-    """The files that are there; links that lead nowhere are told."""
-    lost = [path for path in files if not path.is_file()]
+def _of_lost(files: Iterable[Path]) -> Iterator[str]:
+    """Pictures that are links to nothing."""
+    endings = picture_endings()
+    lost = [path for path in files if path.suffix.lower() in endings and not path.is_file()]
     if lost:
-        warnings.warn(
+        yield (
             f"{len(lost)} images are links that lead nowhere, so they are left out: "
-            f"{_listed(lost)}.",
-            stacklevel=2,
+            f"{_listed(lost)}."
         )
-    return [path for path in files if path not in set(lost)] if lost else files
 
 
 def _parts_of(folder: Path, images: list[Path]) -> tuple[Path, dict[Path, list[Path]]]:
@@ -123,6 +179,12 @@ def _check_classes(root: Path, images: list[Path]) -> None:
     if any(map(is_metadata, images)):
         return  # which says the classes
     classes = sorted({image.parent for image in images})
+    if classes == [root]:
+        raise CircuitError(
+            f"the images lie directly in {root} ({_listed([Path(i.name) for i in images])}), so no "
+            "folder says their class. Make one folder a class in it; or give the folder "
+            "above it, if this one is a class."
+        )
     if len({place.parent for place in classes}) == 1:
         return
     if root in classes:
@@ -139,20 +201,22 @@ def _check_classes(root: Path, images: list[Path]) -> None:
     )
 
 
-def _warn_of_empty(roots: Iterable[Path], images: list[Path]) -> None:
-    """A class or split without images is none to `datasets`, which says nothing."""
+def _of_empty(
+    roots: Iterable[Path], images: list[Path], unreadable: Iterable[Path]
+) -> Iterator[str]:
+    """Classes or splits without images, which are none."""
     full = {place for image in images for place in image.parents}
+    broken = {place for image in unreadable for place in image.parents}
     empty = [
-        str(place.relative_to(root.parent))
+        place
         for root in sorted(roots)
         for place in sorted(root.iterdir())
         if place.is_dir() and not place.name.startswith((".", "__")) and place not in full
     ]
     if empty:
-        warnings.warn(
-            f"these folders hold no images, so they are left out: {', '.join(empty)}.",
-            stacklevel=2,
-        )
+        what = " that can be read" if broken & set(empty) else ""
+        names = ", ".join(str(place.relative_to(place.parents[1])) for place in empty)
+        yield f"these folders hold no images{what}, so they are left out: {names}."
 
 
 def _listed(paths: Sequence[Path]) -> str:

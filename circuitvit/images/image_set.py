@@ -14,6 +14,7 @@ from circuitvit.images.arrays import arrays_table
 from circuitvit.images.asking import Viewer, asked_for
 from circuitvit.images.decoding import decode
 from circuitvit.images.labels import UNLABELLED, matched
+from circuitvit.images.ordering import warn_of_order
 from circuitvit.images.tensors import (
     Indices,
     fingerprint,
@@ -21,7 +22,7 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.preprocessing import Preprocessing, class_name
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -32,7 +33,8 @@ class ImageSet:
     Attributes:
         images: scaled to [0, 1] and then normalised, (x − mean) / std.
         labels: the class of each image, int64.
-        class_names: the name of each class, in the order of the model's logits.
+        class_names: the name of each class, in the order of the model's logits; accents are kept
+            composed with their letters (NFC), whatever system the names are from.
         preprocessing: how pictures became these images; None where that is not known.
 
     Raises:
@@ -46,6 +48,7 @@ class ImageSet:
     preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(class_name, self.class_names)))
         problems = list(image_problems("images", self.images))
         count = len(self.images) if isinstance(self.images, Tensor) and self.images.ndim else None
         problems += label_problems("labels", self.labels, count, len(self.class_names))
@@ -116,6 +119,8 @@ class ImageSet:
                 f"this model has {asked.classes} classes, these images {len(names)}. Give "
                 "class_names, one for each class of the model."
             )
+        if not (known or class_names):
+            warn_of_order(names, is_declared=False, remedy="Say the order with class_names=[…].")
         found = decode(table, np.arange(len(codes)), asked.look(table))
         pixels, labels = asked.normalised(found.pixels), torch.from_numpy(codes)
         return cls(pixels, labels, names, replace(asked.preprocessing, class_names=names))
@@ -129,7 +134,8 @@ class Splits:
         train: to train on.
         validation: to choose by.
         test: to report on.
-        skipped: a line for each picture that could not be read: `train image 17 (path): reason`.
+        skipped: a line for each picture that could not be read: `train image 17 (path): reason`,
+            or `path: reason` for files that Pillow knows nothing of.
     """
 
     train: ImageSet

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.image_set import ImageSet
+from circuitvit.images.reasons import reason_of
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """From images [image channel height width] to logits [image class]."""
@@ -112,11 +113,10 @@ class Judge:
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as cause:
             if isinstance(cause, CircuitError):
                 raise
-            reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
             raise CircuitError(
-                f"right_for can't look at images of shape {tuple(batch.shape)}: {reason}. Give a "
-                "model that takes such images and returns logits, or load the images for it: "
-                "load_splits(..., model=...)."
+                f"right_for can't look at images of shape {tuple(batch.shape)}: "
+                f"{reason_of(cause)}. Give a model that takes such images and returns logits, or "
+                "load the images for it: load_splits(..., model=...)."
             ) from cause
         self._check(logits, len(places))
         return logits.cpu()

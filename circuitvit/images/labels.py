@@ -1,6 +1,10 @@
-"""Labels: coding them, keeping some classes, and matching them to a model's classes by name."""
+"""Labels: coding them, keeping some classes, and matching them to a model's classes by name.
+
+Names of classes are compared as `class_name` has them.
+"""
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,16 +13,40 @@ import numpy as np
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.animals import ANIMALS
+from circuitvit.images.imagenet import described, is_wnid, knows_all, place_in_imagenet
 from circuitvit.images.tensors import is_whole
+from circuitvit.preprocessing import class_name
 
 UNLABELLED, LEFT_OUT = -1, -2
 """Codes of images without a label, and of images whose class was not asked for."""
+
+_TOLD = 6
 
 Labelled = tuple[np.ndarray, tuple[str, ...]]
 """The class of each image [image], int64, or one of the codes above; and the classes' names."""
 
 Classes = str | Sequence[str | int]
 """Which classes: `"animals"`, or names and indices in the order that they shall have."""
+
+
+def plain_labels(values: Sequence[Any], what: str) -> list[Any]:
+    """Labels as `coded` takes them: floats that are whole become so, NaN becomes None.
+
+    Raises:
+        CircuitError: a float is not whole.
+    """
+    floats = [value for value in values if isinstance(value, float) and not math.isnan(value)]
+    if broken := [value for value in floats if not value.is_integer()]:
+        raise CircuitError(
+            f"{what} holds {broken[0]}, which is no class; expected whole numbers or text. Convert "
+            "the labels, or give another column as the label."
+        )
+    if not any(isinstance(value, float) for value in values):
+        return list(values)
+    return [
+        value if not isinstance(value, float) else None if math.isnan(value) else int(value)
+        for value in values
+    ]
 
 
 def coded(values: Sequence[Any], names: Sequence[str] | None = None) -> Labelled:
@@ -33,6 +61,7 @@ def coded(values: Sequence[Any], names: Sequence[str] | None = None) -> Labelled
     Raises:
         CircuitError: a label has no name.
     """
+    values = [class_name(value) if isinstance(value, str) else value for value in values]
     missing = [value is None or (not isinstance(value, str) and value < 0) for value in values]
     pairs = list(zip(values, missing, strict=True))
     if names is None:
@@ -40,15 +69,16 @@ def coded(values: Sequence[Any], names: Sequence[str] | None = None) -> Labelled
         codes = {value: code for code, value in enumerate(found)}
         labels = [UNLABELLED if none else codes[value] for value, none in pairs]
         return np.array(labels, dtype=np.int64), tuple(str(value) for value in found)
+    names = tuple(map(class_name, names))
     if any(isinstance(value, str) for value in values):
-        return _coded_text(values, tuple(names))
+        return _coded_text(values, names)
     labels = np.array([UNLABELLED if none else value for value, none in pairs], dtype=np.int64)
     if labels.size and labels.max() >= len(names):
         raise CircuitError(
             f"labels go up to {labels.max()}, but there are {len(names)} class names. Give a name "
             "for each class, from class 0 on."
         )
-    return labels, tuple(map(str, names))
+    return labels, names
 
 
 def _coded_text(values: Sequence[Any], names: tuple[str, ...]) -> Labelled:
@@ -56,13 +86,13 @@ def _coded_text(values: Sequence[Any], names: tuple[str, ...]) -> Labelled:
     counts = Counter(names)
     if shared := sorted({v for v in values if counts[v] > 1}):
         raise CircuitError(
-            f"several classes are called {_some(shared)}, so these labels don't say which. Give "
+            f"several classes are called {some(shared)}, so these labels don't say which. Give "
             "labels as indices."
         )
     unknown = sorted({str(v) for v in values if v is not None and v not in codes})
     if unknown:
         raise CircuitError(
-            f"the labels {_some(unknown)} are no class names; these are {_some(names)}. Name each."
+            f"the labels {some(unknown)} are no class names; these are {some(names)}. Name each."
         )
     labels = [UNLABELLED if value is None else codes[value] for value in values]
     return np.array(labels, dtype=np.int64), names
@@ -87,7 +117,7 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
         if not set(wnids) & set(names):
             raise CircuitError(
                 "classes is 'animals', which are classes of Tiny-ImageNet under their wnids, such "
-                f"as {wnids[0]!r}, but the data have {_some(names)}. Name some of these."
+                f"as {wnids[0]!r}, but the data have {some(names)}. Name some of these."
             )
         places = _places(wnids, names)
         kept = tuple(animal.name for animal in ANIMALS)
@@ -95,7 +125,7 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
         places = _places(classes, names)
         kept = tuple(names[place] for place in places)
         if empty := [names[place] for place in places if place not in labels]:
-            raise CircuitError(f"there are no images of {_some(empty)}. Leave these classes out.")
+            raise CircuitError(f"there are no images of {some(empty)}. Leave these classes out.")
     codes = np.full(len(names), LEFT_OUT)
     codes[places] = np.arange(len(places))
     return np.where(labels < 0, labels, codes[labels.clip(0)]), kept
@@ -104,18 +134,27 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
 def _places(classes: Sequence[str | int], names: tuple[str, ...]) -> list[int]:
     found = [place_of(asked, names) for asked in classes]
     problems = [
-        f"{len(same)} classes are called {asked!r}, those at {_some(same)}"
+        f"{len(same)} classes are called {asked!r}, those at {some(same)}"
         for asked in classes
         if len(same := places_called(asked, names)) > 1
     ]
     if unknown := [asked for asked, place in zip(classes, found, strict=True) if place is None]:
         problems.append(
-            f"{_some(unknown)} are not there; the data have {_some(names)}"
-            f"{_nearest(unknown, names)}"
+            f"{some(unknown)} are not there; the data have {some(names)}{nearest(unknown, names)}"
         )
+    # Of folders 0, 1, 10, 2, the number 2 may mean the third or the last.
+    problems += [
+        f"{asked!r} is the index of {names[place]!r}, but another class is called {str(asked)!r}; "
+        "give names, as text"
+        for asked, place in zip(classes, found, strict=True)
+        if not isinstance(asked, str)
+        and place is not None
+        and str(asked) in names
+        and names[place] != str(asked)
+    ]
     places = [place for place in found if place is not None]
     if twice := sorted({names[place] for place in places if places.count(place) > 1}):
-        problems.append(f"{_some(twice)} are named twice")
+        problems.append(f"{some(twice)} are named twice")
     if not len(classes):
         problems.append("none is named")
     if problems:
@@ -137,14 +176,17 @@ def place_of(asked: Any, names: Sequence[str]) -> int | None:
 
 def places_called(asked: Any, names: Sequence[str]) -> list[int]:
     """The places of all classes of this name; ImageNet has two cranes."""
-    return [place for place, name in enumerate(names) if isinstance(asked, str) and asked == name]
+    if not isinstance(asked, str):
+        return []
+    return [place for place, name in enumerate(names) if class_name(asked) == class_name(name)]
 
 
 def matched(labelled: Labelled, wanted: tuple[str, ...]) -> Labelled:
     """Give each class the index that its name has among a model's classes.
 
     Names agree to the letter, or else if they are the same but for case, `_` and `-` in what
-    stands before the first comma (ImageNet's synonyms). Classes without images need no counterpart.
+    stands before the first comma (ImageNet's synonyms), or if one is the WordNet id of the other.
+    Classes without images need no counterpart.
 
     Raises:
         CircuitError: a class of the data is not among the model's or may be several of them, or two
@@ -155,43 +197,90 @@ def matched(labelled: Labelled, wanted: tuple[str, ...]) -> Labelled:
         return labelled  # though several classes may be called the same
     used = sorted({int(label) for label in labels[labels >= 0]})
     codes = np.full(max(len(names), 1), LEFT_OUT)
-    exact, loose, first = (_by_form(wanted, form) for form in (str, _plain, _first_synonym))
-    known = dict[int, list[int]]()
-    for place in used:
-        name = names[place]
-        # All synonyms together say more than the first, but that alone may be another's too.
-        same = exact.get(name) or ("," in name and loose.get(_plain(name)))
-        known[place] = same or first.get(_first_synonym(name), [])
-    _check_match([(names[place], found) for place, found in known.items()], wanted)
-    for place, found in known.items():
-        codes[place] = found[0]
+    known = _places_of([names[place] for place in used], wanted)
+    if any(len(places) != 1 for places in known) or len({p for p, *_ in known}) < len(known):
+        found = list(zip((names[place] for place in used), known, strict=True))
+        raise CircuitError(_problems(found, wanted, count=len(names)))
+    for place, (found, *_) in zip(used, known, strict=True):
+        codes[place] = found
     return np.where(labels < 0, labels, codes[labels.clip(0)]), wanted
 
 
-def _check_match(found: Sequence[tuple[str, list[int]]], wanted: tuple[str, ...]) -> None:
-    problems = []
-    if unknown := [name for name, places in found if not places]:
+def _places_of(names: Sequence[str], wanted: tuple[str, ...]) -> list[list[int]]:
+    """The places among a model's names that each name may mean."""
+    exact, looked_up = _by_form(wanted, str), wanted
+    if not all(name in exact for name in names):
+        looked_up = tuple((is_wnid(name) and described(name)) or name for name in wanted)
+    loose, first = _by_form(looked_up, _plain), _by_form(looked_up, _first_synonym)
+    synonyms: dict[str, list[int]] = {}  # of what we have looked up, any will do
+    for place, text in enumerate(looked_up):
+        for synonym in text.split(",") if text != wanted[place] else ():
+            synonyms.setdefault(_plain(synonym), []).append(place)
+
+    def meant(name: str) -> list[int]:
+        if name in exact:
+            return exact[name]
+        called = described(name) if is_wnid(name) else name
+        place = _at_its_place(name, wanted) if is_wnid(name) else None
+        if place is not None or called is None:
+            return [] if place is None else [place]
+        # All synonyms together say more than the first, but that alone may be another's too.
+        whole = exact.get(called) or ("," in called and loose.get(_plain(called)))
+        same = whole or first.get(_first_synonym(called)) or synonyms.get(_plain(called))
+        if same or called == name:
+            return same or []
+        return sorted({p for text in called.split(",") for p in first.get(_plain(text), [])})
+
+    return [meant(name) for name in names]
+
+
+def _at_its_place(wnid: str, wanted: tuple[str, ...]) -> int | None:
+    """The place of a WordNet id in a model of ImageNet-1k, whose order is that of the ids.
+
+    So the two cranes are told apart, however a model calls them.
+    """
+    place, text = place_in_imagenet(wnid), described(wnid)
+    if len(wanted) != 1000 or place is None or text is None:
+        return None
+    # What two classes are called is told apart behind the name: `crane (517)`, `crane bird`.
+    agrees = f"{_first_synonym(wanted[place])} ".startswith(f"{_first_synonym(text)} ")
+    return place if agrees else None
+
+
+def _problems(
+    found: Sequence[tuple[str, Sequence[int]]], wanted: tuple[str, ...], *, count: int
+) -> str:
+    """What is wrong with a match, and what can be done about this one."""
+    problems, advice = list[str](), ["Rename them"]
+    unknown = [name for name, places in found if not places]
+    if unknown:
         problems.append(
-            f"the data's {_some(unknown)} are not among the model's {_some(wanted)}"
-            f"{_nearest(unknown, wanted)}"
+            f"the data's {some(unknown)} are not among the model's {some(wanted)}"
+            f"{nearest(unknown, wanted)}"
         )
     unclear = [(name, places) for name, places in found if len(places) > 1]
-    for name, places in unclear[:6]:
+    for name, places in unclear[:_TOLD]:
         meant = " or ".join(f"{wanted[place]!r} (class {place})" for place in places)
         problems.append(f"the data's {name!r} may be the model's {meant}")
-    if len(unclear) > 6:
-        problems.append(f"and {len(unclear) - 6} more such names")
+    if len(unclear) > _TOLD:
+        problems.append(f"and {len(unclear) - _TOLD} more such names")
     clear = [(name, places[0]) for name, places in found if len(places) == 1]
     counts = Counter(place for _, place in clear)
     twice = [f"{name!r} as {wanted[place]!r}" for name, place in clear if counts[place] > 1]
     if twice:
         problems.append(f"several classes of the data are one of the model's: {', '.join(twice)}")
-    if problems:
-        raise CircuitError(
-            f"the data's classes don't match the model's by name: {'; '.join(problems)}. Rename "
-            "them, keep some with classes=[…], or take labels by index: "
-            "preprocessing=dataclasses.replace(model.preprocessing, class_names=None)."
+    if clear:
+        advice.append("keep those that match with classes=[…]")
+    if any(map(is_wnid, unknown)) and not knows_all():
+        advice.append("install circuitvit[timm], which knows the names of ImageNet's WordNet ids")
+    if count == len(wanted):
+        advice.append(
+            "take labels by index: preprocessing=dataclasses.replace(model.preprocessing, "
+            "class_names=None)"
         )
+    *others, last = advice
+    said = f"{', '.join(others)}, or {last}" if others else f"{last} as the model's are called"
+    return f"the data's classes don't match the model's by name: {'; '.join(problems)}. {said}."
 
 
 def _by_form(names: Sequence[str], form: Callable[[str], str]) -> dict[str, list[int]]:
@@ -210,7 +299,7 @@ def _first_synonym(name: str) -> str:
     return _plain(name.split(",")[0])
 
 
-def _nearest(unknown: Sequence[Any], names: Sequence[str]) -> str:
+def nearest(unknown: Sequence[Any], names: Sequence[str]) -> str:
     """` (nearest: …)`, as far as some names are like the unknown ones."""
     near = {
         text: found[0]
@@ -221,7 +310,7 @@ def _nearest(unknown: Sequence[Any], names: Sequence[str]) -> str:
     return f" (nearest: {pairs})" if pairs else ""
 
 
-def _some(names: Sequence[Any], most: int = 10) -> str:
+def some(names: Sequence[Any], most: int = 10) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

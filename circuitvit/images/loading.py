@@ -1,7 +1,6 @@
 """From a source of images to training, validation and test images."""
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,24 @@ import torch
 
 from circuitvit.errors import CircuitError
 from circuitvit.images.arrays import digits_table, npz_table
-from circuitvit.images.asking import Asked, Viewer, asked_for
+from circuitvit.images.asking import Viewer, asked_for
 from circuitvit.images.cache import remembered
+from circuitvit.images.choosing import (
+    Parts,
+    Wish,
+    choice_problems,
+    warn_of_lost_classes,
+    with_classes,
+)
 from circuitvit.images.decoding import Decoded, Look, decode
 from circuitvit.images.image_set import ImageSet, Splits
-from circuitvit.images.labels import LEFT_OUT, UNLABELLED, Classes, matched, selected
+from circuitvit.images.labels import Classes, some
+from circuitvit.images.ordering import ClassOrder, order_problems
+from circuitvit.images.reasons import warn_caller
 from circuitvit.images.sampling import balanced, stratified
 from circuitvit.images.slices import PARTS, Split, own_parts
-from circuitvit.images.sources import Draw, read_given, read_source
-from circuitvit.images.table import Table, dataset_table
+from circuitvit.images.sources import Draw, given_table, source_table
+from circuitvit.images.table import Table
 from circuitvit.images.tensors import is_number, is_whole
 from circuitvit.images.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
 from circuitvit.preprocessing import Preprocessing
@@ -29,8 +37,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 Place = str | os.PathLike[str]
-Parts = dict[str, np.ndarray]
-"""The positions of each part in a table."""
+_TOLD = 3
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -41,7 +48,9 @@ def load_splits(
     preprocessing: Preprocessing | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    pixel_range: tuple[float, float] | None = None,
     classes: Classes | None = None,
+    class_order: ClassOrder | None = None,
     split: Split | None = None,
     validation: float = 0.2,
     test: float = 0.2,
@@ -61,7 +70,8 @@ def load_splits(
 
     Args:
         source: `"digits"` (scikit-learn's 8×8 handwritten digits, embedded); or a folder of images,
-            one folder a class, in it or in its `train`, `test`, … (links are followed); the folder
+            one folder a class, in it or in its `train`, `test`, … (links are followed; whatever
+            Pillow can open is read, whether its name says so or not); the folder
             `tiny-imagenet-200`; a parquet file, a folder or pattern of parquet files whose names
             say `train`, `test` or `valid`; a `.npz` file; the id of a data set on the Hugging Face
             hub; or what `datasets` has loaded. `./digits` is a path.
@@ -72,8 +82,13 @@ def load_splits(
             class names count as the model's.
         image_size: side in pixels; without it and a model, images must be squares of one size.
         channels: 1 (grey) or 3 (RGB); by default the model's, else 3, or what arrays have.
+        pixel_range: the values of black and of white, such as (0, 65535), in pictures of 16 bits or
+            of floats, which can't be read without it.
         classes: names or indices of the classes to keep, which become 0, 1, … in that order; or
             `"animals"`, Tiny-ImageNet's 58 with names people know (see `images.ANIMALS`).
+        class_order: puts the classes in the order of their names, `"alphabetical"` (`10` before
+            `2`) or `"natural"` (after it). By default it is what the source declares, for folders
+            and text alphabetical; where the natural order is another, a warning says so.
         split: an expression of `datasets`, `"train[:2%]"`, of which all parts are carved, or a
             mapping from `train` and, if wanted, `validation` and `test` to such. A slice is of the
             stored order: the first images of a folder are of one class.
@@ -82,7 +97,8 @@ def load_splits(
         test: likewise for the test images.
         seed: draws the parts and the images within the limit.
         limit: at most so many images in each part, drawn evenly over the classes.
-        strict: raise at pictures that can't be read, rather than leave them out with a warning.
+        strict: raise at pictures that can't be read, rather than leave them out with a warning;
+            files that are no pictures are left out in either case.
         cache: a folder for decoded pixels; what is there is not decoded again.
         workers: threads that decode; the images are the same with any number.
         streaming: read only `limit` images of each of the source's splits, drawn from the first
@@ -94,33 +110,37 @@ def load_splits(
 
     Raises:
         CircuitError: there is nothing at the source, it can't be read, its images have no labels
-            or several sizes, its classes are not the model's, or it has too few images.
+            or several sizes, its classes are not the model's, some are not among the training
+            images, or it has too few images.
     """
     given = locals()
-    asked = asked_for(model, preprocessing, image_size, channels)
-    if problems := [*asked.problems, *_problems(given)]:
+    asked = asked_for(model, preprocessing, image_size, channels, pixel_range)
+    if problems := [
+        *asked.problems, *_problems(given),
+        *choice_problems(given, asked.preprocessing.class_names),
+    ]:  # fmt: skip
         raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
     limit, seed, workers = None if limit is None else int(limit), int(seed), int(workers)
     validation, test = float(validation), float(test)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+    wish = Wish(
+        name, classes, class_order, asked.preprocessing.class_names, asked.classes, split, streaming
+    )
     table = _table(source, Draw(limit, seed) if streaming else None)
-    own = own_parts(table.sizes, split, name)
-    stored = table
-    table, own = _with_classes(table, own, classes, asked, name)
+    table, own = with_classes(table, own_parts(table.sizes, split, name), wish)
     parts = _parts(table, own, validation, test, seed, name)
-    if split is not None and classes is None:
-        _warn_of_lost_classes(stored, parts["train"], split)
+    warn_of_lost_classes(table, parts, wish)
     parts = {part: _within(table, places, limit, seed) for part, places in parts.items()}
     look = asked.look(table)
     found = {}
     for part in PARTS:
         found[part] = _decoded(table, parts[part], look, cache, workers, f"{part} images")
-    _tell(found, strict)
+    _tell(found, parts, table, strict)
     sets, seen = {}, replace(asked.preprocessing, class_names=table.class_names)
     for part, decoded in found.items():
         labels = torch.from_numpy(table.labels[parts[part][decoded.kept]])
         sets[part] = ImageSet(asked.normalised(decoded.pixels), labels, table.class_names, seen)
-    return Splits(**sets, skipped=tuple(line for d in found.values() for line in d.skipped))
+    return Splits(**sets, skipped=_skipped(found, table))
 
 
 def _problems(given: Mapping[str, Any]) -> Iterator[str]:
@@ -145,6 +165,7 @@ def _problems(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {value!r}, expected {what}"
     if given["streaming"] and given["limit"] is None:
         yield "streaming without a limit would read everything; give a limit"
+    yield from order_problems(given["class_order"])
     yield from _split_problems(given["split"], given["streaming"])
 
 
@@ -161,9 +182,10 @@ def _split_problems(split: Any, streaming: bool) -> Iterator[str]:
 
 def _table(source: Any, draw: Draw | None) -> Table:
     if not isinstance(source, str | os.PathLike):
-        return dataset_table(read_given(source, draw))
+        return given_table(source, draw)
     path = Path(source).expanduser()
-    arrays = source == "digits" or path.suffix == ".npz"
+    is_npz = path.suffix.lower() == ".npz"
+    arrays = source == "digits" or is_npz
     if draw is not None and (arrays or is_tiny_imagenet(path)):
         raise CircuitError(
             f"{source} can't be streamed, only data sets of the hub and parquet files can. Leave "
@@ -171,42 +193,11 @@ def _table(source: Any, draw: Draw | None) -> Table:
         )
     if source == "digits":
         return digits_table()
-    if path.suffix == ".npz" and path.is_file():
+    if is_npz and path.is_file():
         return npz_table(path)
     if is_tiny_imagenet(path):
         return tiny_imagenet_table(path)
-    return dataset_table(read_source(os.fspath(source), draw))
-
-
-def _with_classes(
-    table: Table, own: Parts, classes: Classes | None, asked: Asked, source: str
-) -> tuple[Table, Parts]:
-    """The table with the classes that are asked for and as the model counts them."""
-    labelled = table.labels, table.class_names
-    used = np.zeros(len(table.labels), dtype=bool)
-    for places in own.values():
-        used[places] = True
-    missing = [part for part, places in own.items() if (table.labels[places] == UNLABELLED).any()]
-    if missing:
-        count = int((table.labels[used] == UNLABELLED).sum())
-        raise CircuitError(
-            f"{count} images have no label (None, or a number below 0), in {', '.join(missing)} of "
-            f"{source}. Leave them out, label them, or say with split which images to take."
-        )
-    # Images outside the parts have no say in which classes there are.
-    labelled = np.where(used, table.labels, LEFT_OUT), table.class_names
-    if classes is not None:
-        labelled = selected(labelled, classes)
-    if asked.preprocessing.class_names is not None:
-        labelled = matched(labelled, asked.preprocessing.class_names)
-    labels, names = labelled
-    if asked.classes is not None and len(names) != asked.classes:
-        raise CircuitError(
-            f"this model has {asked.classes} classes, the data {source!r} have {len(names)}. Give "
-            "the data that it was trained on, or keep the right classes of them with classes=[…]."
-        )
-    own = {part: places[labels[places] != LEFT_OUT] for part, places in own.items()}
-    return replace(table, labels=labels, class_names=names), own
+    return source_table(os.fspath(source), draw)
 
 
 def _parts(
@@ -229,19 +220,6 @@ def _parts(
     return parts
 
 
-def _warn_of_lost_classes(stored: Table, train: np.ndarray, split: Split) -> None:
-    """A slice of images that are stored class by class holds some classes only."""
-    every = np.unique(stored.labels[stored.labels >= 0])
-    lost = [stored.class_names[label] for label in np.setdiff1d(every, stored.labels[train])]
-    if lost:
-        some = ", ".join(lost[:10]) + (", …" if len(lost) > 10 else "")
-        warnings.warn(
-            f"split={split!r} leaves no training images of {len(lost)} of {len(every)} classes "
-            f"({some}): a slice is of the stored order. limit=... draws evenly over the classes.",
-            stacklevel=3,
-        )
-
-
 def _within(table: Table, places: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     if limit is None or limit >= len(places):
         return places
@@ -257,17 +235,25 @@ def _decoded(
     return work() if cache is None else remembered(cache, table, places, look, work)
 
 
-def _tell(found: dict[str, Decoded], strict: bool) -> None:
-    """Say once what could not be read."""
-    skipped = [line for decoded in found.values() for line in decoded.skipped]
+def _skipped(found: dict[str, Decoded], table: Table) -> tuple[str, ...]:
+    return (*table.unreadable, *(line for decoded in found.values() for line in decoded.skipped))
+
+
+def _tell(found: dict[str, Decoded], parts: Parts, table: Table, strict: bool) -> None:
+    """Say once what could not be read, and which classes have no images therefore."""
+    skipped = _skipped(found, table)
     if not skipped:
         return
     total = len(skipped) + sum(len(decoded.kept) for decoded in found.values())
-    some = "; ".join(skipped[:3]) + ("; …" if len(skipped) > 3 else "")
-    said = f"{len(skipped)} of {total} images can't be read: {some}."
+    more = "; …" if len(skipped) > _TOLD else ""
+    said = f"{len(skipped)} of {total} images can't be read: {'; '.join(skipped[:_TOLD])}{more}."
     empty = [part for part, decoded in found.items() if not len(decoded.kept)]
     if strict or empty:
         none = f" None are left for {', '.join(empty)}." if empty else ""
         remedy = " Replace them, or leave them out" + (" with strict=False" if strict else "")
         raise CircuitError(said + none + remedy + ".")
-    warnings.warn(f"{said} They are left out; Splits.skipped names all.", stacklevel=3)
+    wanted = np.unique(np.concatenate([table.labels[parts[part]] for part in found]))
+    left = [table.labels[parts[part][decoded.kept]] for part, decoded in found.items()]
+    lost = [table.class_names[label] for label in np.setdiff1d(wanted, np.concatenate(left))]
+    gone = f" No image is left of the classes {some(lost)}." if lost else ""
+    warn_caller(f"{said} They are left out; Splits.skipped names all.{gone}")

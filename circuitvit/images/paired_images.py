@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.images.batches import Batches
+from circuitvit.images.reasons import reason_of, warn_caller
 from circuitvit.images.recipe import PairRecipe, cast, cut
 from circuitvit.images.tensors import (
     Indices,
@@ -30,6 +31,9 @@ from circuitvit.tensor_files import read_tensors
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
 TENSORS = ("clean", "corrupt", "labels", "corrupt_labels")
+
+_parse_to = torch._C._nn._parse_to  # pyright: ignore[reportAttributeAccessIssue]
+"""What `nn.Module.to` reads its arguments with."""
 
 Own = TypeVar("Own", bound="PairedImages")
 
@@ -52,6 +56,10 @@ class PairedImages:
     recipe: PairRecipe | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self._check()
+        warn_of_same(self.clean, self.corrupt)
+
+    def _check(self) -> None:
         problems = list(image_problems("clean", self.clean))
         if self.corrupt is not None:
             problems += image_problems("corrupt", self.corrupt)
@@ -84,13 +92,26 @@ class PairedImages:
         part = self._each(lambda tensor: tensor[places.to(tensor.device)])
         return part if self.recipe is None else part._by(cut(self.recipe, places.tolist()))
 
-    def to(
-        self: Own, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> Own:
-        """The same pairs on another device, the images (not the labels) in another dtype."""
-        moved = self._each(
-            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None)
-        )
+    def to(self: Own, *args: Any, **kwargs: Any) -> Own:
+        """The same pairs on another device, the images (not the labels) in another dtype.
+
+        Takes what `torch.Tensor.to` takes: a device, a dtype, both, or a tensor that has them; by
+        place or as `device=`, `dtype=`, `non_blocking=`.
+
+        Raises:
+            CircuitError: it is something else, or the dtype is not one of floating point.
+        """
+        device, dtype, non_blocking = _target(args, kwargs)
+        try:
+            moved = self._each(
+                lambda tensor: tensor.to(
+                    device, dtype if tensor.is_floating_point() else None, non_blocking=non_blocking
+                )
+            )
+        except AssertionError as cause:  # torch was built without this kind of device
+            raise CircuitError(
+                f"pairs can't be taken to {device}: {reason_of(cause)}. Name another."
+            ) from cause
         if self.recipe is None:
             return moved
         same = moved.clean.dtype == self.clean.dtype
@@ -163,8 +184,49 @@ class PairedImages:
 
     def _each(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
         given = {name: getattr(self, name) for name in TENSORS}
-        changed: dict[str, Any] = {n: None if t is None else change(t) for n, t in given.items()}
-        return type(self)(**changed)
+        changed = {n: None if t is None else change(t) for n, t in given.items()}
+        made = object.__new__(type(self))  # these were warned of when they were put together
+        for name, value in (changed | {"recipe": None}).items():
+            object.__setattr__(made, name, value)
+        made._check()
+        return made
+
+
+def warn_of_same(clean: Tensor, corrupt: Tensor | None, *, least: int = 1) -> None:
+    """Warn where corrupt images equal their clean ones, if at least so many do."""
+    if corrupt is None:
+        return
+    same = int((corrupt.to(clean.device) == clean).flatten(1).all(dim=1).sum())
+    if same >= least:
+        warn_caller(
+            f"{same} of {len(clean)} corrupt images equal their clean ones, so patching with them "
+            "changes nothing: they tell nothing, and where all are such every score is 0. Pair "
+            "images that differ in what is under study; where a patch shows one colour only, take "
+            "a larger one or another place."
+        )
+
+
+def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, torch.dtype | None, bool]:
+    """The device, dtype and `non_blocking` that arguments of `to` name, as torch reads them."""
+    # Given by name, None is what torch doesn't take and this always took.
+    known = {name: value for name, value in kwargs.items() if value is not None}
+    args = args if any(value is not None for value in args) else ()
+    try:
+        if any(isinstance(value, float | complex) for value in args):
+            raise TypeError("torch takes a number for a tensor")
+        found = _parse_to(*args, **known) if args or known else (None, None, False)
+    except (TypeError, RuntimeError) as cause:
+        given = ", ".join([*map(repr, args), *(f"{n}={v!r}" for n, v in known.items())])
+        raise CircuitError(
+            f"pairs can't be taken to ({given}), expected a device such as 'cuda', a dtype such as "
+            "torch.bfloat16, or both."
+        ) from cause
+    device, dtype, non_blocking = found[:3]
+    if dtype is not None and not dtype.is_floating_point:
+        raise CircuitError(
+            f"pairs can't be taken to {dtype}: images are of floating point, such as torch.float16."
+        )
+    return device, dtype, non_blocking
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -175,7 +237,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
     except (OSError, SafetensorError, ValueError) as cause:
         raise CircuitError(
-            f"{path} is not a whole file of pairs ({cause}).{_told(path)} It was cut short or is "
+            f"{path} is not a whole file of pairs ({reason_of(cause)}).{_told(path)} It was cut short "
+            "or is "
             "another kind of file; make the pairs again, as Pairs.remake(recipe, images) does."
         ) from cause
     if not isinstance(told, dict) or "clean" not in tensors:

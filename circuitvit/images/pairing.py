@@ -10,6 +10,7 @@ from circuitvit.images.judging import Judge
 from circuitvit.images.labels import place_of, places_called
 from circuitvit.images.sampling import balanced
 from circuitvit.images.tensors import is_whole
+from circuitvit.preprocessing import class_name
 
 Members = dict[int, np.ndarray]
 """The places of the images that may still be drawn, by class."""
@@ -78,6 +79,10 @@ def places_by_category(
     """
     labels = images.labels.cpu().numpy()
     classes: dict[str, list[int]] = {}
+    categories = _plain_categories(categories)
+    clean, corrupt = (
+        class_name(kind) if isinstance(kind, str | int) else kind for kind in (clean, corrupt)
+    )
     _check_categories(images, categories, clean, corrupt)
     for label in np.unique(labels):
         classes.setdefault(categories[images.class_names[label]], []).append(int(label))
@@ -203,7 +208,6 @@ def class_index(images: ImageSet, asked: str | int, role: str) -> int:
 def _check_categories(
     images: ImageSet, categories: Mapping[str, str], clean: str | None, corrupt: str | None
 ) -> None:
-    _check_mapping(categories)
     there = [images.class_names[label] for label in images.labels.unique().tolist()]
     known = list(dict.fromkeys(categories[name] for name in there if name in categories))
     problems = []
@@ -222,12 +226,13 @@ def _check_categories(
         raise CircuitError("these categories can't be paired: " + "; ".join(problems) + ".")
 
 
-def _check_mapping(categories: object) -> None:
+def _plain_categories(categories: object) -> dict[str, str]:
+    """Categories of classes, both as names of classes are compared."""
     strange = f"categories are a {type(categories).__name__}"
     if isinstance(categories, Mapping):
         odd = [kind for kind in categories.values() if not isinstance(kind, str | int)]
         if not odd:
-            return
+            return {class_name(name): class_name(kind) for name, kind in categories.items()}
         strange = f"a category is {odd[0]!r}"
     raise CircuitError(
         f"{strange}, expected a mapping from each class's name to that of its one category, such "

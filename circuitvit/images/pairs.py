@@ -4,7 +4,6 @@ Which images are drawn is in `pairing`, how images are corrupted in `corruption`
 both in `recipe`; the tensors themselves are in `paired_images`.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -258,19 +257,10 @@ class Pairs(PairedImages):
         """Pairs whose corrupt image is made from the clean one."""
         judge = Judge.of(images, right_for)
         places = places_alone(images, clean=clean, count=count, seed=seed, judge=judge)
-        pairs = cls._made(images, written(
+        return cls._made(images, written(
             made, images, places, None, arguments={"clean": clean, "count": count, **arguments},
             seed=seed, right_for=judge.name, corrupt_labels=judge.runners_up(places),
         ))  # fmt: skip
-        assert pairs.corrupt is not None
-        same = int((pairs.corrupt == pairs.clean).flatten(1).all(dim=1).sum())
-        if same:
-            warnings.warn(
-                f"{same} of {count} corrupt images equal their clean ones, as where a patch shows "
-                "one colour only, so they tell nothing. Take a larger patch or another place.",
-                stacklevel=3,
-            )
-        return pairs
 
     @classmethod
     def _made(cls, images: ImageSet, recipe: PairRecipe) -> "Pairs":

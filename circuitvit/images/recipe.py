@@ -22,6 +22,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitError
 from circuitvit.images.corruption import Patch, mean_image, noisy
 from circuitvit.images.image_set import ImageSet
+from circuitvit.images.reasons import reason_of
 
 PairRecipe = Mapping[str, Any]
 OF_TWO = ("by_class", "by_category")
@@ -145,7 +146,9 @@ def tensors_of(recipe: PairRecipe, images: ImageSet) -> dict[str, Any]:
     except (IndexError, KeyError, TypeError, ValueError) as cause:
         if isinstance(cause, CircuitError):
             raise
-        raise CircuitError(f"this recipe of pairs was altered or damaged: {cause!s}.") from cause
+        raise CircuitError(
+            f"this recipe of pairs was altered or damaged: {reason_of(cause)}."
+        ) from cause
 
 
 def _corrupted(recipe: PairRecipe, images: ImageSet) -> Tensor:

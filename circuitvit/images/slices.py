@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from circuitvit.errors import CircuitError
+from circuitvit.images.reasons import reason_of
 
 Split = str | Mapping[str, str]
 """A split expression of `datasets` such as `"train[:2%]"`, or one for each part."""
@@ -58,8 +59,8 @@ def own_parts(sizes: Mapping[str, int], split: Split | None, source: str) -> dic
         try:
             parts[part] = _positions(expression, sizes, starts)
         except (ValueError, AssertionError) as cause:
-            reason = str(cause).split(" Should be one of")[0].rstrip(".")  # told for all below
-            problems.append(f"{expression!r}: {reason}")
+            reason = reason_of(cause).split(" Should be one of")[0]  # told for all below
+            problems.append(f"{expression!r}: {reason.rstrip('.')}")
     problems += _overlaps(parts, asked)
     if problems:
         raise CircuitError(

@@ -1,15 +1,17 @@
 """Where images come from: a folder of pictures, parquet files, or a data set of the hub.
 
-Everything is read through `datasets`, which is imported here alone and only when needed.
+Folders are read by ourselves, everything else through `datasets`, which is imported only when
+needed.
 """
 
 import glob
 import heapq
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,10 @@ import numpy as np
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import unwritable_cache
-from circuitvit.images.folders import files_below, images_by_split, is_metadata
+from circuitvit.images.folders import files_below, is_metadata, layout_of, pictures_below
+from circuitvit.images.reasons import reason_of, warn_caller
 from circuitvit.images.slices import split_of
+from circuitvit.images.table import Table, column_of, dataset_table, files_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +45,7 @@ class Draw:
     seed: int
 
 
-def read_source(source: str, draw: Draw | None = None) -> dict[str, "Dataset"]:
+def source_table(source: str, draw: Draw | None = None) -> Table:
     """The splits of a source, in its own order and with its own names.
 
     Args:
@@ -58,24 +62,26 @@ def read_source(source: str, draw: Draw | None = None) -> dict[str, "Dataset"]:
         return _from_folder(path, draw)
     files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path)))]
     if files:
-        strangers = [file.name for file in files if file.suffix != ".parquet"]
+        strangers = [file.name for file in files if not _is_parquet(file)]
         if strangers:
             raise CircuitError(
                 f"{source} is not a parquet file ({strangers[0]}). Give a parquet or .npz file, a "
                 "folder of images or of parquet files, the id of a data set on the hub, or "
                 "'digits'."
             )
-        return _load("parquet", source, _by_split(files, path.parent), draw)
-    if not _HUB_ID.fullmatch(source) or path.suffix == ".parquet":
+        return dataset_table(_from_parquet(source, _by_split(files, path.parent), draw))
+    if not _HUB_ID.fullmatch(source) or _is_parquet(path):
         raise CircuitError(
             f"there is nothing at {source}. Check the path; it may be a folder of images, a "
             "parquet file or a folder of them, or a .npz file. 'digits' needs no files."
         )
-    return _from_hub(source, draw)
+    return dataset_table(_from_hub(source, draw))
 
 
-def read_given(source: Any, draw: Draw | None = None) -> dict[str, "Dataset"]:
+def given_table(source: Any, draw: Draw | None = None) -> Table:
     """The splits of what `datasets` has loaded already: a Dataset, or a DatasetDict of several.
+
+    What is stored is read, whatever its format or transform makes of it.
 
     Raises:
         CircuitError: it is neither, or comes in a stream of which no count is asked for.
@@ -90,24 +96,64 @@ def read_given(source: Any, draw: Draw | None = None) -> dict[str, "Dataset"]:
         )
     if draw is None and not all(hasattr(split, "__len__") for split in splits.values()):
         raise CircuitError("the data set is a stream. Give streaming=True and a limit.")
-    return _drawn(splits, draw)
+    # Another object: the caller's keeps its format.
+    plain = {name: split.with_format(None) for name, split in splits.items()}
+    return dataset_table(_drawn(plain, draw))
 
 
-def _from_folder(folder: Path, draw: Draw | None) -> dict[str, "Dataset"]:
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _from_folder(folder: Path, draw: Draw | None) -> Table:
     parquet = [
         path
         for path in files_below(folder)
-        if path.suffix == ".parquet" and path.is_file() and not is_metadata(path)
+        if _is_parquet(path) and path.is_file() and not is_metadata(path)
     ]
     if parquet:
-        return _load("parquet", str(folder), _by_split(parquet, folder), draw)
-    images = images_by_split(folder)
+        if pictures := pictures_below(folder):
+            warn_caller(
+                f"{folder} holds {len(parquet)} parquet files and {len(pictures)} picture files "
+                f"({pictures[0].relative_to(folder)}, …); the pictures are left out. Give the "
+                "folder of either."
+            )
+        return dataset_table(_from_parquet(str(folder), _by_split(parquet, folder), draw))
+    layout = layout_of(folder)
     if draw is not None:
         raise CircuitError(
             f"{folder} is a folder of images, which can't be streamed. Leave streaming out: only "
             "the images within the limit are decoded anyway."
         )
-    return _load("imagefolder", str(folder), images)
+    if layout.is_described:
+        described = _load("imagefolder", str(folder), layout.splits)
+        _warn_of_undescribed(folder, layout.splits, described)
+        table = dataset_table(described)
+    else:
+        table = files_table({
+            split: [(path.absolute(), path.parent.name) for path in paths]
+            for split, paths in layout.splits.items()
+        })  # fmt: skip
+    return replace(table, unreadable=layout.unreadable)
+
+
+def _warn_of_undescribed(
+    folder: Path, files: dict[str, list[Path]], described: dict[str, "Dataset"]
+) -> None:
+    """Name the pictures that a metadata file doesn't speak of; `datasets` leaves them out."""
+    import datasets
+
+    named = set[str]()
+    for split in described.values():
+        column = column_of(split.features, "image")
+        rows = split.cast_column(column, datasets.Image(decode=False))[column]
+        named |= {os.path.realpath(row["path"]) for row in rows if row and row["path"]}
+    every = [path for paths in files.values() for path in paths if not is_metadata(path)]
+    if lost := [path for path in every if os.path.realpath(path) not in named]:
+        warn_caller(
+            f"the metadata of {folder} don't name {len(lost)} of its {len(every)} pictures "
+            f"({lost[0].relative_to(folder)}, …), so they are left out."
+        )
 
 
 def _by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
@@ -119,12 +165,46 @@ def _by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
     return splits
 
 
+def _from_parquet(
+    source: str, files: dict[str, list[Path]], draw: Draw | None
+) -> dict[str, "Dataset"]:
+    """Parquet files, read by `datasets`; by pyarrow where `datasets` would misread a path."""
+    if not any(_is_odd(path) for paths in files.values() for path in paths):
+        return _load("parquet", source, files, draw)
+    import datasets
+    from datasets.table import InMemoryTable
+    from pyarrow import ArrowException, parquet
+
+    with _reading(source):
+        try:
+            found = {
+                split: datasets.concatenate_datasets([
+                    datasets.Dataset(InMemoryTable(parquet.read_table(path)))
+                    for path in paths
+                ])
+                for split, paths in files.items()
+            }  # fmt: skip
+        except ArrowException as cause:
+            raise OSError(str(cause)) from cause
+        return _drawn(found, draw)
+
+
+def _is_odd(path: Path) -> bool:
+    """Whether `datasets` takes a path for something else: a chain of protocols, or a pattern."""
+    return any(mark in str(path.absolute()) for mark in ("::", "://", "\\")) and os.sep == "/"
+
+
 def _load(
     kind: str, source: str, files: dict[str, list[Path]], draw: Draw | None = None
 ) -> dict[str, "Dataset"]:
     import datasets
 
-    # Links stay such: the class of an image is the folder that the link lies in.
+    if odd := [str(path) for paths in files.values() for path in paths if _is_odd(path)]:
+        raise CircuitError(
+            f"{source} has a metadata file, and a path there ({odd[0]}) holds '::', '://' or a "
+            "backslash, which `datasets` takes for something else. Rename it."
+        )
+    # Links stay such.
     names = {
         split: [glob.escape(str(f.absolute())) for f in found] for split, found in files.items()
     }
@@ -180,19 +260,25 @@ def _reading(source: str) -> Iterator[None]:
             "'digits', which needs no network."
         ) from cause
     except (DatasetsError, OSError, ValueError, RuntimeError) as cause:
+        if isinstance(cause, CircuitError):
+            raise
         unwritable = unwritable_cache(cause, source=source)
         if unwritable is not None:
             raise CircuitError(f"{source} can't be read: {unwritable}.") from cause
-        lines = str(cause.__cause__ or cause).strip().splitlines() or [type(cause).__name__]
-        reason = " … ".join(dict.fromkeys([lines[0], lines[-1]]))
         raise CircuitError(
-            f"{source} can't be read: {reason}. Check that it exists, that its files are whole, "
-            "and that they have the same columns."
+            f"{source} can't be read: {_first_and_last_line(cause.__cause__ or cause)}. Check that "
+            "it exists, that its files are whole, and that they have the same columns."
         ) from cause
     finally:
         datasets.logging.set_verbosity(verbosity)
         if hush:
             datasets.enable_progress_bars()
+
+
+def _first_and_last_line(cause: BaseException) -> str:
+    """What matters of a message of `datasets`, which has the whole story between them."""
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return " … ".join(reason_of(ValueError(line)) for line in dict.fromkeys([lines[0], lines[-1]]))
 
 
 def _hub_answers() -> bool:

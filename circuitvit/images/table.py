@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitvit.errors import CircuitError
-from circuitvit.images.labels import coded
+from circuitvit.images.labels import coded, plain_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,12 +34,16 @@ class Table:
         class_names: the name of each class.
         splits: the number of pictures of each split, and how to read them.
         channels: 1 (grey) or 3 (RGB), where none are asked for.
+        is_declared: whether the source lists its classes; else they are the values that occur.
+        unreadable: a line for each picture that is left out from the first: `path: reason`.
     """
 
     labels: np.ndarray
     class_names: tuple[str, ...]
     splits: Mapping[str, tuple[int, Read]]
     channels: int = 3
+    is_declared: bool = True
+    unreadable: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -92,22 +96,64 @@ def _stamp(raw: Raw) -> bytes:
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
 
 
+def files_table(
+    splits: Mapping[str, Sequence[tuple[Path, str]]], names: Sequence[str] | None = None
+) -> Table:
+    """Picture files, each with its class, as a table.
+
+    Args:
+        splits: the files of each split.
+        names: the classes, where they are listed; by default those that occur.
+    """
+    labels, class_names = coded([name for rows in splits.values() for _, name in rows], names)
+    readers = {
+        split: (len(rows), _files([path for path, _ in rows])) for split, rows in splits.items()
+    }
+    return Table(labels, class_names, readers, is_declared=names is not None)
+
+
+def _files(paths: Sequence[Path]) -> Read:
+    def read(places: np.ndarray) -> list[Raw]:
+        return [{"path": str(paths[place]), "bytes": None} for place in places]
+
+    return read
+
+
 def dataset_table(splits: Mapping[str, "Dataset"]) -> Table:
     """Splits of `datasets` as a table, with the classes of all of them.
 
     The image and the label column are found by their feature types.
 
     Raises:
-        CircuitError: there is no such column, or more than one.
+        CircuitError: there is no such column, or more than one; or labels are none.
     """
     features = next(iter(splits.values())).features
     image, label = column_of(features, "image"), column_of(features, "label")
-    values = [
-        value for split in splits.values() for value in split.select_columns([label])[:][label]
-    ]
-    labels, names = coded(values, getattr(features[label], "names", None))
+    if lacking := [split for split, rows in splits.items() if image not in rows.features]:
+        columns = list(splits[lacking[0]].features)
+        raise CircuitError(
+            f"the split {lacking[0]!r} has no column {image!r}, but {columns}. Give splits with "
+            "the same columns."
+        )
+    named = {split: rows for split, rows in splits.items() if label in rows.features}
+    values: dict[str, list[Any]] = {name: [None] * len(rows) for name, rows in splits.items()}
+    values |= {split: rows.select_columns([label])[:][label] for split, rows in named.items()}
+    names = {split: getattr(rows.features[label], "names", None) for split, rows in named.items()}
+    first = next(iter(names.values()))
+    if any(other != first for other in names.values()):  # then an index says nothing by itself
+        for split, own in names.items():
+            values[split] = [_called(value, own) for value in values[split]]
+    every = plain_labels([v for own in values.values() for v in own], f"the column {label!r}")
+    labels, class_names = coded(every, first)
     readers = {name: (len(split), _reader(split, image)) for name, split in splits.items()}
-    return Table(labels, names, readers)
+    return Table(labels, class_names, readers, is_declared=first is not None)
+
+
+def _called(value: Any, names: Sequence[str] | None) -> str | None:
+    """The name of a label, which is an index where there are names; None for none."""
+    if value is None or (not isinstance(value, str) and value < 0):
+        return None
+    return str(value if names is None or isinstance(value, str) else names[value])
 
 
 def _reader(split: "Dataset", column: str) -> Read:
@@ -126,19 +172,30 @@ def column_of(features: Mapping[str, Any], role: str) -> str:
     if role == "image":
         candidates, usual = [n for n, f in features.items() if _holds_images(f)], _IMAGE_NAMES
     else:
-        candidates = [n for n, f in features.items() if hasattr(f, "names")]
+        candidates, usual = [n for n, f in features.items() if hasattr(f, "names")], _LABEL_NAMES
+        named = next((name for name in usual if name in features), None)
+        if not candidates and named is not None:
+            _check_labels(named, features[named])
+            candidates = [named]
         candidates = candidates or [n for n, f in features.items() if _holds_labels(f)]
-        usual = _LABEL_NAMES
     if len(candidates) > 1:
         candidates = [name for name in usual if name in candidates][:1]
     if len(candidates) != 1:
         raise CircuitError(
             f"which column holds the {role}s is not clear: the columns are {list(features)}. "
             "Images are found by the feature Image, labels by ClassLabel or as whole numbers or "
-            "text (a folder of images needs one folder a class, all equally deep). "
-            f"Name the column {role!r}."
+            f"text. Name the column {role!r}."
         )
     return candidates[0]
+
+
+def _check_labels(name: str, feature: Any) -> None:
+    if not _holds_labels(feature) and not str(getattr(feature, "dtype", "")).startswith("float"):
+        kind = getattr(feature, "dtype", None) or type(feature).__name__
+        raise CircuitError(
+            f"the column {name!r} holds values of type {kind}, expected one class an image, as "
+            "ClassLabel, a whole number or text. Convert them, or give another column this name."
+        )
 
 
 def _holds_images(feature: Any) -> bool:

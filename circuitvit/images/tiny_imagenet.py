@@ -1,13 +1,9 @@
 """The folder `tiny-imagenet-200`, as its makers packed it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from circuitvit.errors import CircuitError
-from circuitvit.images.labels import coded
-from circuitvit.images.table import Raw, Read, Table
+from circuitvit.images.table import Table, files_table
 
 _ANNOTATIONS = Path("val") / "val_annotations.txt"
 
@@ -26,7 +22,11 @@ def tiny_imagenet_table(folder: Path) -> Table:
     Raises:
         CircuitError: there are no training images, or a line of the annotations is wrong.
     """
-    names = sorted(place.name for place in (folder / "train").iterdir() if place.is_dir())
+    names = sorted(
+        place.name
+        for place in (folder / "train").iterdir()
+        if place.is_dir() and not place.name.startswith(".")
+    )
     train = [
         (path, name)
         for name in names
@@ -38,11 +38,7 @@ def tiny_imagenet_table(folder: Path) -> Table:
     splits = {"train": train}
     if (folder / _ANNOTATIONS).is_file():
         splits["validation"] = _annotated(folder, set(names))
-    labels, class_names = coded([name for rows in splits.values() for _, name in rows], names)
-    readers = {
-        split: (len(rows), files([path for path, _ in rows])) for split, rows in splits.items()
-    }
-    return Table(labels, class_names, readers)
+    return files_table(splits, names)
 
 
 def _annotated(folder: Path, known: set[str]) -> list[tuple[Path, str]]:
@@ -60,12 +56,3 @@ def _annotated(folder: Path, known: set[str]) -> list[tuple[Path, str]]:
             f"{', '.join(wrong[:3])}. Take it from the archive again."
         )
     return rows
-
-
-def files(paths: Sequence[Path]) -> Read:
-    """Read pictures by their paths."""
-
-    def read(places: np.ndarray) -> list[Raw]:
-        return [{"path": str(paths[place]), "bytes": None} for place in places]
-
-    return read

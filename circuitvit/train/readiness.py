@@ -79,7 +79,8 @@ def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
     if training.preprocessing is None:
         yield (
             "RandAugment needs pictures of 8 bits, and the training images don't tell how they "
-            "were normalised; give them preprocessing, as ImageSet.of does, or use rand_augment=0"
+            "were normalised; give them preprocessing, as ImageSet.from_arrays does, or use "
+            "rand_augment=0"
         )
     channels = training.images.shape[1]
     if channels not in (1, 3):

@@ -1,0 +1,154 @@
+"""Which files are pictures, and why one can't be read.
+
+A file whose ending Pillow knows counts as a picture. What other files are, their first bytes say:
+pictures come without an ending or with a wrong one, and what is no picture lies beside them.
+"""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from circuitvit.images.reasons import reason_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Kind = Literal["picture", "unreadable", "stranger"]
+"""What Pillow may read; a picture that it can't; and what is none."""
+
+_HEAD = 512
+_PREFIX = 16
+_NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}
+"""Formats that Pillow names but doesn't read."""
+
+_RAW = frozenset((
+    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".rw2", ".srw", ".x3f",
+))  # fmt: skip
+"""Cameras' raw files: Pillow takes some for a TIFF and gives their thumbnail."""
+
+_OTHERS = frozenset((
+    ".avif", ".avifs", ".heic", ".heics", ".heif", ".hif", ".jxl", ".svg", ".svgz", *_RAW,
+))  # fmt: skip
+"""Endings of pictures that Pillow doesn't know, or not in each of its versions."""
+
+_CONVERT = "convert it to PNG or JPEG"
+_HEIC = f"it is a HEIC picture, which Pillow can't read; {_CONVERT}, or register pillow_heif first"
+_RAW_FILE = f"it is a camera's raw file, which Pillow can't read; {_CONVERT}"
+_BRANDS = {
+    **dict.fromkeys(("heic", "heix", "hevc", "heim", "heis", "mif1", "msf1"), _HEIC),
+    **dict.fromkeys(
+        ("avif", "avis"),
+        f"it is an AVIF picture, which this Pillow can't read; {_CONVERT}, or update Pillow",
+    ),
+    "crx ": _RAW_FILE,
+}
+_JXL = f"it is a JPEG XL picture, which Pillow can't read; {_CONVERT}"
+_SVG = f"it is an SVG drawing, which has no pixels; {_CONVERT}"
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """Endings, in lower case, of what Pillow reads."""
+    from PIL import Image
+
+    known = Image.registered_extensions().items()  # also loads all of Pillow's formats
+    return frozenset(
+        ending for ending, form in known if form in Image.OPEN and form not in _NO_PICTURES
+    )
+
+
+def kind_of(path: Path) -> tuple[Kind, str]:
+    """What a file is, and for an unreadable picture why it is that.
+
+    Only a file with an ending that says nothing is opened, and of it only the first bytes are read
+    unless they look like a picture.
+    """
+    ending = path.suffix.lower()
+    if ending in _RAW:
+        return "unreadable", _RAW_FILE
+    if ending in picture_endings():
+        return "picture", ""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as cause:
+        return ("unreadable" if ending in _OTHERS else "stranger"), reason_of(cause)
+    if _looks_like_a_picture(head) and _opens(path):
+        return "picture", ""
+    known = _picture_that_pillow_lacks(head)
+    if known is None and ending in _OTHERS:
+        known = _other_content(head) or "Pillow can't identify it"
+    return ("stranger", "") if known is None else ("unreadable", known)
+
+
+def opened(data: bytes) -> "Image":
+    """The picture in a file's bytes, turned as its camera was held.
+
+    Raises:
+        ValueError: it can't be read; the message says what the file is instead.
+        Exception: some dozen other types, by Pillow's formats, at broken files.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as cause:
+        head = data[:_HEAD]
+        known = _picture_that_pillow_lacks(head) or _other_content(head)
+        raise ValueError(known or "it is no picture that Pillow can identify") from cause
+    image.load()
+    if image.getexif().get(0x0112) is not None:  # Orientation
+        image = ImageOps.exif_transpose(image)
+    return image
+
+
+def _looks_like_a_picture(head: bytes) -> bool:
+    from PIL import Image
+
+    picture_endings()  # loads the formats
+    checks = [check for name, (_, check) in Image.OPEN.items() if name not in _NO_PICTURES]
+    # No picture is shorter, and the checks rely on it. One that gives a text says why a picture
+    # can't be read here.
+    whole = len(head) >= _PREFIX
+    return whole and any(check is not None and check(head[:_PREFIX]) is True for check in checks)
+
+
+def _opens(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.format not in _NO_PICTURES
+    except Exception:  # Pillow's formats raise some dozen types at what is none of theirs
+        return False
+
+
+def _picture_that_pillow_lacks(head: bytes) -> str | None:
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12].decode("latin-1"))
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return _JXL
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"<svg") or (
+        start.startswith((b"<?xml", b"<!doctype")) and b"<svg" in start
+    ):
+        return _SVG
+    return None
+
+
+def _other_content(head: bytes) -> str | None:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "the file is empty"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, as a failed download leaves; fetch the picture again"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; `git lfs pull` fetches the picture"
+    if head[4:8] == b"ftyp":
+        return "it is a video, not a picture"
+    for mark, what in ((b"%pdf", "a PDF document"), (b"pk\x03\x04", "a zip archive")):
+        if start.startswith(mark):
+            return f"it is {what}, not a picture"
+    return None
