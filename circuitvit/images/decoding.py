@@ -160,7 +160,7 @@ def _of_deep(image: "Image", look: Look) -> np.ndarray | str:
     if not np.isfinite(values).all():
         return f"it holds pixels (mode {image.mode}) that are NaN or infinite"
     least, most = values.min(), values.max()
-    told = f"its pixels (mode {image.mode}) go from {least:g} to {most:g}"
+    told = f"its pixels (mode {image.mode}) go from {least:zg} to {most:zg}"
     if look.pixel_range is None:
         return (
             f"{told}, more than 8 bits a channel, whose range is not known; say it with "
@@ -168,7 +168,7 @@ def _of_deep(image: "Image", look: Look) -> np.ndarray | str:
         )
     black, white = look.pixel_range
     if least < black or most > white:
-        return f"{told}, beyond pixel_range ({black:g}, {white:g})"
+        return f"{told}, beyond pixel_range ({black:zg}, {white:zg})"
     scaled = (values - black) / (white - black)
     return _of_floats(scaled.astype(np.float32)[:, :, None], look)
 

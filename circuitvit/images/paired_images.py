@@ -237,9 +237,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
     except (OSError, SafetensorError, ValueError) as cause:
         raise CircuitError(
-            f"{path} is not a whole file of pairs ({reason_of(cause)}).{_told(path)} It was cut short "
-            "or is "
-            "another kind of file; make the pairs again, as Pairs.remake(recipe, images) does."
+            f"{path} is not a whole file of pairs ({reason_of(cause)}).{_told(path)} It was cut "
+            "short or is another kind of file; make the pairs again, as Pairs.remake(recipe, "
+            "images) does."
         ) from cause
     if not isinstance(told, dict) or "clean" not in tensors:
         raise CircuitError(f"{path} holds no pairs: it lacks the mark {FORMAT!r}.{_told(path)}")
