@@ -1,7 +1,6 @@
 """What the public doors ask of a model, a circuit, an ablation and its images."""
 
 import operator
-import warnings
 from typing import cast, get_args
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.circuit_vit import CircuitViT
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.images import Pairs
 from circuitvit.vit import ViT
 
@@ -56,10 +55,9 @@ def check_circuit(vit: ViT, circuit: object) -> None:
     what = "other weights of the same shape"
     if circuit.config != vit.config:
         what = "a model of another shape that has the same edges"
-    warnings.warn(
+    warn(
         f"this circuit was found on {what} (fingerprint {known}), so it may explain nothing here. "
-        "Find it again on this model to be sure.",
-        stacklevel=3,
+        "Find it again on this model to be sure."
     )
 
 

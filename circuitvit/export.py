@@ -24,6 +24,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.measure.cost import uncompiled
 from circuitvit.pretrained.writing import KINDS, write_folder
+from circuitvit.torch_modes import in_default_modes
 
 Format = Literal["onnx", "pt2", "timm", "transformers"]
 FILES = ("onnx", "pt2")
@@ -35,6 +36,7 @@ SHARE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bf
 """Largest difference to the model, by dtype, in units of the largest logit or 1."""
 
 
+@in_default_modes
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],

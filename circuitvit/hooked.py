@@ -17,6 +17,7 @@ from transformer_lens.hook_points import HookPoint
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
+from circuitvit.torch_modes import ordinary
 from circuitvit.vit import PARTS, Attention, Block, ViT, activate, pooled
 
 
@@ -134,7 +135,8 @@ class HookedViT(HookedRootModule):
     """A ViT whose residual reads and writes are TransformerLens hook points.
 
     Args:
-        vit: the model; its parameters are shared, not copied.
+        vit: the model; its parameters are shared. They are copied only if they were made inside
+            `torch.inference_mode`, where no gradient can pass.
         split_qkv: give each head's query, key and value its own copy of the stream
             (`hook_q_input`, … and `ln1_q`, …); else a head has one (`hook_attn_in`, `ln1`).
     """
@@ -145,7 +147,7 @@ class HookedViT(HookedRootModule):
             raise CircuitError(
                 f"expected a circuitvit.ViT, got {type(vit).__name__}; load_vit(model) makes one."
             )
-        self.vit = vit
+        self.vit = ordinary(vit)
         self.split_qkv = split_qkv
         self.cfg = _lens_config(vit.config)
         self.hook_embed = HookPoint()

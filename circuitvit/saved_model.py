@@ -17,6 +17,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, replacing, write_json
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.readme import read_card, settle_card
+from circuitvit.torch_modes import in_default_modes, ordinary
 
 CONFIG_KEY = "circuitvit.config"
 PREPROCESSING = "preprocessing"
@@ -116,6 +117,7 @@ class SavedModel(
         return {PREPROCESSING: seen.as_dict()}
 
     @classmethod
+    @in_default_modes
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls: type[Model],
         folder: str | os.PathLike[str],
@@ -177,8 +179,16 @@ class SavedModel(
             raise CircuitError(
                 f"the weights from {source} don't fit this model: " + "; ".join(problems) + "."
             )
-        self.load_state_dict(weights, assign=True)
-        return self.requires_grad_(True)
+        with torch.inference_mode(False):
+            self.load_state_dict({n: ordinary(w) for n, w in weights.items()}, assign=True)
+            return self.requires_grad_(True)
+
+    def _apply(self: Model, fn: Any, recurse: bool = True) -> Model:
+        """Convert or move the weights; inside `torch.inference_mode`, too, they can be trained."""
+        if not torch.is_inference_mode_enabled():
+            return super()._apply(fn, recurse)
+        with torch.inference_mode(False), torch.no_grad():
+            return super()._apply(fn, recurse)
 
     def digest(self, shape: str) -> str:
         """16 hexadecimal digits that name a shape and the weights, in single precision."""

@@ -21,6 +21,7 @@ from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination, Outcome
 from circuitvit.measure.measurement import Measurement, checked_draws
 from circuitvit.metrics import Metric
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 COLORS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#364fc7")
@@ -103,6 +104,7 @@ class AcrossAblations(Measurement):
         )
 
 
+@in_default_modes
 def across_ablations(
     vit: ViT,
     circuits: Circuit | Mapping[str, Circuit],

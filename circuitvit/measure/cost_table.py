@@ -24,6 +24,7 @@ from circuitvit.files import read_json, write_json
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.latency import WARM_UPS, interleaved
 from circuitvit.measure.machine import machine_of
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 FORMAT = "circuitvit.costs"
@@ -179,6 +180,7 @@ class Costs:
             raise CircuitError(f"{path} is not a whole table of costs: {cause!s}") from cause
 
 
+@in_default_modes
 def measure_costs(
     config: ViTConfig,
     *,

@@ -26,6 +26,7 @@ from circuitvit.measure.latency import NULL
 from circuitvit.measure.measurement import SCHEMA
 from circuitvit.measure.report import Report, checked_baseline, side_by_side
 from circuitvit.progress import progress
+from circuitvit.torch_modes import in_default_modes
 
 FORMAT = "circuitvit.evaluation"
 
@@ -246,6 +247,7 @@ class Evaluation:
         return Path(folder)
 
 
+@in_default_modes
 def evaluate(
     models: Mapping[str, nn.Module],
     images: Tensor,

@@ -22,6 +22,7 @@ from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination
 from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
 from circuitvit.metrics import Metric
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 MARKDOWN_ROWS = 20
@@ -97,6 +98,7 @@ class Minimality(Measurement):
         )
 
 
+@in_default_modes
 def minimality(
     vit: ViT,
     circuit: Circuit,

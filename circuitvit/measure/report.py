@@ -15,6 +15,7 @@ from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
 from circuitvit.measure.latency import NULL, Latency, latency
 from circuitvit.measure.machine import machine_of
+from circuitvit.torch_modes import in_default_modes
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 
@@ -116,6 +117,7 @@ def ratio_text(item: Latency) -> str:
     return f"{item.ratio:.2f} ({item.ratio_low:.2f}–{item.ratio_high:.2f})"
 
 
+@in_default_modes
 def measure(
     models: Mapping[str, nn.Module],
     images: Tensor,

@@ -21,6 +21,7 @@ from circuitvit.files import write_json, write_text
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 Step = tuple[str, ViTConfig]
@@ -97,6 +98,7 @@ class Savings:
         return Path(folder)
 
 
+@in_default_modes
 def savings(vit: ViT, kept: ViT | Circuit | Iterable[str], costs: Costs | None = None) -> Savings:
     """What each removed part of a model saves.
 

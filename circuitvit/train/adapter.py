@@ -24,6 +24,7 @@ from torch.nn.utils import skip_init
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -168,6 +169,7 @@ class Adapter:
         """How many numbers it has."""
         return sum(value.numel() for value in self.weights.values())
 
+    @in_default_modes
     def apply(self, vit: ViT) -> AdaptedViT:
         """Put the adapter into a copy of its backbone, in eval mode.
 

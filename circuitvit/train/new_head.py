@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 
+@in_default_modes
 def with_new_head(vit: ViT, classes: int, *, seed: int) -> ViT:
     """A copy of a ViT with a new head, drawn as that of a new ViT.
 

@@ -23,6 +23,7 @@ from circuitvit.files import check_writable
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
 from circuitvit.progress import progress as progress_bar
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.averaging import Average
 from circuitvit.train.batches import EpochBatches
@@ -44,6 +45,7 @@ LINES_AN_EPOCH = 20
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@in_default_modes
 def train(
     vit: Model,
     training: ImageSet,

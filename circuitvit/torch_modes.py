@@ -1,0 +1,96 @@
+"""Public functions compute in torch's own default modes, whatever the caller's are.
+
+Callers work inside `torch.autocast`, `torch.inference_mode` or `torch.no_grad`, or change torch's
+default dtype or device. Results and checks must not depend on that: under autocast a correct model
+fails a comparison in single precision, and under inference mode nothing can be differentiated.
+A forward pass of a model (`vit(images)`) is not among these functions: it heeds the caller's modes.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+
+
+@contextmanager
+def default_modes(*, gradients: bool = True) -> Iterator[None]:
+    """No autocast, no inference mode, float32 and the CPU as defaults; then the caller's again.
+
+    Args:
+        gradients: whether gradients are recorded.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.set_grad_enabled(gradients))
+        for device in AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def in_default_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function run in torch's default modes, on ordinary models and tensors."""
+
+    @wraps(function)
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with default_modes():
+            given: Any = [ordinary(value) for value in args]
+            named: Any = {name: ordinary(value) for name, value in options.items()}
+            return function(*given, **named)
+
+    return run
+
+
+def without_gradients(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`in_default_modes` for a function that records no gradients."""
+
+    @wraps(function)
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with torch.no_grad():
+            return function(*args, **options)
+
+    return in_default_modes(run)
+
+
+def ordinary(value: Value) -> Value:
+    """A value without inference tensors, which can't be differentiated: itself, or else a copy.
+
+    Looked at are tensors, modules, and dataclasses of tensors, such as pairs.
+    """
+    anything: Any = value
+    if isinstance(anything, Tensor):
+        return anything.clone() if anything.is_inference() else anything
+    if isinstance(anything, nn.Module):
+        return copy.deepcopy(anything) if has_inference_tensors(anything) else anything
+    if is_dataclass(anything) and not isinstance(anything, type):
+        named = {f.name: getattr(anything, f.name, None) for f in fields(anything)}
+        made = {name: each for name, each in named.items() if isinstance(each, Tensor)}
+        made = {name: each.clone() for name, each in made.items() if each.is_inference()}
+        if made:
+            anything = copy.copy(anything)
+        for name, each in made.items():
+            object.__setattr__(anything, name, each)
+    return anything
+
+
+def has_inference_tensors(module: nn.Module) -> bool:
+    """Whether a parameter or buffer was made inside `torch.inference_mode`."""
+    return any(t.is_inference() for each in (module.parameters, module.buffers) for t in each())
