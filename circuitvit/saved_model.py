@@ -13,14 +13,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.config import ViTConfig
+from circuitvit.errors import CircuitError, warn
 from circuitvit.files import read_json, replacing, write_json
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.preprocessing import Preprocessing, fitting
 from circuitvit.readme import read_card, settle_card
 from circuitvit.torch_modes import in_default_modes, ordinary
 
 CONFIG_KEY = "circuitvit.config"
 PREPROCESSING = "preprocessing"
+
+NAMES_OF_HEAD = (
+    "Mean and std stay. Assign dataclasses.replace(vit.preprocessing, class_names=…) to "
+    "vit.preprocessing, with a name for each logit."
+)
 
 Model = TypeVar("Model", bound="SavedModel")
 
@@ -34,10 +40,12 @@ class SavedModel(
     """A module whose shape is plain JSON; a class says what that JSON holds.
 
     Attributes:
+        config: the shape of the ViT that it is or comes from.
         preprocessing: how pictures become what it looks at; None where that is not known.
         card: the text of the model card in the folder that it was loaded from, if there was one.
     """
 
+    config: ViTConfig
     preprocessing: Preprocessing | None = None
     card: str | None = None
 
@@ -95,26 +103,34 @@ class SavedModel(
         if set(hub) - passed_on and not push_to_hub:
             raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
         folder, config = Path(save_directory), self.shape_as_dict()
-        seen = self._preprocessing_as_dict()
+        seen = self.fitting_preprocessing()
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
-        write_json(folder / "config.json", config | seen)
+        write_json(
+            folder / "config.json", config | ({PREPROCESSING: seen.as_dict()} if seen else {})
+        )
         given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
         card = settle_card(folder, given, self.fingerprint)
         return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
 
-    def _preprocessing_as_dict(self) -> dict[str, Any]:
+    def fitting_preprocessing(self) -> Preprocessing | None:
+        """What of `preprocessing` can be this model's; it warns of what can't.
+
+        Raises:
+            CircuitError: it is something else.
+        """
         seen: Any = self.preprocessing  # an attribute, to which people assign what they like
-        if seen is None:
-            return {}
-        if not isinstance(seen, Preprocessing):
+        if seen is not None and not isinstance(seen, Preprocessing):
             raise CircuitError(
                 f"the model's preprocessing is {seen!r}, expected a cv.Preprocessing or None; "
                 "nothing was written."
             )
-        return {PREPROCESSING: seen.as_dict()}
+        fits, gone = fitting(seen, classes=self.config.classes)
+        for note in gone:
+            warn(f"the model: {note}. {NAMES_OF_HEAD}")
+        return fits
 
     @classmethod
     @in_default_modes
@@ -157,7 +173,10 @@ class SavedModel(
                 f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
                 "save was interrupted, or a file was edited. Save the model again."
             )
-        model.preprocessing = None if seen is None else Preprocessing.from_dict(seen)
+        known = None if seen is None else Preprocessing.from_dict(seen)
+        model.preprocessing, gone = fitting(known, classes=model.config.classes)
+        for note in gone:
+            warn(f"{source}: {note}. {NAMES_OF_HEAD}")
         model.card = read_card(source)
         return model.eval()
 

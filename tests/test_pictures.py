@@ -118,5 +118,7 @@ def test_randaugment_without_preprocessing_is_refused_with_the_remedy():
     from test_train import make_vit
 
     recipe = Recipe(epochs=1, batch=16, rand_augment=2)
-    with pytest.raises(cv.CircuitError, match=r"RandAugment needs .* 8 bits.*ImageSet.of.*=0"):
+    with pytest.raises(
+        cv.CircuitError, match=r"RandAugment needs .* 8 bits.*ImageSet.from_arrays.*=0"
+    ):
         cv.train(make_vit(), blobs(), blobs(), recipe)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.preprocessing import Preprocessing, fitting, misfits
 from circuitvit.pretrained.conversion import Examination, check_image_size, convert
 from circuitvit.pretrained.recognition import READABLE, library_of, name_of
 from circuitvit.pretrained.sources import opened
@@ -47,17 +47,22 @@ def examine(
     if checkpoint is not None:
         said, notes = _without_names(said)
         said = None if result.guessed else said  # only its class names were known
-    problems = _misfits(preprocessing or said, result.vit)
-    if preprocessing is not None and problems:
+    shape = {"channels": result.vit.config.channels, "classes": result.vit.config.classes}
+    if problems := misfits(preprocessing, **shape):
         raise CircuitError(f"this preprocessing is not the model's: {'; '.join(problems)}.")
-    if preprocessing is None:
-        notes += tuple(f"its own preprocessing is left out: {problem}" for problem in problems)
-    result.vit.preprocessing = None if problems else preprocessing or said
+    fits, gone = fitting(said, **shape)
+    notes += () if preprocessing else tuple(gone)
+    unnamed = () if preprocessing or not fits else tuple(gone)  # worth a warning: they were known
+    result.vit.preprocessing = preprocessing or fits
     return replace(
         result,
         source=found.name or result.source,
         folded=(*found.folded, *result.folded, *notes),
-        guessed=(*found.guessed, *(result.guessed if said and preprocessing is None else ())),
+        guessed=(
+            *found.guessed,
+            *(result.guessed if said and preprocessing is None else ()),
+            *(f"{result.source}: {note}; give preprocessing=." for note in unnamed),
+        ),
         unused=(*found.unused, *result.unused),
     )
 
@@ -121,20 +126,3 @@ def resampled(vit: ViT, image_size: int) -> ViT:
     new = ViT.from_weights(replace(config, image_size=image_size), weights, source="resampling")
     new.preprocessing = vit.preprocessing
     return new.eval()
-
-
-def _misfits(seen: Preprocessing | None, vit: ViT) -> list[str]:
-    """Why a preprocessing can't be this model's."""
-    if seen is None:
-        return []
-    channels, classes = vit.config.channels, vit.config.classes
-    names = seen.class_names
-    found = {
-        f"mean and std have {len(seen.mean)} and {len(seen.std)} values for {channels} channels": (
-            not {len(seen.mean), len(seen.std)} <= {1, channels}
-        ),
-        f"there are {len(names or ())} class names for {classes} classes": (
-            names is not None and len(names) != classes
-        ),
-    }
-    return [text for text, is_so in found.items() if is_so]

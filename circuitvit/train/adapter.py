@@ -203,7 +203,8 @@ class Adapter:
         )
         adapted = AdaptedViT(bare, self.width, class_names=self.class_names)
         self._fill(adapted)
-        adapted.preprocessing = self.preprocessing or vit.preprocessing
+        own = vit.preprocessing and replace(vit.preprocessing, class_names=self.class_names)
+        adapted.preprocessing = self.preprocessing or own
         return adapted.eval()
 
     def _head(self, vit: ViT) -> dict[str, Tensor]:

@@ -71,8 +71,8 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     names = getattr(own, "class_names", None)
     if names is not None and names != images.class_names:
         problems.append(
-            f"the teacher knows other classes ({_few(names)}) than the images have "
-            f"({_few(images.class_names)}); use a teacher that was trained on the same ones"
+            f"the teacher knows other classes ({few(names)}) than the images have "
+            f"({few(images.class_names)}); use a teacher that was trained on the same ones"
         )
     try:
         found = Teacher(module, images.images[:0]).logits(images.images[:1])
@@ -87,7 +87,8 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     return problems
 
 
-def _few(names: tuple[str, ...]) -> str:
+def few(names: tuple[str, ...]) -> str:
+    """The first names of a list."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
