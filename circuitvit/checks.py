@@ -14,7 +14,7 @@ from circuitvit.vit import ViT
 
 
 def check_vit(vit: object) -> None:
-    """Refuse anything but a ViT with finite weights.
+    """Refuse anything but a plain ViT with finite weights.
 
     Raises:
         CircuitError: as it says.
@@ -25,11 +25,20 @@ def check_vit(vit: object) -> None:
             "level='edge' has no edges to work on. Take the model that it was compiled from."
         )
     if not isinstance(vit, ViT):
-        raise CircuitError(
-            f"expected a circuitvit.ViT, got {type(vit).__name__}. "
-            "circuitvit.load_vit(model) makes one."
-        )
+        raise CircuitError(f"expected a circuitvit.ViT, got {type(vit).__name__}. {_remedy(vit)}")
     vit.check_weights()
+
+
+def _remedy(model: object) -> str:
+    """How to get at the ViT."""
+    if hasattr(model, "merge_and_unload"):
+        return "Merge its adapters first: model.merge_and_unload() gives the plain model."
+    if isinstance(getattr(model, "backbone", None), ViT):
+        return "An adapter can't be folded into a ViT; give the model that it was trained in."
+    for inside in ("_orig_mod", "module", "vit"):
+        if isinstance(getattr(model, inside, None), ViT):
+            return f"Give the ViT inside it: model.{inside}."
+    return "circuitvit.load_vit(model) makes one."
 
 
 def check_circuit(vit: ViT, circuit: object) -> None:

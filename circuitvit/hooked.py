@@ -147,6 +147,7 @@ class HookedViT(HookedRootModule):
             raise CircuitError(
                 f"expected a circuitvit.ViT, got {type(vit).__name__}; load_vit(model) makes one."
             )
+        vit.check_parts()
         self.vit = ordinary(vit)
         self.split_qkv = split_qkv
         self.cfg = _lens_config(vit.config)

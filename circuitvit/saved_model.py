@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from circuitvit.altered_weights import SHOWN, altered_weights, some
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError, warn
 from circuitvit.files import read_json, replacing, write_json
@@ -66,12 +68,29 @@ class SavedModel(
         """
         raise NotImplementedError
 
+    def check_parts(self) -> None:
+        """Refuse a model whose parts are others than its config says, replaced or added to.
+
+        Raises:
+            CircuitError: as it says; every such part is named, with the remedy.
+        """
+        problems = altered_weights(self)
+        if not problems:
+            parts, shapes = _plain(type(self), json.dumps(self.shape_as_dict()))
+            problems = [*_other_parts(self, parts), *_other_weights(self, shapes)]
+        if problems:
+            raise CircuitError(
+                f"this {type(self).__name__} is not the plain model of its config: "
+                f"{'; '.join(problems)}."
+            )
+
     def check_weights(self) -> None:
         """Refuse weights with which nothing can be computed.
 
         Raises:
-            CircuitError: a parameter holds NaN or infinity.
+            CircuitError: a part was replaced or added, or a parameter holds NaN or infinity.
         """
+        self.check_parts()
         bad = [  # a finite sum has finite terms, and is cheaper to tell
             name
             for name, p in self.named_parameters()
@@ -97,11 +116,13 @@ class SavedModel(
             **hub: those arguments.
 
         Raises:
-            CircuitError: `preprocessing` is something else, or the folder can't be written.
+            CircuitError: a part of the model was replaced, `preprocessing` is something else, or
+                the folder can't be written.
         """
         passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
         if set(hub) - passed_on and not push_to_hub:
             raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
+        self.check_parts()
         folder, config = Path(save_directory), self.shape_as_dict()
         seen = self.fitting_preprocessing()
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
@@ -216,6 +237,43 @@ class SavedModel(
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _plain(
+    kind: type[SavedModel], shape: str
+) -> tuple[dict[str, type[nn.Module]], dict[str, tuple[int, ...]]]:
+    """The classes of a plain model's modules, and the shapes of its weights, by name."""
+    with torch.device("meta"):  # draws nothing, and needs no memory
+        model = kind.of_shape(json.loads(shape))
+    parts = {name: type(part) for name, part in model.named_modules()}
+    return parts, {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _other_parts(model: SavedModel, expected: dict[str, type[nn.Module]]) -> list[str]:
+    """Modules of another class than the plain model's."""
+    return [
+        f"{name} is a {type(part).__name__}, expected a {expected[name].__name__}; put back the "
+        "plain layer"
+        for name, part in model.named_modules()
+        if name in expected and type(part) is not expected[name]
+    ][:SHOWN]
+
+
+def _other_weights(model: SavedModel, wanted: dict[str, tuple[int, ...]]) -> list[str]:
+    """Weights that the plain model has not, or of another shape."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    head = any(name.startswith("head.") for name in own.keys() & wanted.keys()
+               if own[name] != wanted[name])  # fmt: skip
+    found = {
+        "missing": [name for name in wanted if name not in own],
+        "surplus": [name for name in own if name not in wanted],
+        "of another shape": [n for n in own.keys() & wanted.keys() if own[n] != wanted[n]],
+    }
+    told = [f"{some(sorted(names))}: {what}" for what, names in found.items() if names]
+    if head:
+        told.append("cv.with_new_head(vit, classes) makes a head for other classes")
+    return told
 
 
 def _unlike(model: SavedModel, shape: Any) -> bool:

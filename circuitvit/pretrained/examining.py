@@ -92,13 +92,13 @@ def _without_names(seen: Preprocessing | None) -> tuple[Preprocessing | None, tu
 
 def _of_ours(vit: ViT, image_size: int | None) -> Examination:
     """A copy of a model of ours, its positions resampled if asked for."""
+    vit.check_weights()
     new, folded = copy.deepcopy(vit).eval(), ()
     if image_size is not None:
         check_image_size(image_size, vit.config.patch_size)
         if image_size != vit.config.image_size:
             new = resampled(new, image_size)
             folded = (f"positions resampled from {vit.config.image_size} to {image_size} pixels",)
-    new.check_weights()
     return Examination("circuitvit ViT", new, folded)
 
 

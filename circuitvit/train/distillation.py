@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitvit.altered_weights import altered_weights
 from circuitvit.images import ImageSet
 from circuitvit.train.recipe import Recipe
 
@@ -60,7 +61,9 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         return [f"the teacher is a {kind}, expected a module; load_vit makes one of a name"]
-    problems = []
+    problems = [f"the teacher has {altered}" for altered in altered_weights(module)]
+    if problems:
+        return problems
     own, theirs = getattr(module, "preprocessing", None), images.preprocessing
     if own is not None and theirs is not None and (own.mean, own.std) != (theirs.mean, theirs.std):
         problems.append(

@@ -43,6 +43,7 @@ def check(
                 else "circuitvit.load_vit(model) makes one."
             )
         )
+    vit.check_weights()
     for name, images in (("training images", training), ("validation images", validation)):
         vit.check_images(images.images, name=name)
     problems = [
