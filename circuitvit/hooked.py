@@ -180,11 +180,15 @@ class HookedViT(HookedRootModule):
         Args:
             images: the batch.
             names_filter: which hooks to keep: a name, names, or a function of the name.
-            **lens: further arguments of TransformerLens's `run_with_cache`.
+            **lens: further arguments of TransformerLens's `run_with_cache`. Its `incl_bwd` calls
+                `backward` on the output, so it goes with a model of one logit and one image only.
 
         Raises:
-            CircuitError: a name is not that of a hook, or the function takes none.
+            CircuitError: a name is not that of a hook, the function takes none, or `incl_bwd` is
+                asked for several logits.
         """
+        if lens.get("incl_bwd"):
+            self._check_backward(images)
         names = [names_filter] if isinstance(names_filter, str) else names_filter
         if callable(names):
             kept = [name for name in self.hook_dict if names(name)]
@@ -199,6 +203,18 @@ class HookedViT(HookedRootModule):
         )
         has_batch = not lens.get("remove_batch_dim", False)
         return logits, ActivationCache(cache, self, has_batch_dim=has_batch)
+
+    def _check_backward(self, images: Tensor) -> None:
+        logits = len(images), self.vit.config.classes
+        if logits != (1, 1) or not torch.is_grad_enabled():
+            raise CircuitError(
+                "run_with_cache(incl_bwd=True) calls backward on the model's output, which has to "
+                f"be one number with a gradient, got logits {list(logits)}"
+                f"{'' if torch.is_grad_enabled() else ' without gradients'}. Take the gradient of "
+                "a loss of your own: cache, forward, backward = hooked.get_caching_hooks("
+                "incl_bwd=True); with hooked.hooks(forward, backward): "
+                "loss(hooked(images)).backward(). Gradients are in cache['….hook_z_grad']."
+            )
 
     def setup(self) -> None:
         """Name the hook points as TransformerLens does, leaving the wrapped ViT's modules alone."""
