@@ -90,13 +90,14 @@ def test_a_metric_with_labels_from_outside_is_told_to_take_the_batchs(which, mon
         cv.eap(VIT, pairs, metric=metric)
 
 
-@pytest.mark.parametrize("level", ["edge", "node"])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_acdc_gives_a_metric_all_pairs_however_many_are_held_at_once(which, level):
+def test_acdc_with_few_images_held_at_once_says_the_same(which):
     pairs = random_pairs(VIT, 6)
     metric = outside(pairs.labels)[which]
-    few, many = (
-        cv.acdc(VIT, pairs, metric=metric, level=level, tau=0.5, images_at_once=count)
+    with pytest.raises(cv.CircuitError, match="given 2 of the 6 pairs, .* the second argument"):
+        cv.acdc(VIT, pairs, metric=metric, images_at_once=2)
+    few, many = (  # here the metric sees all pairs at once
+        cv.acdc(VIT, pairs, metric=metric, level="node", tau=0.5, images_at_once=count)
         for count in (2, None)
     )
     assert few.edges == many.edges
