@@ -145,15 +145,6 @@ def _altered(model: SavedModel) -> str:
     return ""
 
 
-def _altered(model: SavedModel) -> str:
-    """What was done to the model's parts; nothing if it is plain."""
-    try:
-        model.check_parts()
-    except CircuitError as cause:
-        return str(cause).rstrip(".")
-    return ""
-
-
 def _path_problems(target: Path, kind: str, to: str | None) -> Iterator[str]:
     kinds, ending = FILES, _kind(target, None)
     if to in KINDS:

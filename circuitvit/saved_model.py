@@ -246,7 +246,7 @@ def _plain(
     """The classes of a plain model's modules, and the shapes of its weights, by name."""
     with torch.device("meta"):  # draws nothing, and needs no memory
         model = kind.of_shape(json.loads(shape))
-    parts = {name: type(part) for name, part in model.named_modules()}
+    parts: dict[str, type[nn.Module]] = {n: type(part) for n, part in model.named_modules()}
     return parts, {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ def in_default_modes(function: Callable[Arguments, Result]) -> Callable[Argument
 
     @wraps(function)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        work: Callable[..., Result] = function
         with default_modes():
-            given: Any = [ordinary(value) for value in args]
-            named: Any = {name: ordinary(value) for name, value in options.items()}
-            return function(*given, **named)
+            given = [ordinary(value) for value in args]
+            return work(*given, **{name: ordinary(value) for name, value in options.items()})
 
     return run
 
@@ -70,25 +70,25 @@ def without_gradients(function: Callable[Arguments, Result]) -> Callable[Argumen
     return in_default_modes(run)
 
 
+@no_type_check  # it gives back what it was given, or a copy of that
 def ordinary(value: Value) -> Value:
     """A value without inference tensors, which can't be differentiated: itself, or else a copy.
 
     Looked at are tensors, modules, and dataclasses of tensors, such as pairs.
     """
-    anything: Any = value
-    if isinstance(anything, Tensor):
-        return anything.clone() if anything.is_inference() else anything
-    if isinstance(anything, nn.Module):
-        return copy.deepcopy(anything) if has_inference_tensors(anything) else anything
-    if is_dataclass(anything) and not isinstance(anything, type):
-        named = {f.name: getattr(anything, f.name, None) for f in fields(anything)}
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value) if has_inference_tensors(value) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: getattr(value, f.name, None) for f in fields(value)}
         made = {name: each for name, each in named.items() if isinstance(each, Tensor)}
         made = {name: each.clone() for name, each in made.items() if each.is_inference()}
         if made:
-            anything = copy.copy(anything)
+            value = copy.copy(value)
         for name, each in made.items():
-            object.__setattr__(anything, name, each)
-    return anything
+            object.__setattr__(value, name, each)
+    return value
 
 
 def has_inference_tensors(module: nn.Module) -> bool:

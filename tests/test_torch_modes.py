@@ -3,6 +3,7 @@
 import copy
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from models import random_images, random_pairs, random_vit, shape
@@ -201,10 +202,33 @@ def new_head(g):
     return weights(with_new_head(g.vit, 7, seed=1))
 
 
+def converted(g):
+    foreign = cv.to_timm(g.vit)
+    return weights(cv.load_vit(foreign)), weights(cv.load_vit(cv.to_transformers(g.vit)))
+
+
+def as_folders(g):
+    for library in ("timm", "transformers"):
+        cv.export(g.vit, g.folder / library, to=library)
+    return weights(cv.load_vit(g.folder / "timm")), weights(cv.load_vit(g.folder / "transformers"))
+
+
+def paired(g):
+    made = cv.Pairs.noised(g.set, count=1, right_for=g.vit)
+    return made.clean, made.corrupt, made.labels, made.corrupt_labels
+
+
+def from_arrays(g):
+    pictures = np.arange(3 * 4 * 4).reshape(3, 4, 4).astype(np.uint8)
+    made = cv.ImageSet.from_arrays(pictures, [0, 1, 2])
+    return made.images, made.subset([2, 0]).images
+
+
 DOORS = [
     scored, scored_neurons, scored_exactly, drawn, searched, swept, run, masked, compiled,
     compiled_edges, compiled_afresh, pruned, kept, faithful, complete, measured, evaluated,
-    exported, as_onnx, reloaded, trained, adapted, new_head,
+    exported, as_onnx, reloaded, trained, adapted, new_head, converted, as_folders, paired,
+    from_arrays,
 ]  # fmt: skip
 
 
@@ -225,7 +249,7 @@ def expected(tmp_path_factory):
     return of
 
 
-SLOW = (as_onnx, exported, trained, measured)
+SLOW = (as_onnx, as_folders, exported, trained, measured)
 CASES = [
     pytest.param(door, mode, id=f"{door.__name__}, {mode}")
     for door in DOORS

@@ -14,9 +14,11 @@ from circuitvit.preprocessing import Preprocessing, fitting, misfits
 from circuitvit.pretrained.conversion import Examination, check_image_size, convert
 from circuitvit.pretrained.recognition import READABLE, library_of, name_of
 from circuitvit.pretrained.sources import opened
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 
+@in_default_modes
 def examine(
     source: nn.Module | str | Path,
     *,
