@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import load_vit, to_timm, to_transformers
     from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
-    from circuitvit.train import Adapter, Recipe, train
+    from circuitvit.train import Adapter, Recipe, train, with_new_head
     from circuitvit.vit import ViT
 
 __version__ = "0.1.0"
@@ -113,6 +113,7 @@ _WITH_TORCH = {
     "to_timm": "pretrained",
     "to_transformers": "pretrained",
     "train": "train",
+    "with_new_head": "train",
     "write_card": "card",
 }
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
@@ -124,8 +125,8 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
     "class_circuits", "compile", "completeness", "eap", "edge_graph", "evaluate", "export",
     "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs",
-    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings", "to_timm",
-    "to_transformers", "train", "write_card",
+    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings",
+    "to_timm", "to_transformers", "train", "with_new_head", "write_card",
 ]  # fmt: skip
 
 

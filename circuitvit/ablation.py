@@ -28,6 +28,7 @@ from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_before
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
+from circuitvit.torch_modes import default_modes, ordinary, without_gradients
 from circuitvit.vit import PARTS, Attention, Block, ViT
 from circuitvit.writes import IMAGES_AT_ONCE, ablated_values, writer_values
 
@@ -227,6 +228,7 @@ def mlp_value(
     return block.mlp.fc2(post)
 
 
+@without_gradients
 def run_circuit(
     vit: ViT,
     circuit: Circuit | Iterable[str],
@@ -301,10 +303,10 @@ class MaskedViT(nn.Module):
         check_circuit(vit, circuit)
         if ablation == "patch":
             raise CircuitError("a circuit under 'patch' needs corrupt images; use run_circuit.")
-        self.vit = vit
+        self.vit = ordinary(vit)
         self._mask = EdgeMask.of(vit.config, circuit.edges, circuit.qkv)
-        with torch.no_grad():
-            values = ablated_values(vit, ablation, reference=reference)
+        with default_modes(gradients=False):
+            values = ablated_values(self.vit, ablation, reference=ordinary(reference))
         self.register_buffer("ablated", values)
 
     def forward(self, images: Tensor) -> Float[Tensor, "image class"]:

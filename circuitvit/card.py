@@ -20,6 +20,7 @@ from circuitvit.html.escaping import escape
 from circuitvit.html.tables import markdown_table
 from circuitvit.measure import Report, macs, parameters
 from circuitvit.readme import FINGERPRINT, README
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 TAGS = ["circuit-discovery", "image-classification", "pruning", "vision-transformer"]
@@ -29,6 +30,7 @@ REMOVED = {
 }
 
 
+@in_default_modes
 def write_card(
     folder: str | os.PathLike[str],
     model: ViT | CircuitViT,

@@ -2,7 +2,6 @@
 
 import copy
 import operator
-import warnings
 from typing import cast, get_args
 
 import torch
@@ -10,14 +9,14 @@ from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.circuit_vit import CircuitViT
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.images import Pairs
 from circuitvit.precision import HALF, in_single
 from circuitvit.vit import ViT
 
 
 def check_vit(vit: object) -> None:
-    """Refuse anything but a ViT with finite weights.
+    """Refuse anything but a plain ViT with finite weights.
 
     Raises:
         CircuitError: as it says.
@@ -28,11 +27,20 @@ def check_vit(vit: object) -> None:
             "level='edge' has no edges to work on. Take the model that it was compiled from."
         )
     if not isinstance(vit, ViT):
-        raise CircuitError(
-            f"expected a circuitvit.ViT, got {type(vit).__name__}. "
-            "circuitvit.load_vit(model) makes one."
-        )
+        raise CircuitError(f"expected a circuitvit.ViT, got {type(vit).__name__}. {_remedy(vit)}")
     vit.check_weights()
+
+
+def _remedy(model: object) -> str:
+    """How to get at the ViT."""
+    if hasattr(model, "merge_and_unload"):
+        return "Merge its adapters first: model.merge_and_unload() gives the plain model."
+    if isinstance(getattr(model, "backbone", None), ViT):
+        return "An adapter can't be folded into a ViT; give the model that it was trained in."
+    for inside in ("_orig_mod", "module", "vit"):
+        if isinstance(getattr(model, inside, None), ViT):
+            return f"Give the ViT inside it: model.{inside}."
+    return "circuitvit.load_vit(model) makes one."
 
 
 def check_circuit(vit: ViT, circuit: object) -> None:
@@ -58,10 +66,9 @@ def check_circuit(vit: ViT, circuit: object) -> None:
     what = "other weights of the same shape"
     if circuit.config != vit.config:
         what = "a model of another shape that has the same edges"
-    warnings.warn(
+    warn(
         f"this circuit was found on {what} (fingerprint {known}), so it may explain nothing here. "
-        "Find it again on this model to be sure.",
-        stacklevel=3,
+        "Find it again on this model to be sure."
     )
 
 

@@ -218,10 +218,11 @@ class CircuitViT(SavedModel):
     def __init__(self, config: ViTConfig, plan: Plan) -> None:
         super().__init__()
         self.config, self.plan = config, plan
-        self.ends = ViT(without_blocks(config))  # whole, even where nobody reads the embedding
-        self.blocks = nn.ModuleList(CircuitBlock(config, block) for block in plan.blocks)
-        self.logits = Reading(plan.logits)
-        self.tables = nn.ParameterList(torch.zeros(rows, config.width) for rows in plan.tables)
+        with torch.inference_mode(False):  # its tensors could not be trained
+            self.ends = ViT(without_blocks(config))  # whole, even where nobody reads the embedding
+            self.blocks = nn.ModuleList(CircuitBlock(config, block) for block in plan.blocks)
+            self.logits = Reading(plan.logits)
+            self.tables = nn.ParameterList(torch.zeros(rows, config.width) for rows in plan.tables)
         self._done: list[list[int]] = [[] for _ in range(len(plan.blocks) + 1)]
         for value, block in plan.last_uses().items():
             self._done[block].append(value)

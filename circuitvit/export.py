@@ -4,12 +4,14 @@ A copy of the model is traced on the CPU with a batch of any size. What was writ
 onnxruntime and all, and compared with the model before it takes its place.
 """
 
+import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,8 +25,10 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
 from circuitvit.measure.cost import uncompiled
 from circuitvit.plain_weights import plain_copy
+from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.writing import KINDS, write_folder
-from circuitvit.torch_modes import without_modes
+from circuitvit.saved_model import SavedModel
+from circuitvit.torch_modes import in_default_modes
 
 Format = Literal["onnx", "pt2", "timm", "transformers"]
 FILES = ("onnx", "pt2")
@@ -36,19 +40,26 @@ SHARE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bf
 """Largest difference to the model, by dtype, in units of the largest logit or 1."""
 
 
-@without_modes()
+@in_default_modes
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
     to: Format | None = None,
     dtype: torch.dtype | None = None,
+    opset: int | None = None,
 ) -> Path:
     """Write a model as one ONNX or pt2 file, or as a folder of timm or transformers.
 
     A folder of `timm` is read by `timm.create_model("local-dir:FOLDER", pretrained=True)`, one of
     `transformers` by `AutoModelForImageClassification.from_pretrained("FOLDER")`, where the shape
     allows it; preprocessing and class names go along. Files take a batch of any size.
+
+    A file holds what a deployment needs beside the weights, as text: `class_names`, `mean`, `std`
+    (a value a channel) and `input_size` (channels, height, width) as JSON lists, `interpolation`,
+    `resize`, `crop_pct`, `preprocessing` (all of `cv.Preprocessing` as JSON), `fingerprint` and
+    `circuitvit_version`. What isn't known is left out. onnxruntime gives it as
+    `session.get_modelmeta().custom_metadata_map`, a pt2 file as extra files of these names.
 
     The model is copied and traced in eval mode, on the CPU. In ONNX the input is called `images`,
     the output `logits`; `torch.export.load(path).module()` gives a pt2 file back as a module. The
@@ -61,6 +72,8 @@ def export(
         to: `onnx`, which needs `circuitvit[onnx]`, `pt2`, `timm` or `transformers`; by default the
             path's ending.
         dtype: of the weights and images in the file; by default the model's.
+        opset: version of ONNX's operators, such as 18 for an older runtime; by default that of
+            the installed exporter.
 
     Returns:
         The path.
@@ -70,21 +83,27 @@ def export(
             its logits differ from the model's by more than 1e-4·max(1, max|logit|); 2e-2 likewise
             in float16, 5e-2 in bfloat16.
     """
-    target, plain = Path(path), uncompiled(model) if isinstance(model, nn.Module) else model
-    if to in KINDS and (dtype is None or dtype in SHARE):
-        with _quiet():
-            return write_folder(cast(Any, plain), target, to=cast(Any, to), dtype=dtype)
+    target, ours = Path(path), cast(Any, model)
+    if isinstance(model, nn.Module):
+        ours, _ = plain_copy(uncompiled(model))
     with _quiet():
-        problems = list(_problems(plain, target, to, dtype))
+        problems = list(_problems(ours, target, to, dtype, opset))
     if problems:
         raise CircuitError("this can't be exported: " + "; ".join(problems) + ".")
-    onnx = _kind(target, to) == "onnx"
-    copied, _ = plain_copy(plain)
-    ours: Any = copied.to(device="cpu", dtype=dtype).requires_grad_(False)
+    if isinstance(ours, SavedModel):
+        ours.preprocessing = ours.fitting_preprocessing()
+    if to in KINDS:
+        with _quiet():
+            return write_folder(ours, target, to=cast(Any, to), dtype=dtype)
+    onnx, metadata = _kind(target, to) == "onnx", _metadata(ours)
+    ours = ours.to(device="cpu", dtype=dtype).requires_grad_(False)
     images = _images(ours)
     with _quiet(), replacing(target) as beside:
         program = _traced(ours, images)
-        (_write_onnx if onnx else _write_pt2)(program, beside)
+        if onnx:
+            _write_onnx(program, beside, metadata, opset)
+        else:
+            _write_pt2(program, beside, metadata)
         batches = (images, images[:1])
         _compare(ours, batches, (_run_onnx if onnx else _run_pt2)(beside, batches))
     return target
@@ -95,11 +114,12 @@ def _kind(target: Path, to: str | None) -> str:
 
 
 def _problems(
-    model: object, target: Path, to: str | None, dtype: torch.dtype | None
+    model: object, target: Path, to: str | None, dtype: torch.dtype | None, opset: object
 ) -> Iterator[str]:
     """Every reason why this can't be exported."""
     kind = _kind(target, to)
     yield from _path_problems(target, kind, to)
+    yield from _opset_problems(opset, kind)
     if kind == "onnx":
         yield from _missing_packages()
     if not isinstance(model, nn.Module) or not isinstance(
@@ -109,6 +129,8 @@ def _problems(
             f"the model is a {type(model).__name__}, expected a circuitvit.ViT; "
             "circuitvit.load_vit(model) makes one"
         )
+    elif isinstance(model, SavedModel) and (altered := _altered(model)):
+        yield altered
     elif dtype is not None and dtype not in SHARE:
         yield f"dtype is {dtype}, expected one of {tuple(SHARE)}"
     elif kind == "onnx" and (dtype or _dtype(model)) not in ONNX_DTYPES:
@@ -116,6 +138,15 @@ def _problems(
             f"onnxruntime runs no ViT in {dtype or _dtype(model)}, "
             "give dtype=torch.float32 or torch.float16"
         )
+
+
+def _altered(model: SavedModel) -> str:
+    """What was done to the model's parts; nothing if it is plain."""
+    try:
+        model.check_parts()
+    except CircuitError as cause:
+        return str(cause).rstrip(".")
+    return ""
 
 
 def _path_problems(target: Path, kind: str, to: str | None) -> Iterator[str]:
@@ -130,6 +161,16 @@ def _path_problems(target: Path, kind: str, to: str | None) -> Iterator[str]:
         yield f"{target} ends in {target.suffix!r}, but to is {to!r}; give one of the two"
     if target.is_dir():
         yield f"{target} is a folder, name a file"
+
+
+def _opset_problems(opset: object, kind: str) -> Iterator[str]:
+    """Why an opset can't be had; whether the exporter has it is seen in what it writes."""
+    if opset is None:
+        return
+    if isinstance(opset, bool) or not isinstance(opset, int) or opset < 1:
+        yield f"opset is {opset!r}, expected a whole number such as 18"
+    elif kind != "onnx":
+        yield f"opset={opset} is of ONNX; leave it out, or give to='onnx'"
 
 
 def _missing_packages() -> Iterator[str]:
@@ -168,23 +209,59 @@ def _traced(model: nn.Module, images: Tensor) -> ExportedProgram:
         ) from cause
 
 
-def _write_pt2(program: ExportedProgram, beside: Path) -> None:
+def _write_pt2(program: ExportedProgram, beside: Path, metadata: dict[str, str]) -> None:
     with beside.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=metadata)
 
 
-def _write_onnx(program: ExportedProgram, beside: Path) -> None:
-    names: Any = {"input_names": ["images"], "output_names": ["logits"]}
+def _metadata(model: Any) -> dict[str, str]:
+    """What a deployment needs beside the weights, as text under the names that timm has for it."""
+    config, seen = model.config, getattr(model, "preprocessing", None)
+    known: dict[str, Any] = {
+        "input_size": [config.channels, config.image_size, config.image_size],
+        "circuitvit_version": version("circuitvit"),
+    }
+    if isinstance(model, SavedModel):
+        known["fingerprint"] = model.fingerprint()
+    if isinstance(seen, Preprocessing):
+        each = {"mean": seen.mean, "std": seen.std}
+        known |= {n: list(v) * (config.channels if len(v) == 1 else 1) for n, v in each.items()}
+        known |= {"interpolation": seen.interpolation, "resize": seen.resize}
+        known |= {"crop_pct": seen.crop, "preprocessing": seen.as_dict()}
+        if seen.class_names is not None:
+            known["class_names"] = list(seen.class_names)
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in known.items()
+    }
+
+
+def _write_onnx(
+    program: ExportedProgram, beside: Path, metadata: dict[str, str], opset: int | None
+) -> None:
+    names: Any = {"input_names": ["images"], "output_names": ["logits"], "opset_version": opset}
     try:
         made = torch.onnx.export(
             program, dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False, **names
         )
         assert made is not None
+        written = made.model.opset_imports[""]
+        made.model.metadata_props.update(metadata)
         made.save(beside, external_data=False)
     except Exception as cause:  # neither exporter has an exception of its own for all it refuses
         raise CircuitError(
-            f"this model can't be written as ONNX: {_first_line(cause)}. Try to='pt2'."
+            f"this model can't be written as ONNX{_of(opset)}: {_first_line(cause)}. Leave opset "
+            "out, or try to='pt2'."
         ) from cause
+    if opset not in (None, written):
+        raise CircuitError(
+            f"the installed exporter (torch {torch.__version__}) can't write this model with opset "
+            f"{opset}, it took {written} instead. Give opset={written}, or another near it."
+        )
+
+
+def _of(opset: int | None) -> str:
+    return "" if opset is None else f" with opset {opset}"
 
 
 def _run_pt2(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
@@ -206,7 +283,8 @@ def _run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
         results = [session.run(None, {"images": batch.numpy()})[0] for batch in batches]
     except Exception as cause:
         raise CircuitError(
-            f"onnxruntime can't run what was exported: {_first_line(cause)}. Try to='pt2'."
+            f"onnxruntime can't run what was exported: {_first_line(cause)}. Try another opset, or "
+            "to='pt2'."
         ) from cause
     return [torch.from_numpy(result) for result in results]
 
@@ -214,7 +292,7 @@ def _run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def _compare(model: nn.Module, batches: Sequence[Tensor], found: Sequence[Tensor]) -> None:
     """Refuse a file whose logits are not the model's."""
-    error, largest = 0.0, 1.0
+    differences, largest = [], 1.0
     for batch, logits in zip(batches, found, strict=True):
         expected = model(batch).double()
         if not bool(torch.isfinite(expected).all()):
@@ -222,9 +300,9 @@ def _compare(model: nn.Module, batches: Sequence[Tensor], found: Sequence[Tensor
                 f"the model's logits hold NaN or infinity in {batch.dtype}, so the file can't be "
                 "compared with it. Look at its weights, or give another dtype."
             )
-        error = max(error, float((logits.double() - expected).abs().max()))
+        differences.append((logits.double() - expected).abs().max())
         largest = max(largest, float(expected.abs().max()))
-    allowed = SHARE[batches[0].dtype] * largest
+    error, allowed = float(torch.stack(differences).amax()), SHARE[batches[0].dtype] * largest
     if not error <= allowed:
         raise CircuitError(
             f"the exported file's logits differ from the model's by {error:z.2g}, allowed are "

@@ -18,6 +18,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.precision import in_single
+from circuitvit.torch_modes import ordinary
 from circuitvit.vit import PARTS, Attention, Block, ViT, activate, pooled
 
 
@@ -173,7 +174,8 @@ class HookedViT(HookedRootModule):
     """A ViT whose residual reads and writes are TransformerLens hook points.
 
     Args:
-        vit: the model; its parameters are shared, not copied.
+        vit: the model; its parameters are shared. They are copied only if they were made inside
+            `torch.inference_mode`, where no gradient can pass.
         split_qkv: give each head's query, key and value its own copy of the stream
             (`hook_q_input`, … and `ln1_q`, …); else a head has one (`hook_attn_in`, `ln1`).
     """
@@ -184,7 +186,8 @@ class HookedViT(HookedRootModule):
             raise CircuitError(
                 f"expected a circuitvit.ViT, got {type(vit).__name__}; load_vit(model) makes one."
             )
-        self.vit = vit
+        vit.check_parts()
+        self.vit = ordinary(vit)
         self.split_qkv = split_qkv
         self.cfg = _lens_config(vit.config)
         self.hook_embed = OwnHookPoint()
@@ -216,11 +219,15 @@ class HookedViT(HookedRootModule):
         Args:
             images: the batch.
             names_filter: which hooks to keep: a name, names, or a function of the name.
-            **lens: further arguments of TransformerLens's `run_with_cache`.
+            **lens: further arguments of TransformerLens's `run_with_cache`. Its `incl_bwd` calls
+                `backward` on the output, so it goes with a model of one logit and one image only.
 
         Raises:
-            CircuitError: a name is not that of a hook, or the function takes none.
+            CircuitError: a name is not that of a hook, the function takes none, or `incl_bwd` is
+                asked for several logits.
         """
+        if lens.get("incl_bwd"):
+            self._check_backward(images)
         names = [names_filter] if isinstance(names_filter, str) else names_filter
         if callable(names):
             kept = [name for name in self.hook_dict if names(name)]
@@ -235,6 +242,18 @@ class HookedViT(HookedRootModule):
         )
         has_batch = not lens.get("remove_batch_dim", False)
         return logits, ActivationCache(cache, self, has_batch_dim=has_batch)
+
+    def _check_backward(self, images: Tensor) -> None:
+        logits = len(images), self.vit.config.classes
+        if logits != (1, 1) or not torch.is_grad_enabled():
+            raise CircuitError(
+                "run_with_cache(incl_bwd=True) calls backward on the model's output, which has to "
+                f"be one number with a gradient, got logits {list(logits)}"
+                f"{'' if torch.is_grad_enabled() else ' without gradients'}. Take the gradient of "
+                "a loss of your own: cache, forward, backward = hooked.get_caching_hooks("
+                "incl_bwd=True); with hooked.hooks(forward, backward): "
+                "loss(hooked(images)).backward(). Gradients are in cache['….hook_z_grad']."
+            )
 
     def setup(self) -> None:
         """Name the hook points as TransformerLens does, leaving the wrapped ViT's modules alone."""

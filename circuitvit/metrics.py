@@ -1,6 +1,6 @@
 """What is asked of the logits: one value an image, to be minimised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from inspect import signature
 from typing import Protocol, runtime_checkable
 
@@ -66,7 +66,7 @@ def loss_of(metric: Metric, pairs: Labelled, classes: int) -> Loss:
             of range. A callable's result is checked when it comes.
     """
     if callable(metric):
-        checked = _checked(metric)
+        checked = _checked(metric, len(pairs) if isinstance(pairs, Sized) else None)
         return lambda logits, chunk, full: checked(in_single(logits).clone(), chunk, full)
     if metric not in _NEEDS:
         raise CircuitError(f"metric is {metric!r}, expected one of {NAMES} or a callable.")
@@ -136,7 +136,9 @@ def _at(
     return values.gather(-1, labels[:, None])[:, 0]
 
 
-def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
+def _checked(metric: Callable[[Tensor, Labelled], Tensor], count: int | None) -> Loss:
+    """The loss of a callable, whose answers are checked; `count` is how many pairs there are."""
+
     def loss(logits: Tensor, pairs: Labelled, full: Tensor) -> Tensor:
         try:
             signature(metric).bind(logits, pairs)
@@ -147,7 +149,18 @@ def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
             ) from cause
         except ValueError:  # a builtin may have no signature
             pass
-        values = metric(logits, pairs)
+        streamed = _streamed(len(logits), count)
+        try:
+            values = metric(logits, pairs)
+        except (IndexError, RuntimeError, TypeError, ValueError) as cause:
+            # A batch that is too large shrinks by itself, and what fails on all pairs has a cause
+            # of its own, which its author reads best as it is.
+            if not streamed or "memory" in str(cause).lower() or isinstance(cause, CircuitError):
+                raise
+            first = next(iter(str(cause).strip().splitlines()), type(cause).__name__).rstrip(".")
+            raise CircuitError(
+                f"the metric {metric_name(metric)} failed ({first}). {streamed}"
+            ) from cause
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
             shape = (
                 f"a tensor of shape {tuple(values.shape)}"
@@ -156,7 +169,7 @@ def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
             )
             raise CircuitError(
                 f"the metric {metric_name(metric)} returned {shape}, expected a tensor with one "
-                f"value an image, [{len(logits)}]. Leave out a mean over images."
+                f"value an image, [{len(logits)}]. {streamed or 'Leave out a mean over images.'}"
             )
         if not torch.isfinite(values).all():
             raise CircuitError(
@@ -166,3 +179,13 @@ def _checked(metric: Callable[[Tensor, Labelled], Tensor]) -> Loss:
         return in_single(values)
 
     return loss
+
+
+def _streamed(images: int, count: int | None) -> str:
+    """What a metric has to know that sees a batch of the pairs; nothing if it sees all."""
+    if count in (None, images):
+        return ""
+    return (
+        f"It was given {images} of the {count} pairs, since pairs are streamed in batches: take "
+        "labels from the second argument (pairs.labels are those of the batch), not from outside."
+    )

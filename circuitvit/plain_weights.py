@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 
@@ -90,7 +89,7 @@ def plain_copy(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         for found in computed_in(layer):
             found.remove(layer, found.name)
             done.setdefault(found.kind, []).append(f"{path}.{found.name}".lstrip("."))
-    return copied, tuple(f"{kind} made permanent: {_few(names)}" for kind, names in done.items())
+    return copied, tuple(f"{kind} made permanent: {few(names)}" for kind, names in done.items())
 
 
 def _unwrap_layers(module: nn.Module) -> None:
@@ -158,7 +157,7 @@ def computed_weights(module: nn.Module) -> str | None:
     if not where:
         return None
     return "; ".join(
-        f"{kind} compute {_few(names)} ({remedy} makes it permanent)"
+        f"{kind} compute {few(names)} ({remedy} makes it permanent)"
         for (kind, remedy), names in where.items()
     )
 
@@ -192,7 +191,7 @@ def adapters_among(names: Iterable[str]) -> str | None:
         return None
     layers = list(dict.fromkeys(name[: match.start()] or name for name, match in matches))
     return (
-        f"LoRA (or another adapter of peft) is in {_few(layers)}. Merge it into the weights first: "
+        f"LoRA (or another adapter of peft) is in {few(layers)}. Merge it into the weights first: "
         "with peft, model = model.merge_and_unload(); then give that model, or save it and give "
         "its weights."
     )
@@ -213,12 +212,13 @@ def quantized_among(tensors: dict[str, Tensor]) -> str | None:
 def quantized_text(names: list[str]) -> str:
     """That layers are quantised, and what to do."""
     return (
-        f"layers are quantised: {_few(names)}. Give the model as it was before, in floating point "
+        f"layers are quantised: {few(names)}. Give the model as it was before, in floating point "
         "(load it without a quantization config, or dequantize it)."
     )
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -237,9 +237,3 @@ def to_own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         taken.add(place)
         result[name] = own
     return result
-
-
-def ordinary(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, those of inference mode copied, since they could never be trained."""
-    with torch.inference_mode(mode=False):
-        return {n: t.clone() if t.is_inference() else t for n, t in tensors.items()}

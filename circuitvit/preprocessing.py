@@ -3,7 +3,7 @@
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from typing import Any, Literal, get_args, no_type_check
 
@@ -101,6 +101,40 @@ class Preprocessing:
             return cls(**values)
         except TypeError as cause:
             raise CircuitError(f"this is not a preprocessing of circuitvit: {cause}.") from cause
+
+
+def misfits(seen: Preprocessing | None, *, channels: int, classes: int) -> list[str]:
+    """Why a preprocessing can't be that of a model of so many channels and classes."""
+    return [*_channel_misfits(seen, channels), *_class_misfits(seen, classes)]
+
+
+def fitting(
+    seen: Preprocessing | None, *, classes: int, channels: int | None = None
+) -> tuple[Preprocessing | None, list[str]]:
+    """What of a preprocessing can be a model's, and what can't, in a sentence each.
+
+    Names that aren't one for each class are left out, and the rest stays. Without mean and
+    deviation of its channels, where they are asked for, nothing is left.
+    """
+    if channels is not None and (problems := _channel_misfits(seen, channels)):
+        return None, [f"its own preprocessing is left out: {problem}" for problem in problems]
+    if seen is not None and (problems := _class_misfits(seen, classes)):
+        left = replace(seen, class_names=None)
+        return left, [f"its own class names are left out: {problem}" for problem in problems]
+    return seen, []
+
+
+def _channel_misfits(seen: Preprocessing | None, channels: int) -> list[str]:
+    if seen is None or {len(seen.mean), len(seen.std)} <= {1, channels}:
+        return []
+    counts = f"{len(seen.mean)} and {len(seen.std)} values for {channels} channels"
+    return [f"mean and std have {counts}"]
+
+
+def _class_misfits(seen: Preprocessing | None, classes: int) -> list[str]:
+    if seen is None or seen.class_names is None or len(seen.class_names) == classes:
+        return []
+    return [f"there are {len(seen.class_names)} class names for {classes} classes"]
 
 
 FAR = 2.0

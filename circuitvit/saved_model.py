@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,21 +14,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.config import ViTConfig
+from circuitvit.errors import CircuitError, warn
 from circuitvit.files import read_json, replacing, unwritable_cache, write_json
-from circuitvit.plain_weights import (
-    computed_weights,
-    layers_in_the_way,
-    ordinary,
-    to_own_memory,
-)
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.plain_weights import computed_weights, few, layers_in_the_way, to_own_memory
+from circuitvit.preprocessing import Preprocessing, fitting
 from circuitvit.readme import read_card, settle_card
 from circuitvit.tensor_files import read_tensors
-from circuitvit.torch_modes import without_modes
+from circuitvit.torch_modes import in_default_modes, ordinary
 
 CONFIG_KEY = "circuitvit.config"
 PREPROCESSING = "preprocessing"
+
+NAMES_OF_HEAD = (
+    "Mean and std stay. Assign dataclasses.replace(vit.preprocessing, class_names=…) to "
+    "vit.preprocessing, with a name for each logit."
+)
 
 Model = TypeVar("Model", bound="SavedModel")
 
@@ -41,10 +43,12 @@ class SavedModel(
     """A module whose shape is plain JSON; a class says what that JSON holds.
 
     Attributes:
+        config: the shape of the ViT that it is or comes from.
         preprocessing: how pictures become what it looks at; None where that is not known.
         card: the text of the model card in the folder that it was loaded from, if there was one.
     """
 
+    config: ViTConfig
     preprocessing: Preprocessing | None = None
     card: str | None = None
 
@@ -65,13 +69,36 @@ class SavedModel(
         """
         raise NotImplementedError
 
+    def check_parts(self) -> None:
+        """Refuse a model whose parts are others than its config says, replaced or added to.
+
+        Raises:
+            CircuitError: as it says; every such part is named, with the remedy.
+        """
+        computed, others = computed_weights(self), layers_in_the_way(self)
+        if computed is not None:
+            raise CircuitError(
+                f"this {type(self).__name__}'s weights are not plain parameters: {computed}. "
+                "circuitvit.load_vit(model) gives a copy in which they are permanent."
+            )
+        if others is not None:
+            raise CircuitError(f"in this {type(self).__name__}, {others}")
+        parts, shapes = _plain(type(self), json.dumps(self.shape_as_dict()))
+        problems = [*_other_parts(self, parts), *_other_weights(self, shapes)]
+        if problems:
+            raise CircuitError(
+                f"this {type(self).__name__} is not the plain model of its config: "
+                f"{'; '.join(problems)}."
+            )
+
     def check_weights(self) -> None:
         """Refuse weights with which nothing can be computed.
 
         Raises:
-            CircuitError: a parameter holds NaN or infinity, or weights are not plain parameters.
+            CircuitError: a part was replaced or added, weights are not plain parameters, or a
+                parameter holds NaN or infinity.
         """
-        self.check_plain()
+        self.check_parts()
         bad = [  # a finite sum has finite terms, and is cheaper to tell
             name
             for name, p in self.named_parameters()
@@ -82,22 +109,6 @@ class SavedModel(
                 f"the weights hold NaN or infinity ({', '.join(bad[:5])}), so nothing computed "
                 "with them means anything. Load or train the model again."
             )
-
-    def check_plain(self) -> None:
-        """Refuse weights that are made of others: masked, parametrized, adapted or quantised.
-
-        Raises:
-            CircuitError: there are such; all are named, with what makes them plain.
-        """
-        computed = computed_weights(self)
-        if computed is not None:
-            raise CircuitError(
-                f"this {type(self).__name__}'s weights are not plain parameters: {computed}. "
-                "circuitvit.load_vit(model) gives a copy in which they are permanent."
-            )
-        others = layers_in_the_way(self)
-        if others is not None:
-            raise CircuitError(f"in this {type(self).__name__}, {others}")
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any
@@ -113,36 +124,45 @@ class SavedModel(
             **hub: those arguments.
 
         Raises:
-            CircuitError: `preprocessing` is something else, weights are masked, parametrized or
-                quantised, or the folder can't be written.
+            CircuitError: a part of the model was replaced, its weights are masked, parametrized or
+                quantised, `preprocessing` is something else, or the folder can't be written.
         """
         passed_on = {"config", "model_card_kwargs"}  # by the mixin's push_to_hub, when it saves
         if set(hub) - passed_on and not push_to_hub:
             raise CircuitError(f"got {sorted(hub)}, which mean nothing without push_to_hub=True.")
-        self.check_plain()
+        self.check_parts()
         folder, config = Path(save_directory), self.shape_as_dict()
-        seen = self._preprocessing_as_dict()
+        seen = self.fitting_preprocessing()
         weights = to_own_memory(self.state_dict())
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         with replacing(folder / "model.safetensors") as beside:
             save_file(weights, beside, metadata=metadata)
-        write_json(folder / "config.json", config | seen)
+        write_json(
+            folder / "config.json", config | ({PREPROCESSING: seen.as_dict()} if seen else {})
+        )
         given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
         card = settle_card(folder, given, self.fingerprint)
         return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
 
-    def _preprocessing_as_dict(self) -> dict[str, Any]:
+    def fitting_preprocessing(self) -> Preprocessing | None:
+        """What of `preprocessing` can be this model's; it warns of what can't.
+
+        Raises:
+            CircuitError: it is something else.
+        """
         seen: Any = self.preprocessing  # an attribute, to which people assign what they like
-        if seen is None:
-            return {}
-        if not isinstance(seen, Preprocessing):
+        if seen is not None and not isinstance(seen, Preprocessing):
             raise CircuitError(
                 f"the model's preprocessing is {seen!r}, expected a cv.Preprocessing or None; "
                 "nothing was written."
             )
-        return {PREPROCESSING: seen.as_dict()}
+        fits, gone = fitting(seen, classes=self.config.classes)
+        for note in gone:
+            warn(f"the model: {note}. {NAMES_OF_HEAD}")
+        return fits
 
     @classmethod
+    @in_default_modes
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls: type[Model],
         folder: str | os.PathLike[str],
@@ -165,7 +185,7 @@ class SavedModel(
             source = _downloaded(str(folder), hub)
         shape = read_json(source / "config.json", what="model config")
         seen = shape.pop(PREPROCESSING, None) if isinstance(shape, dict) else None
-        with without_modes(), torch.device("meta"):  # draws nothing, and needs no memory
+        with torch.device("meta"):  # draws nothing, and needs no memory
             model = cls.of_shape(shape)
         path = source / "model.safetensors"
         try:
@@ -184,7 +204,10 @@ class SavedModel(
                 f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
                 "save was interrupted, or a file was edited. Save the model again."
             )
-        model.preprocessing = None if seen is None else Preprocessing.from_dict(seen)
+        known = None if seen is None else Preprocessing.from_dict(seen)
+        model.preprocessing, gone = fitting(known, classes=model.config.classes)
+        for note in gone:
+            warn(f"{source}: {note}. {NAMES_OF_HEAD}")
         model.card = read_card(source)
         return model.eval()
 
@@ -206,9 +229,16 @@ class SavedModel(
             raise CircuitError(
                 f"the weights from {source} don't fit this model: " + "; ".join(problems) + "."
             )
-        with without_modes():
-            self.load_state_dict(ordinary(weights), assign=True)
-        return self.requires_grad_(True)
+        with torch.inference_mode(False):
+            self.load_state_dict({n: ordinary(w) for n, w in weights.items()}, assign=True)
+            return self.requires_grad_(True)
+
+    def _apply(self: Model, fn: Any, recurse: bool = True) -> Model:
+        """Convert or move the weights; inside `torch.inference_mode`, too, they can be trained."""
+        if not torch.is_inference_mode_enabled():
+            return super()._apply(fn, recurse)
+        with torch.inference_mode(False), torch.no_grad():
+            return super()._apply(fn, recurse)
 
     def digest(self, shape: str) -> str:
         """16 hexadecimal digits that name a shape and the weights, in single precision."""
@@ -217,6 +247,43 @@ class SavedModel(
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _plain(
+    kind: type[SavedModel], shape: str
+) -> tuple[dict[str, type[nn.Module]], dict[str, tuple[int, ...]]]:
+    """The classes of a plain model's modules, and the shapes of its weights, by name."""
+    with torch.device("meta"):  # draws nothing, and needs no memory
+        model = kind.of_shape(json.loads(shape))
+    parts: dict[str, type[nn.Module]] = {n: type(part) for n, part in model.named_modules()}
+    return parts, {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _other_parts(model: SavedModel, expected: dict[str, type[nn.Module]]) -> list[str]:
+    """Modules of another class than the plain model's."""
+    return [
+        f"{name} is a {type(part).__name__}, expected a {expected[name].__name__}; put back the "
+        "plain layer"
+        for name, part in model.named_modules()
+        if name in expected and type(part) is not expected[name]
+    ][:3]
+
+
+def _other_weights(model: SavedModel, wanted: dict[str, tuple[int, ...]]) -> list[str]:
+    """Weights that the plain model has not, or of another shape."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    head = any(name.startswith("head.") for name in own.keys() & wanted.keys()
+               if own[name] != wanted[name])  # fmt: skip
+    found = {
+        "missing": [name for name in wanted if name not in own],
+        "surplus": [name for name in own if name not in wanted],
+        "of another shape": [n for n in own.keys() & wanted.keys() if own[n] != wanted[n]],
+    }
+    told = [f"{few(sorted(names))}: {what}" for what, names in found.items() if names]
+    if head:
+        told.append("cv.with_new_head(vit, classes) makes a head for other classes")
+    return told
 
 
 def _unlike(model: SavedModel, shape: Any) -> bool:

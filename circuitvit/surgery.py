@@ -16,9 +16,11 @@ from circuitvit.circuit import Circuit
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named
 from circuitvit.errors import CircuitError
+from circuitvit.torch_modes import without_gradients
 from circuitvit.vit import PARTS, ViT
 
 
+@without_gradients
 def prune_heads(vit: ViT, heads: Mapping[int, Iterable[Any]]) -> ViT:
     """Cut heads out of a model, as `{block: heads to remove}`: numbers, or a mask.
 
@@ -32,6 +34,7 @@ def prune_heads(vit: ViT, heads: Mapping[int, Iterable[Any]]) -> ViT:
     return keep(vit, heads=kept)
 
 
+@without_gradients
 def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[Any]]) -> ViT:
     """Cut neurons out of a model, as `{block: neurons to remove}`: numbers, or a mask.
 
@@ -54,6 +57,7 @@ def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[Any]]) -> ViT:
     return keep(rebuilt(vit, config, weights), neurons=kept)
 
 
+@without_gradients
 def retain_circuit(vit: ViT, circuit: Circuit) -> ViT:
     """Keep only a circuit's units: the heads and MLPs on a kept path from `embed` to `logits`.
 

@@ -1,27 +1,97 @@
-"""The caller's modes of torch, and how our own work is kept out of them."""
+"""Public functions compute in torch's own default modes, whatever the caller's are.
 
-from collections.abc import Iterator
+Callers work inside `torch.autocast`, `torch.inference_mode` or `torch.no_grad`, or change torch's
+default dtype or device. Results and checks must not depend on that: under autocast a correct model
+fails a comparison in single precision, and under inference mode nothing can be differentiated.
+A forward pass of a model (`vit(images)`) is not among these functions: it heeds the caller's modes.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar, no_type_check
 
 import torch
+from torch import Tensor, nn
 
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 @contextmanager
-def without_modes() -> Iterator[None]:
-    """Leave the caller's inference mode, autocast and default device until the block ends.
+def default_modes(*, gradients: bool | None = True) -> Iterator[None]:
+    """No autocast, no inference mode, float32 and the CPU as defaults; then the caller's again.
 
-    Parameters made in inference mode can never be trained. Under autocast logits are those of half
-    precision, so comparing them would blame the model. Gradients stay on or off as they are.
+    Args:
+        gradients: whether gradients are recorded; None leaves that as it is.
     """
+    dtype = torch.get_default_dtype()
+    gradients = torch.is_grad_enabled() if gradients is None else gradients
     with ExitStack() as modes:
-        grows = torch.is_grad_enabled()
-        modes.enter_context(torch.inference_mode(mode=False))
-        modes.enter_context(torch.set_grad_enabled(grows))  # which the line before turned on
-        for device in _DEVICES:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.set_grad_enabled(gradients))
+        for device in AUTOCAST_DEVICES:
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             modes.enter_context(torch.device("cpu"))
-        yield
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def in_default_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function run in torch's default modes, on ordinary models and tensors."""
+
+    @wraps(function)
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        work: Callable[..., Result] = function
+        with default_modes():
+            given = [ordinary(value) for value in args]
+            return work(*given, **{name: ordinary(value) for name, value in options.items()})
+
+    return run
+
+
+def without_gradients(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`in_default_modes` for a function that records no gradients."""
+
+    @wraps(function)
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with torch.no_grad():
+            return function(*args, **options)
+
+    return in_default_modes(run)
+
+
+@no_type_check  # it gives back what it was given, or a copy of that
+def ordinary(value: Value) -> Value:
+    """A value without inference tensors, which can't be differentiated: itself, or else a copy.
+
+    Looked at are tensors, modules, and dataclasses of tensors, such as pairs.
+    """
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value) if has_inference_tensors(value) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: getattr(value, f.name, None) for f in fields(value)}
+        made = {name: each for name, each in named.items() if isinstance(each, Tensor)}
+        made = {name: each.clone() for name, each in made.items() if each.is_inference()}
+        if made:
+            value = copy.copy(value)
+        for name, each in made.items():
+            object.__setattr__(value, name, each)
+    return value
+
+
+def has_inference_tensors(module: nn.Module) -> bool:
+    """Whether a parameter or buffer was made inside `torch.inference_mode`."""
+    return any(t.is_inference() for each in (module.parameters, module.buffers) for t in each())

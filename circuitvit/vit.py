@@ -180,7 +180,11 @@ class ViT(SavedModel):
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        # Inference tensors could never be trained, nor a gradient taken through them.
+        with (
+            torch.inference_mode(False),
+            torch.random.fork_rng(devices=[], enabled=seed is not None),
+        ):
             if seed is not None:
                 torch.manual_seed(seed)
             self._build(config)

@@ -153,7 +153,9 @@ def test_a_budget_drops_units_until_it_is_met_and_fresh_weights_can_be_asked_for
     assert left <= 0.9 * costs.predict(cv.load_vit(workplace / "model").config)
 
 
-@pytest.mark.parametrize("words", [["x.pt2"], ["x", "--to", "onnx", "--dtype", "float16"]])
+@pytest.mark.parametrize(
+    "words", [["x.pt2"], ["x", "--to", "onnx", "--dtype", "float16", "--opset", "18"]]
+)
 def test_a_model_is_exported(words, workplace, tmp_path):
     done = run("export", workplace / "model", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -265,6 +267,8 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["export", "model", "x.tflite"], "ends in '.tflite', expected '.onnx' or '.pt2'"),
         (["export", "model", "x.onnx", "--to", "pt2"], "but to is 'pt2'"),
         (["export", "model", "model/config.json/x.pt2"], "cannot write model/config.json/x.pt2"),
+        (["export", "model", "x.onnx", "--opset", "7"], "can't write this model with opset 7"),
+        (["export", "model", "x.pt2", "--opset", "18"], "opset=18 is of ONNX"),
         (["export", "model", "x.onnx", "--dtype", "bfloat16"], "no ViT in torch.bfloat16"),
     ],
 )

@@ -272,3 +272,24 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call):
         found.advice(give=2)
     with pytest.raises(cv.CircuitError, match="batch size 3 was not timed"):
         found.images_per_second("a", 3)
+
+
+def test_class_names_of_models_that_disagree_are_told():
+    vits = {name: random_vit(shape()) for name in ("one", "other")}
+    images, labels = random_images(vits["one"], 8), torch.arange(8) % 4
+
+    def named(name, names):
+        vits[name].preprocessing = cv.Preprocessing(class_names=tuple(names))
+
+    named("one", "abcd")
+    assert cv.evaluate(vits, images, labels, batches=()).class_names == tuple("abcd")
+    named("other", "wxyz")
+    with pytest.warns(UserWarning, match="one and other call the classes otherwise"):
+        assert cv.evaluate(vits, images, labels, batches=()).class_names == tuple("abcd")
+    assert cv.evaluate(vits, images, labels, batches=(), class_names=["k", "l", "m", "n"])
+    named("other", "dabc")
+    with pytest.raises(cv.CircuitError, match="one and other have the same classes in another"):
+        cv.evaluate(vits, images, labels, batches=())
+    named("other", "abcde")
+    with pytest.warns(UserWarning, match="other knows 5 class names for 4 classes"):
+        cv.evaluate(vits, images, labels, batches=())

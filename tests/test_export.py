@@ -1,9 +1,11 @@
 """Exported files against the model itself; torch.compile and bf16 for dense and compiled models."""
 
 import copy
+import json
 import shutil
 import sys
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -192,6 +194,11 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path, as_users_call):
         (("model", "m.pt2"), {}, "a str, expected a circuitvit.ViT"),
         ((vit, "m.pt2"), {"dtype": torch.int8}, r"dtype is torch.int8, expected one of"),
         ((vit, "m.onnx"), {"dtype": torch.bfloat16}, r"no ViT in torch.bfloat16, give dtype"),
+        ((vit, "m.onnx"), {"opset": "18"}, "opset is '18', expected a whole number"),
+        ((vit, "m.onnx"), {"opset": True}, "opset is True, expected a whole number"),
+        ((vit, "m.onnx"), {"opset": 0}, "opset is 0, expected a whole number"),
+        ((vit, "m.pt2"), {"opset": 18}, "opset=18 is of ONNX; leave it out, or give to='onnx'"),
+        ((vit, "m"), {"opset": 18, "to": "timm"}, "opset=18 is of ONNX; leave it out"),
         ((None, "m.tflite"), {}, r"expected '.onnx' or '.pt2'.*; the model is a NoneType"),
     ):
         with pytest.raises(cv.CircuitError, match=message):
@@ -230,3 +237,90 @@ def test_torch_compile_computes_the_same(make, as_users_call):
     with torch.no_grad():
         expected, found = model(images), faster(images)
     assert (found - expected).abs().max() < 1e-5 * max(1, float(expected.abs().max()))
+
+
+# Case 23 of the field's reports: the operators' version, and what a deployment needs to know
+
+
+@pytest.mark.parametrize("opset", [17, 18, 20])
+def test_an_opset_is_taken_and_one_that_can_not_be_had_is_refused(opset, tmp_path):
+    vit = dense()
+    path = cv.export(vit, tmp_path / "model.onnx", opset=opset)
+    assert [i.version for i in onnx.load(path).opset_import if i.domain == ""] == [opset]
+    assert_equal(vit, lambda images: by_onnxruntime(path, images))
+
+
+@pytest.mark.parametrize("opset", [1, 7, 11, 99])
+def test_an_opset_that_can_not_be_had_is_refused_and_no_file_is_left(opset, tmp_path):
+    with pytest.raises(cv.CircuitError, match=rf"opset {opset}[,:]"):
+        cv.export(dense(), tmp_path / "model.onnx", opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def known_by_onnxruntime(path):
+    return onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+
+
+def known_by_onnx(path):
+    return {item.key: item.value for item in onnx.load(path).metadata_props}
+
+
+def known_by_torch(path):
+    found = dict.fromkeys(
+        [*FACTS, "mean", "std", "class_names", "interpolation", "resize", "crop_pct",
+         "preprocessing"], "",
+    )  # fmt: skip
+    torch.export.load(path, extra_files=found)
+    return {
+        name: text.decode() if isinstance(text, bytes) else text for name, text in found.items()
+    }
+
+
+FACTS = ["input_size", "circuitvit_version", "fingerprint"]
+READERS = [
+    ("model.onnx", known_by_onnxruntime), ("model.onnx", known_by_onnx),
+    ("model.pt2", known_by_torch),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "read"), READERS, ids=["onnxruntime", "onnx", "pt2"])
+def test_a_file_tells_classes_and_preprocessing(name, read, tmp_path):
+    vit = dense(channels=3)
+    vit.preprocessing = cv.Preprocessing(
+        mean=(0.1, 0.2, 0.3), std=0.5, interpolation="bilinear", crop=0.875,
+        class_names=("Café", "tench, Tinca tinca", "猫", '"x"'),
+    )  # fmt: skip
+    known = read(cv.export(vit, tmp_path / name))
+    assert json.loads(known["class_names"]) == list(vit.preprocessing.class_names)
+    assert json.loads(known["mean"]) == [0.1, 0.2, 0.3]
+    assert json.loads(known["std"]) == [0.5, 0.5, 0.5]
+    assert json.loads(known["input_size"]) == [3, 4, 4]
+    assert (known["interpolation"], known["resize"]) == ("bilinear", "shortest")
+    assert json.loads(known["crop_pct"]) == 0.875
+    assert known["circuitvit_version"] == cv.__version__
+    assert known["fingerprint"] == vit.fingerprint()
+    said = cv.Preprocessing.from_dict(json.loads(known["preprocessing"]))
+    assert said == vit.preprocessing
+
+
+def test_what_is_not_known_is_not_in_the_file(tmp_path, as_users_call):
+    edge = edges_compiled()
+    known = known_by_onnxruntime(cv.export(edge, tmp_path / "model.onnx"))
+    assert set(known) == set(FACTS)
+    assert known["fingerprint"] == edge.fingerprint()
+    other = known_by_onnxruntime(cv.export(Other(), tmp_path / "model.onnx"))
+    assert set(other) == {"input_size", "circuitvit_version"}
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2", "timm", "transformers"])
+def test_class_names_that_do_not_fit_are_left_out_with_a_warning(to, tmp_path):
+    vit = dense()
+    vit.preprocessing = cv.Preprocessing(mean=(0.3,), class_names=("a", "b", "c"))
+    with pytest.warns(UserWarning, match="3 class names for 4 classes. Mean and std stay"):
+        path = cv.export(vit, tmp_path / "model", to=to)
+    if to == "onnx":
+        assert "class_names" not in known_by_onnxruntime(path)
+        assert known_by_onnxruntime(path)["mean"] == "[0.3]"
+    if path.is_dir():
+        assert cv.load_vit(path).preprocessing.class_names in (None, vit.preprocessing.class_names)
+    assert vit.preprocessing.class_names == ("a", "b", "c")

@@ -164,3 +164,34 @@ def test_readers_and_writers_know_their_hooks():
     assert hooked.read_hook("a1.h1.k") == ("blocks.1.hook_k_input", 1)
     assert hooked.read_hook("m0") == ("blocks.0.hook_mlp_in", None)
     assert hooked.read_hook("logits") == ("blocks.1.hook_resid_post", None)
+
+
+# Case 17 of the field's reports: gradients in the cache
+
+
+def test_run_with_cache_and_incl_bwd_says_what_to_do_and_the_advice_works():
+    vit = random_vit(shape())
+    hooked, images = cv.HookedViT(vit), random_images(vit, 3)
+    with pytest.raises(
+        cv.CircuitError, match=r"one number with a gradient, got logits \[3, 4\]. Take .* your own"
+    ):
+        hooked.run_with_cache(images, incl_bwd=True)
+    cache, forward, backward = hooked.get_caching_hooks(incl_bwd=True)
+    with hooked.hooks(forward, backward):
+        hooked(images)[:, 0].sum().backward()
+    zs = {}
+    with hooked.hooks([("blocks.1.attn.hook_z", lambda z, hook: zs.setdefault("z", z))]):
+        [expected] = torch.autograd.grad(hooked(images)[:, 0].sum(), [zs["z"]])
+    torch.testing.assert_close(cache["blocks.1.attn.hook_z_grad"], expected)
+    assert {f"{name}_grad" for name in hooked.hook_dict} <= set(cache)
+
+
+def test_incl_bwd_is_transformer_lenss_own_where_the_output_is_one_number():
+    vit = random_vit(shape())
+    single = cv.with_new_head(vit, 1)
+    hooked = cv.HookedViT(single)
+    logits, cache = hooked.run_with_cache(random_images(vit, 1), incl_bwd=True)
+    assert logits.shape == (1, 1)
+    assert cache["hook_embed_grad"].any()
+    with torch.no_grad(), pytest.raises(cv.CircuitError, match="without gradients"):
+        hooked.run_with_cache(random_images(vit, 1), incl_bwd=True)

@@ -61,3 +61,56 @@ def test_metrics_without_a_gradient_are_refused_where_one_is_needed():
     check_differentiable("kl", "eap-ig-activations", steps=2)
     check_differentiable("kl", "eap-ig-inputs")
     check_differentiable("probability", "eap")
+
+
+# Case 17 of the field's reports: labels from outside, while pairs come in batches
+
+
+def outside(labels):
+    def indexed(logits, pairs):
+        return -logits[torch.arange(len(labels)), labels]
+
+    def gathered(logits, pairs):
+        return -logits.gather(1, labels[:, None])[:, 0] * torch.ones(len(labels))
+
+    def all_at_once(logits, pairs):
+        return torch.zeros(len(labels), dtype=logits.dtype) + logits.sum()
+
+    return indexed, gathered, all_at_once
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_metric_with_labels_from_outside_is_told_to_take_the_batchs(which, monkeypatch):
+    pairs = random_pairs(VIT, 6)
+    metric = outside(pairs.labels)[which]
+    cv.eap(VIT, pairs, metric=metric)  # all at once
+    monkeypatch.setattr("circuitvit.discover.streaming.MOST_IMAGES_AT_ONCE", 4)
+    told = r"given 4 of the 6 pairs, .*: take labels from the second argument \(pairs.labels"
+    with pytest.raises(cv.CircuitError, match=told):
+        cv.eap(VIT, pairs, metric=metric)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_acdc_with_few_images_held_at_once_says_the_same(which):
+    pairs = random_pairs(VIT, 6)
+    metric = outside(pairs.labels)[which]
+    with pytest.raises(cv.CircuitError, match="given 2 of the 6 pairs, .* the second argument"):
+        cv.acdc(VIT, pairs, metric=metric, images_at_once=2)
+    few, many = (  # here the metric sees all pairs at once
+        cv.acdc(VIT, pairs, metric=metric, level="node", tau=0.5, images_at_once=count)
+        for count in (2, None)
+    )
+    assert few.edges == many.edges
+
+
+def test_a_metrics_own_error_on_all_pairs_is_left_as_it_is():
+    def broken(logits, pairs):
+        raise IndexError("mine")
+
+    def hungry(logits, pairs):
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(IndexError, match="mine"):
+        cv.eap(VIT, PAIRS, metric=broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loss_of(hungry, PAIRS, 4)(VIT(PAIRS.clean)[:2], PAIRS.subset([0, 1]), VIT(PAIRS.clean))

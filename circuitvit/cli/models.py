@@ -251,6 +251,9 @@ def export(
     dtype: Annotated[
         Precision | None, typer.Option(help="Of weights and images; by default the model's.")
     ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators; by default the exporter's.")
+    ] = None,
 ) -> None:
     """Write a model for onnxruntime or torch.export.load, and check that it computes the same."""
     import torch
@@ -259,5 +262,6 @@ def export(
     from circuitvit.pretrained import load_saved
 
     precision = None if dtype is None else getattr(torch, dtype.value)
-    cv.export(load_saved(model), out, to=None if to is None else to.value, dtype=precision)
+    kind = None if to is None else to.value
+    cv.export(load_saved(model), out, to=kind, dtype=precision, opset=opset)
     typer.echo(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")

@@ -1,6 +1,5 @@
 """The verb `compile`: it checks, calls the passes in order, and verifies."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, overload
@@ -30,8 +29,10 @@ from circuitvit.compiler.verify import verify
 from circuitvit.config import ViTConfig
 from circuitvit.discover import EdgeScores
 from circuitvit.edge_graph import writers_of
+from circuitvit.errors import warn
 from circuitvit.measure.cost_table import Costs
 from circuitvit.surgery import keep_units
+from circuitvit.torch_modes import without_gradients
 from circuitvit.vit import ViT
 from circuitvit.writes import ablated_values, neuron_means
 
@@ -63,7 +64,7 @@ def compile(  # noqa: A001
     ablation: Ablation = "zero",
     reference: Tensor | None = None,
 ) -> CircuitViT: ...
-@torch.no_grad()
+@without_gradients
 def compile(  # noqa: A001
     vit: ViT,
     circuit: Circuit,
@@ -152,17 +153,16 @@ def _compiled_units(
     vit: ViT, circuit: Circuit, ablation: Ablation, reference: Tensor | None, options: Options
 ) -> ViT:
     if options.neurons is not None:
-        warn_of_other_weights(vit, options.neurons, stacklevel=4)
+        warn_of_other_weights(vit, options.neurons)
     if not circuit.units() and "embed->logits" not in circuit:
-        warnings.warn(
+        warn(
             f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so no head "
-            "and no MLP is kept; scores.greedy with more edges finds one.",
-            stacklevel=4,
+            "and no MLP is kept; scores.greedy with more edges finds one."
         )
     shape = _shapes(vit, ablation, fresh=options.fresh)
     kept = blueprint_of(vit, circuit, options, shape)
     if circuit.units() and not kept.units:
-        warnings.warn("this budget leaves no head and no MLP; ask for a larger one.", stacklevel=4)
+        warn("this budget leaves no head and no MLP; ask for a larger one.")
     if options.fresh:
         new = ViT(shape(kept), seed=options.seed).to(vit.positions).train(vit.training)
         new.preprocessing = vit.preprocessing
@@ -185,10 +185,9 @@ def _compiled_edges(
     program = drop_dead(Program.of(vit, circuit, ablated))
     program = drop_dead(find_constants(program))
     if not program.live("logits"):
-        warnings.warn(
+        warn(
             f"no kept path leads from embed to logits ({len(circuit)} edges), so the compiled "
-            "model gives the same logits for every image; scores.greedy with more edges finds one.",
-            stacklevel=4,
+            "model gives the same logits for every image; scores.greedy with more edges finds one."
         )
     compiled = lower(share(program), vit.positions.dtype)
     verify(vit, compiled, circuit.edges, ablated, reference=reference, qkv=circuit.qkv)

@@ -5,7 +5,6 @@ the reference at each position, which fc2 turns into a constant [token width] be
 """
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from circuitvit.circuit import same_edge_set
 from circuitvit.config import ViTConfig
 from circuitvit.discover import EdgeScores
 from circuitvit.edge_graph import node_named
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.surgery import keep, rebuilt
 from circuitvit.vit import Block, ViT
 
@@ -133,14 +132,13 @@ def _score_reasons(config: ViTConfig, neurons: object) -> Iterator[str]:
         )
 
 
-def warn_of_other_weights(vit: ViT, neurons: EdgeScores, *, stacklevel: int) -> None:
+def warn_of_other_weights(vit: ViT, neurons: EdgeScores) -> None:
     """Warn where the neurons were scored on other weights than these."""
     known = neurons.provenance.model
     if known is not None and known != vit.fingerprint():
-        warnings.warn(
+        warn(
             f"these neurons were scored on other weights (fingerprint {known}), so their scores "
-            "may mean nothing here. Score them again on this model to be sure.",
-            stacklevel=stacklevel + 1,
+            "may mean nothing here. Score them again on this model to be sure."
         )
 
 

@@ -32,6 +32,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric
 from circuitvit.progress import progress
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 IMAGES_AT_ONCE = 64
@@ -115,6 +116,7 @@ class Question:
         return {**own, "qkv": self.qkv, "within": edges, "writers": scores}
 
 
+@in_default_modes
 def acdc(
     vit: ViT,
     pairs: Pairs,
@@ -180,6 +182,7 @@ def acdc(
     return searched(question, decisions, file)
 
 
+@in_default_modes
 def acdc_sweep(
     vit: ViT, pairs: Pairs, taus: Iterable[float], **options: Any
 ) -> tuple[Circuit, ...]:

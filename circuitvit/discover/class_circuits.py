@@ -21,6 +21,7 @@ from circuitvit.images.judging import Judge
 from circuitvit.images.pairing import class_index, places_by_class
 from circuitvit.metrics import Metric, metric_name
 from circuitvit.progress import progress
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 One = str | int | tuple[str | int, str | int]
@@ -30,6 +31,7 @@ SEARCH = "search.json"
 PROBLEMS_TOLD = 12
 
 
+@in_default_modes
 def class_circuits(
     vit: ViT,
     images: ImageSet,

@@ -22,6 +22,7 @@ from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric, check_differentiable
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 METHODS = (*GRADIENT_METHODS, "exact", "random")
@@ -29,6 +30,7 @@ LEVELS = ("edge", "node", "block", "neuron")
 Autocast = Literal["bf16"]
 
 
+@in_default_modes
 def eap(
     vit: ViT,
     pairs: Pairs,
@@ -116,22 +118,21 @@ def _gradient_scores(
 ) -> dict[str, float]:
     """Means over images of a gradient method, by name."""
     vit, images = attribution.problem.vit, len(attribution.problem.pairs)
-    with torch.inference_mode(False):
-        if level == "neuron":
-            sums = neuron_values(attribution.neuron_sums())
-        else:
-            spans = {"": slice(None)}
-            if positions is not None:
-                first = vit.config.prefix_tokens
-                spans = {"@class": slice(0, first), "@patch": slice(first, None)}
-            by_edge = attribution.edge_sums(tuple(spans.values()))
-            sums = {
-                f"{name}{mark}": value
-                for place, mark in enumerate(spans)
-                for name, value in summed_at(
-                    vit.config, level, qkv, edge_values(vit.config, by_edge, place, qkv)
-                ).items()
-            }
+    if level == "neuron":
+        sums = neuron_values(attribution.neuron_sums())
+    else:
+        spans = {"": slice(None)}
+        if positions is not None:
+            first = vit.config.prefix_tokens
+            spans = {"@class": slice(0, first), "@patch": slice(first, None)}
+        by_edge = attribution.edge_sums(tuple(spans.values()))
+        sums = {
+            f"{name}{mark}": value
+            for place, mark in enumerate(spans)
+            for name, value in summed_at(
+                vit.config, level, qkv, edge_values(vit.config, by_edge, place, qkv)
+            ).items()
+        }
     return {name: value / images for name, value in sums.items()}
 
 

@@ -73,7 +73,7 @@ class Asked:
         """(x − mean) / std of pixels that are bytes, or floats in [0, 1]."""
         scaled = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.clone()
         mean, deviation = (
-            torch.tensor(values).view(-1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return scaled.sub_(mean).div_(deviation)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuitvit.errors import CircuitError
 from circuitvit.images.image_set import ImageSet
 from circuitvit.images.reasons import reason_of
+from circuitvit.torch_modes import default_modes
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
 """From images [image channel height width] to logits [image class]."""
@@ -108,7 +109,7 @@ class Judge:
             weights = next(self._model.parameters(), batch)
             batch = batch.to(weights.device, weights.dtype)
         try:
-            with torch.no_grad():
+            with default_modes(gradients=False):
                 logits = self._model(batch)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as cause:
             if isinstance(cause, CircuitError):

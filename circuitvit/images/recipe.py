@@ -141,7 +141,7 @@ def tensors_of(recipe: PairRecipe, images: ImageSet) -> dict[str, Any]:
         known = recipe["corrupt_labels"]
         return fields | {
             "corrupt": _corrupted(recipe, images),
-            "corrupt_labels": None if known is None else torch.tensor(known).to(clean.device),
+            "corrupt_labels": None if known is None else torch.tensor(known, device=clean.device),
         }
     except (IndexError, KeyError, TypeError, ValueError) as cause:
         if isinstance(cause, CircuitError):

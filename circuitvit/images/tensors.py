@@ -46,10 +46,10 @@ def positions_of(indices: Any, count: int) -> Int[Tensor, " chosen"]:
         CircuitError: a place doesn't exist, or a mask has another length.
     """
     if isinstance(indices, slice):
-        return torch.arange(count)[indices]
+        return torch.arange(count, device="cpu")[indices]
     places = torch.as_tensor(indices, device="cpu")
     if places.numel() == 0:
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.int64, device="cpu")
     if places.dtype == torch.bool and places.shape == (count,):
         return places.nonzero()[:, 0]
     fits = places.ndim == 1 and not places.is_floating_point() and places.dtype != torch.bool

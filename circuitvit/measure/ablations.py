@@ -22,6 +22,7 @@ from circuitvit.measure.examination import Examination, Outcome
 from circuitvit.measure.measurement import Measurement, checked_draws, checked_names
 from circuitvit.metrics import Metric
 from circuitvit.records import ACROSS_ABLATIONS, Kind
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 COLORS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#364fc7")
@@ -104,6 +105,7 @@ class AcrossAblations(Measurement):
         )
 
 
+@in_default_modes
 def across_ablations(
     vit: ViT,
     circuits: Circuit | Mapping[str, Circuit],

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.torch_modes import in_default_modes
 
 IMAGES_AT_ONCE = 256
 NO_IMAGES = "there are no images to look at. Give at least one."
@@ -32,6 +33,7 @@ class Accuracy:
     images: int
 
 
+@in_default_modes
 def accuracy(
     model: nn.Module,
     images: Tensor,

@@ -23,6 +23,7 @@ from circuitvit.measure.examination import Examination
 from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
 from circuitvit.metrics import Metric
 from circuitvit.records import COMPLETENESS, Kind
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 Removed = Literal["edges", "units"]
@@ -89,6 +90,7 @@ class Completeness(Measurement):
         )
 
 
+@in_default_modes
 def completeness(
     vit: ViT,
     circuit: Circuit,

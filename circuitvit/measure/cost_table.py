@@ -25,6 +25,7 @@ from circuitvit.measure.latency import WARM_UPS, interleaved
 from circuitvit.measure.machine import machine_of
 from circuitvit.records import COSTS
 from circuitvit.restoring import load_record
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 MLP_WIDTHS = 9
@@ -165,6 +166,7 @@ class Costs:
         return load_record(path, COSTS, cls)
 
 
+@in_default_modes
 def measure_costs(
     config: ViTConfig,
     *,

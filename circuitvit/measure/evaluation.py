@@ -28,6 +28,7 @@ from circuitvit.measure.report import Report, checked_baseline, side_by_side
 from circuitvit.progress import progress
 from circuitvit.records import EVALUATION
 from circuitvit.restoring import naming
+from circuitvit.torch_modes import in_default_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +237,7 @@ class Evaluation:
         return found
 
 
+@in_default_modes
 def evaluate(
     models: Mapping[str, nn.Module],
     images: Tensor,

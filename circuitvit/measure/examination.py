@@ -6,7 +6,6 @@ ablated values) is computed once a chunk of images; circuits that differ in dang
 share a run.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_pairs, in_single_at_least
 from circuitvit.circuit import Ablation, Circuit, Provenance
 from circuitvit.edge_graph import edge_names_of, writers_of
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.images import Pairs, fingerprint
 from circuitvit.measure.bootstrap import resampled_means
 from circuitvit.metrics import Loss, Metric, loss_of, metric_name
@@ -196,10 +195,9 @@ class Examination:
         data, seen_reference = self.given_pairs.fingerprint(), self.given_reference
         seen = {one.data for one in found} - {None}
         if data in seen:
-            warnings.warn(
+            warn(
                 "the circuit was found on these very pairs, so the figures flatter it. Judge it "
-                "on pairs that discovery has not seen.",
-                stacklevel=3,
+                "on pairs that discovery has not seen."
             )
         return Conditions(
             method=", ".join(dict.fromkeys(one.method for one in found)),

@@ -7,9 +7,11 @@ from circuitvit.circuit import Ablation, Circuit
 from circuitvit.images import Pairs
 from circuitvit.measure.examination import Examination
 from circuitvit.metrics import Metric
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 
+@in_default_modes
 def faithfulness(
     vit: ViT,
     circuit: Circuit,

@@ -23,6 +23,7 @@ from circuitvit.measure.curve import Curve, Line, Point
 from circuitvit.measure.examination import Conditions, Examination, Outcome
 from circuitvit.measure.measurement import ablation_of, checked_draws
 from circuitvit.metrics import Metric
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -58,6 +59,7 @@ class Ranking(Protocol):
         ...
 
 
+@in_default_modes
 def faithfulness_curve(
     vit: ViT,
     scores: Ranking | Sequence[Circuit],

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.measure.accuracy import NO_IMAGES, as_computed, evaluating
 
 
@@ -66,21 +66,55 @@ def checked_class_names(
 ) -> tuple[str, ...]:
     """The names of the classes: those given, else those that a model knows, else numbers.
 
+    It warns where models know other names than the first, or not as many as they have classes.
+
     Raises:
-        CircuitError: there are not as many names as classes.
+        CircuitError: there are not as many names as classes, or models know the same classes in
+            another order.
     """
     if given is None:
-        for model in models.values():
-            known = getattr(getattr(model, "preprocessing", None), "class_names", None)
-            if known and len(known) == classes:
-                return tuple(map(str, known))
-        return tuple(map(str, range(classes)))
+        known = {}
+        for model, names in _names_known(models).items():
+            if len(names) == classes:
+                known[model] = names
+            else:
+                warn(f"{model} knows {len(names)} class names for {classes} classes; not used.")
+        _check_agreement(known)
+        return next(iter(known.values()), tuple(map(str, range(classes))))
     if isinstance(given, str) or len(given) != classes:
         raise CircuitError(
             f"got {len(given)} class names ({str(given)[:60]}), the models tell {classes} classes "
             "apart. Give one a class, in the order of the logits."
         )
     return tuple(map(str, given))
+
+
+def _names_known(models: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """The class names of each model that knows some."""
+    found = {}
+    for name, model in models.items():
+        known = getattr(getattr(model, "preprocessing", None), "class_names", None)
+        if known:
+            found[name] = tuple(map(str, known))
+    return found
+
+
+def _check_agreement(known: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse models of the same classes in other orders; warn of other names."""
+    first = next(iter(known), "")
+    for name, names in known.items():
+        if names == known[first]:
+            continue
+        if sorted(names) == sorted(known[first]):
+            raise CircuitError(
+                f"{first} and {name} have the same classes in another order, so the labels can't "
+                "be right for both. Evaluate each on images made with model=… of its own."
+            )
+        warn(
+            f"{first} and {name} call the classes otherwise ({', '.join(known[first][:3])}, …; "
+            f"{', '.join(names[:3])}, …), and the labels are taken to be those of both. Give "
+            "class_names= if they are the same classes."
+        )
 
 
 def checked_batches(batches: object, rounds: object) -> tuple[int, ...]:

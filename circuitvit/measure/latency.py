@@ -18,6 +18,7 @@ from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
 from circuitvit.measure.accuracy import as_computed, evaluating
+from circuitvit.torch_modes import in_default_modes
 
 NULL = "null"
 LEAST_SECONDS = 0.02
@@ -49,6 +50,7 @@ class Latency:
     peak_bytes: int | None
 
 
+@in_default_modes
 def latency(
     models: Mapping[str, nn.Module],
     images: Float[Tensor, "image channel height width"],

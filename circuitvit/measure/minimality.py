@@ -23,6 +23,7 @@ from circuitvit.measure.examination import Examination
 from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
 from circuitvit.metrics import Metric
 from circuitvit.records import MINIMALITY, Kind
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 MARKDOWN_ROWS = 20
@@ -98,6 +99,7 @@ class Minimality(Measurement):
         )
 
 
+@in_default_modes
 def minimality(
     vit: ViT,
     circuit: Circuit,

@@ -18,6 +18,7 @@ from circuitvit.measure.machine import machine_of
 from circuitvit.measure.measurement import checked_names
 from circuitvit.records import REPORT
 from circuitvit.restoring import load_record
+from circuitvit.torch_modes import in_default_modes
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 
@@ -135,6 +136,7 @@ def ratio_text(item: Latency) -> str:
     return f"{item.ratio:z.2f} ({item.ratio_low:z.2f}–{item.ratio_high:z.2f})"
 
 
+@in_default_modes
 def measure(
     models: Mapping[str, nn.Module],
     images: Tensor,

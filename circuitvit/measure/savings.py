@@ -23,6 +23,7 @@ from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
 from circuitvit.records import SAVINGS
 from circuitvit.restoring import load_record
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 Step = tuple[str, ViTConfig]
@@ -111,6 +112,7 @@ class Savings:
         return load_record(path, SAVINGS, cls)
 
 
+@in_default_modes
 def savings(vit: ViT, kept: ViT | Circuit | Iterable[str], costs: Costs | None = None) -> Savings:
     """What each removed part of a model saves.
 

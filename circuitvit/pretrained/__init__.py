@@ -1,23 +1,25 @@
 """Makes a `ViT` of models from elsewhere, exactly, or says why not."""
 
-import warnings
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
 from circuitvit.circuit_vit import FORMAT, CircuitViT
+from circuitvit.errors import warn
 from circuitvit.files import read_json
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.conversion import Examination
 from circuitvit.pretrained.examining import examine
 from circuitvit.pretrained.into_huggingface import to_transformers
 from circuitvit.pretrained.into_timm import to_timm
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 __all__ = ["Examination", "examine", "load_saved", "load_vit", "to_timm", "to_transformers"]
 
 
+@in_default_modes
 def load_vit(
     source: nn.Module | str | Path,
     *,
@@ -59,7 +61,7 @@ def load_vit(
         weights=weights,
     )
     if found.guessed:
-        warnings.warn(" ".join(found.guessed), UserWarning, stacklevel=2)
+        warn(" ".join(found.guessed))
     return found.vit
 
 

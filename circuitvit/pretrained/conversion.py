@@ -17,7 +17,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.pretrained.assembly import assembled
 from circuitvit.pretrained.reading import Library, Reading
 from circuitvit.pretrained.recognition import refuse
-from circuitvit.torch_modes import without_modes
+from circuitvit.torch_modes import default_modes
 from circuitvit.vit import ViT
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -166,7 +166,7 @@ def compare(vit: ViT, logits: Callable[[Tensor], Tensor], *, source: str) -> flo
     Raises:
         CircuitError: it is too large.
     """
-    with without_modes():
+    with default_modes(gradients=False):
         return _compared(vit, logits, source)
 
 

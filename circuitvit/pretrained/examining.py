@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.preprocessing import Preprocessing, fitting, misfits
 from circuitvit.pretrained.checkpoints import CHOICES
 from circuitvit.pretrained.conversion import Examination, check_image_size, convert
 from circuitvit.pretrained.recognition import READABLE, library_of, name_of
 from circuitvit.pretrained.sources import Opened, opened
-from circuitvit.torch_modes import without_modes
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 
+@in_default_modes
 def examine(
     source: nn.Module | str | Path,
     *,
@@ -41,9 +42,8 @@ def examine(
         CircuitError: the source can't be represented or read; every reason is named.
     """
     _check_kinds(source, checkpoint, preprocessing, weights)
-    with without_modes():
-        found = opened(source, checkpoint=checkpoint, heads=heads, weights=weights)
-        return _examined(found, image_size, checkpoint is not None, preprocessing)
+    found = opened(source, checkpoint=checkpoint, heads=heads, weights=weights)
+    return _examined(found, image_size, checkpoint is not None, preprocessing)
 
 
 def _examined(
@@ -59,34 +59,23 @@ def _examined(
         said, notes = _without_names(said)
         said = None if result.guessed else said  # only its class names were known
     surely = preprocessing is None
-    guessed = (*found.guessed, *(result.guessed if said and surely else ()))
-    misnamed = _misnamed(said, result.vit) if surely else None
-    if misnamed is not None and said is not None:
-        said, notes = replace(said, class_names=None), (*notes, misnamed)
-        guessed = (*guessed, f"{misnamed}. Give preprocessing= with the right names.")
-    problems = _misfits(preprocessing or said, result.vit)
-    if preprocessing is not None and problems:
+    shape = {"channels": result.vit.config.channels, "classes": result.vit.config.classes}
+    if problems := misfits(preprocessing, **shape):
         raise CircuitError(f"this preprocessing is not the model's: {'; '.join(problems)}.")
-    if surely:
-        notes += tuple(f"its own preprocessing is left out: {problem}" for problem in problems)
-    result.vit.preprocessing = None if problems else preprocessing or said
+    fits, gone = fitting(said, **shape)
+    notes += tuple(gone) if surely else ()
+    unnamed = gone if surely and fits else ()  # worth a warning: they were known
+    result.vit.preprocessing = preprocessing or fits
     return replace(
         result,
         source=found.name or result.source,
         folded=(*found.folded, *result.folded, *notes),
-        guessed=guessed,
+        guessed=(
+            *found.guessed,
+            *(result.guessed if said and surely else ()),
+            *(f"{result.source}: {note}; give preprocessing=." for note in unnamed),
+        ),
         unused=(*found.unused, *result.unused),
-    )
-
-
-def _misnamed(seen: Preprocessing | None, vit: ViT) -> str | None:
-    """That there are more or fewer class names than classes, in words."""
-    names = None if seen is None else seen.class_names
-    if names is None or len(names) == vit.config.classes:
-        return None
-    return (
-        f"its {len(names)} class names are left out, since it has {vit.config.classes} classes: "
-        "its head was replaced"
     )
 
 
@@ -125,13 +114,13 @@ def _without_names(seen: Preprocessing | None) -> tuple[Preprocessing | None, tu
 
 def _of_ours(vit: ViT, image_size: int | None) -> Examination:
     """A model of ours, which is not the caller's, its positions resampled if asked for."""
+    vit.check_weights()
     new, folded = vit.eval(), ()
     if image_size is not None:
         check_image_size(image_size, vit.config.patch_size)
         if image_size != vit.config.image_size:
             new = resampled(new, image_size)
             folded = (f"positions resampled from {vit.config.image_size} to {image_size} pixels",)
-    new.check_weights()
     return Examination("circuitvit ViT", new.requires_grad_(True), folded)
 
 
@@ -159,20 +148,3 @@ def resampled(vit: ViT, image_size: int) -> ViT:
     new = ViT.from_weights(replace(config, image_size=image_size), weights, source="resampling")
     new.preprocessing = vit.preprocessing
     return new.eval()
-
-
-def _misfits(seen: Preprocessing | None, vit: ViT) -> list[str]:
-    """Why a preprocessing can't be this model's."""
-    if seen is None:
-        return []
-    channels, classes = vit.config.channels, vit.config.classes
-    names = seen.class_names
-    found = {
-        f"mean and std have {len(seen.mean)} and {len(seen.std)} values for {channels} channels": (
-            not {len(seen.mean), len(seen.std)} <= {1, channels}
-        ),
-        f"there are {len(names or ())} class names for {classes} classes": (
-            names is not None and len(names) != classes
-        ),
-    }
-    return [text for text, is_so in found.items() if is_so]

@@ -19,13 +19,13 @@ from circuitvit.pretrained.huggingface import RENAMES
 from circuitvit.pretrained.libraries import imported
 from circuitvit.pretrained.processor import RESAMPLE
 from circuitvit.pretrained.reading import renamed
-from circuitvit.torch_modes import without_modes
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import PARTS, ViT
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 
 
-@without_modes()
+@in_default_modes
 def to_transformers(vit: ViT) -> nn.Module:
     """An image classifier of transformers in eval mode that computes the same, with its own copy.
 

@@ -16,7 +16,7 @@ from circuitvit.pretrained.going_back import (
     split_heads,
 )
 from circuitvit.pretrained.libraries import imported
-from circuitvit.torch_modes import without_modes
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 ARCHITECTURES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
@@ -25,7 +25,7 @@ DISTILLED = {1e-6: "deit_base_distilled_patch16_224"}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
-@without_modes()
+@in_default_modes
 def to_timm(vit: ViT) -> nn.Module:
     """A model of timm in eval mode that computes the same, with its own copy of the weights.
 

@@ -28,7 +28,7 @@ from circuitvit.pretrained.into_timm import (
 )
 from circuitvit.pretrained.libraries import first_line, imported, quiet_transformers
 from circuitvit.pretrained.processor import FILE as PROCESSOR
-from circuitvit.torch_modes import without_modes
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 Folder = Literal["timm", "transformers"]
@@ -38,7 +38,7 @@ WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", 
 _MARKS = {"timm": "architecture", "transformers": "model_type"}
 
 
-@without_modes()
+@in_default_modes
 def write_folder(
     vit: ViT, folder: str | Path, *, to: Folder, dtype: torch.dtype | None = None
 ) -> Path:

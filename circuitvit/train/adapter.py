@@ -26,6 +26,7 @@ from circuitvit.files import replacing
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.records import another_kind
 from circuitvit.tensor_files import read_tensors
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -170,6 +171,7 @@ class Adapter:
         """How many numbers it has."""
         return sum(value.numel() for value in self.weights.values())
 
+    @in_default_modes
     def apply(self, vit: ViT) -> AdaptedViT:
         """Put the adapter into a copy of its backbone, in eval mode.
 
@@ -203,7 +205,8 @@ class Adapter:
         )
         adapted = AdaptedViT(bare, self.width, class_names=self.class_names)
         self._fill(adapted)
-        adapted.preprocessing = self.preprocessing or vit.preprocessing
+        own = vit.preprocessing and replace(vit.preprocessing, class_names=self.class_names)
+        adapted.preprocessing = self.preprocessing or own
         return adapted.eval()
 
     def _head(self, vit: ViT) -> dict[str, Tensor]:

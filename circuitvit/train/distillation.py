@@ -1,6 +1,5 @@
 """Knowledge distillation (Hinton et al. 2015): a student learns from labels and from a teacher."""
 
-import copy
 import hashlib
 import json
 from typing import Any
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.images import ImageSet
+from circuitvit.plain_weights import plain_copy
 from circuitvit.precision import in_single
 from circuitvit.train.recipe import Recipe
 
@@ -25,7 +25,7 @@ class Teacher:
     """
 
     def __init__(self, module: nn.Module, like: Tensor) -> None:
-        self.module = copy.deepcopy(module).to(like.device, like.dtype).eval()
+        self.module = plain_copy(module)[0].to(like.device, like.dtype)
 
     @torch.no_grad()
     def logits(self, images: Float[Tensor, "image channel height width"]) -> Any:
@@ -72,8 +72,8 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     names = getattr(own, "class_names", None)
     if names is not None and names != images.class_names:
         problems.append(
-            f"the teacher knows other classes ({_few(names)}) than the images have "
-            f"({_few(images.class_names)}); use a teacher that was trained on the same ones"
+            f"the teacher knows other classes ({few(names)}) than the images have "
+            f"({few(images.class_names)}); use a teacher that was trained on the same ones"
         )
     try:
         found = Teacher(module, images.images[:0]).logits(images.images[:1])
@@ -88,7 +88,8 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     return problems
 
 
-def _few(names: tuple[str, ...]) -> str:
+def few(names: tuple[str, ...]) -> str:
+    """The first names of a list."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,9 +12,9 @@ from accelerate import Accelerator
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.train.adapter import AdaptedViT
-from circuitvit.train.distillation import Teacher, teacher_problems
+from circuitvit.train.distillation import Teacher, few, teacher_problems
 from circuitvit.train.drop_path import DroppedPaths
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
@@ -41,7 +43,7 @@ def check(
                 else "circuitvit.load_vit(model) makes one."
             )
         )
-    vit.check_plain()
+    vit.check_weights()
     for name, images in (("training images", training), ("validation images", validation)):
         vit.check_images(images.images, name=name)
     problems = [
@@ -61,11 +63,7 @@ def _data_problems(
 ) -> Iterator[str]:
     if training.class_names != validation.class_names:
         yield "training and validation images have different classes"
-    if len(training.class_names) > vit.config.classes:
-        yield (
-            f"the images are of {len(training.class_names)} classes and the model has "
-            f"{vit.config.classes}; make it with ViTConfig(classes={len(training.class_names)})"
-        )
+    yield from _class_problems(vit, training)
     if recipe.batch > len(training):
         yield (
             f"a batch of {recipe.batch} is larger than the {len(training)} training images; "
@@ -73,16 +71,60 @@ def _data_problems(
         )
 
 
+def _class_problems(vit: ViT | CircuitViT, training: ImageSet) -> Iterator[str]:
+    """Why the head can't be taken for one of the images' classes."""
+    names, classes, seen = training.class_names, vit.config.classes, vit.preprocessing
+    known = None if seen is None else seen.class_names
+    anew = f"give it a new head first, cv.with_new_head(vit, classes={len(names)})"
+    if isinstance(vit, CircuitViT):
+        anew = "give the model that it was compiled from a new head with cv.with_new_head"
+    if len(names) != classes:
+        yield f"the images are of {len(names)} classes and the model has {classes}; {anew}"
+    elif known is not None and sorted(map(_composed, known)) == sorted(map(_composed, names)):
+        if [*map(_composed, known)] != [*map(_composed, names)]:
+            yield (
+                f"the images' classes are in another order ({few(names)}) than the model's logits "
+                f"({few(known)}); make the images with model=vit, which takes the model's order"
+            )
+    elif known is not None and len(known) == classes:
+        yield (
+            f"the images are of other classes ({few(names)}) than the model knows ({few(known)}); "
+            f"{anew}; or, if these are other names of the same classes in the same order, assign "
+            "dataclasses.replace(vit.preprocessing, class_names=…) to vit.preprocessing"
+        )
+
+
+def _composed(name: str) -> str:
+    """A name as it compares equal, however its accents are written."""
+    return unicodedata.normalize("NFC", name)
+
+
+def carried(vit: ViT | CircuitViT, training: ImageSet) -> Preprocessing | None:
+    """What the trained model says of its images: their preprocessing, else that of the model.
+
+    Its class names are the images' own; without a preprocessing there is nowhere to keep them.
+    """
+    given, own = training.preprocessing, vit.preprocessing
+    unnamed = own is None or own.class_names is None
+    if given is not None and given.class_names is None and unnamed:
+        return given  # put together by hand, and left without names
+    seen = given or own
+    return None if seen is None else replace(seen, class_names=training.class_names)
+
+
 def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
+    channels, classes = training.images.shape[1], len(training.class_names)
+    bare = training.preprocessing and replace(training.preprocessing, class_names=None)
+    for problem in misfits(bare, channels=channels, classes=classes):
+        yield f"the training images' preprocessing is not theirs: {problem}"
     if not (recipe.augment and recipe.rand_augment):
         return
     if training.preprocessing is None:
         yield (
             "RandAugment needs pictures of 8 bits, and the training images don't tell how they "
-            "were normalised; give them preprocessing, as ImageSet.from_arrays does, or use "
-            "rand_augment=0"
+            "were normalised; give ImageSet(preprocessing=…), or make them with load_splits or "
+            "ImageSet.from_arrays, or use rand_augment=0"
         )
-    channels = training.images.shape[1]
     if channels not in (1, 3):
         yield f"RandAugment is of 1 or 3 channels, these images have {channels}; use rand_augment=0"
 

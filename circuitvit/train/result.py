@@ -21,7 +21,8 @@ class Training(Generic[Trained]):
     Attributes:
         vit: the model after the last epoch, or the average of its weights where the recipe has an
             `ema_decay`; in eval mode, on the device of the model that was given. It keeps the
-            preprocessing of its training images. With `tune="adapter"` it is an `AdaptedViT`: the
+            preprocessing of its training images (that of the model where they have none) with their
+            class names. With `tune="adapter"` it is an `AdaptedViT`: the
             backbone that was given and the adapter in it.
         history: for each epoch its number from 1, `loss` (mean over its steps, as the recipe
             smooths, mixes and distills it), `validation_accuracy` (0–1) and `validation_loss`

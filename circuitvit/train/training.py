@@ -23,6 +23,7 @@ from circuitvit.files import check_writable
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
 from circuitvit.progress import progress as progress_bar
+from circuitvit.torch_modes import in_default_modes
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.averaging import Average
 from circuitvit.train.batches import EpochBatches
@@ -32,7 +33,7 @@ from circuitvit.train.draws import Purpose, seed_of
 from circuitvit.train.drop_path import DroppedPaths, dropped_paths
 from circuitvit.train.gradient_flow import GradientFlow
 from circuitvit.train.learning import adamw, learning
-from circuitvit.train.readiness import check, run_of
+from circuitvit.train.readiness import carried, check, run_of
 from circuitvit.train.recipe import Recipe
 from circuitvit.train.result import AnyViT, Model, Training
 from circuitvit.train.stopping import best_epoch, is_over
@@ -44,6 +45,7 @@ LINES_AN_EPOCH = 20
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@in_default_modes
 def train(
     vit: Model,
     training: ImageSet,
@@ -62,7 +64,8 @@ def train(
     the same arguments and number of threads give the same weights to the bit, resumed or not.
 
     Args:
-        vit: the model to start from; it is left as it is.
+        vit: the model to start from; it is left as it is. Its head is trained on, so it has to be
+            of the images' classes: `with_new_head` makes one for others.
         training: images to learn from.
         validation: images to measure by after each epoch. They tell which epoch is best and, with
             `patience`, when to stop; no weight depends on them otherwise.
@@ -132,7 +135,7 @@ class _Loop:
         self.training, self.validation, self.recipe = training, validation, recipe
         self.teacher, self.accelerator = teacher, accelerator
         self.model = _to_train(vit, training, recipe).to(accelerator.device)
-        self.model.preprocessing = training.preprocessing or vit.preprocessing
+        self.model.preprocessing = carried(vit, training)
         self.average = Average(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = adamw(self.model, recipe)
         taught = {id(p) for p in learning(self.model, recipe).values()}
