@@ -94,7 +94,7 @@ def export(
         ours.preprocessing = ours.fitting_preprocessing()
     if to in KINDS:
         with _quiet():
-            return write_folder(ours, target, to=cast(Any, to), dtype=dtype)
+            return write_folder(cast(Any, ours), target, to=cast(Any, to), dtype=dtype)
     onnx, metadata = _kind(target, to) == "onnx", _metadata(ours)
     ours = ours.to(device="cpu", dtype=dtype).requires_grad_(False)
     images = _images(ours)

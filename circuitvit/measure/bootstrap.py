@@ -67,8 +67,8 @@ def resampled_means(
 ) -> Float[np.ndarray, "resample row"]:
     """The mean of every row over images that are drawn with replacement, the same for all rows.
 
-    Rows are added up by numpy's own sum: the rounding of a matrix product depends on where in memory
-    the values lie, and the same seed has to give the same interval.
+    Rows are added up by numpy's own sum: the rounding of a matrix product depends on where in
+    memory the values lie, and the same seed has to give the same interval.
     """
     images = values.shape[1]
     generator = np.random.default_rng(seed)
