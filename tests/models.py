@@ -70,6 +70,21 @@ def placed_weights(module):
     return module
 
 
+_SHARE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two computations of one thing differ by no more than rounding does elsewhere.
+
+    Equality to the bit holds for what is copied, and for one computation on one layout of memory;
+    other layouts (a loaded model's, another batch) are added up in another order.
+    """
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    largest = max(1.0, float(expected.detach().abs().max()))
+    return float((found - expected).detach().abs().max()) <= _SHARE[found.dtype] * largest
+
+
 def random_vit(config: cv.ViTConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> cv.ViT:
     generator = torch.Generator().manual_seed(seed)
     vit = cv.ViT(config).double()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import random_images, random_vit, shape
+from models import agree, random_images, random_vit, shape
 
 from circuitvit.discover.folding import (
     Heads,
@@ -117,4 +117,4 @@ def test_the_models_own_weights_are_left_alone():
             if isinstance(tensor, torch.Tensor):
                 tensor.zero_()
     assert all(torch.equal(before[name], p) for name, p in vit.named_parameters())
-    assert torch.equal(vit(random_images(vit, 2)), logits)
+    assert agree(vit(random_images(vit, 2)), logits)

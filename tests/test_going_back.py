@@ -62,7 +62,7 @@ def changes_of(to, name):
 @pytest.mark.parametrize(("to", "name"), BOTH)
 @torch.no_grad()
 def test_there_and_back_logits_stay(to, name):
-    for dtype, share in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+    for dtype, share in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         vit = a_vit(changes_of(to, name), dtype)
         module = cv.to_timm(vit) if to == "timm" else cv.to_transformers(vit)
         x = random_images(vit, 5)
@@ -154,9 +154,9 @@ def test_a_folder_is_read_by_its_library_and_by_us(to, name, tmp_path):
         module = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     x = random_images(vit, 5)
     expected = vit(x)
-    assert (logits_of(module, x) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert (logits_of(module, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     found = examine(tmp_path / "out")
-    assert (found.vit(x) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert (found.vit(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert found.vit.preprocessing == SEEN
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from models import SHAPES, random_images, random_vit, shape
+from models import SHAPES, agree, random_images, random_vit, shape
 
 import circuitvit as cv
 
@@ -81,7 +81,7 @@ def test_a_pruned_model_can_be_pruned_saved_and_trained_like_any_other(tmp_path)
     small = cv.prune_mlp(cv.prune_heads(vit, {1: [0]}), {0: [1, 2]})
     small.save_pretrained(tmp_path)
     loaded = cv.load_vit(tmp_path)
-    assert torch.equal(loaded(images), small(images))
+    assert agree(loaded(images), small(images))
     loaded(images).sum().backward()
     assert all(parameter.grad is not None for parameter in loaded.parameters())
     assert all(parameter.is_contiguous() for parameter in small.parameters())

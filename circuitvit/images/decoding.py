@@ -199,7 +199,9 @@ def _of_floats(array: np.ndarray, look: Look) -> np.ndarray:
 
     colours = array[:, :, :3] if array.shape[2] >= 3 else array[:, :, :1]
     if look.channels == 1 and colours.shape[2] == 3:
-        colours = colours @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+        red, green, blue = np.moveaxis(colours, 2, 0)[..., None]
+        # Spelled out, since a matrix product rounds by where in memory its operands lie.
+        colours = red * np.float32(0.299) + green * np.float32(0.587) + blue * np.float32(0.114)
     colours = np.broadcast_to(colours, (*colours.shape[:2], look.channels))
     planes = [np.ascontiguousarray(colours[:, :, i]) for i in range(look.channels)]
     fitted = [np.asarray(_fitted(Image.fromarray(plane), look)) for plane in planes]
