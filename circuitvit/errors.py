@@ -1,12 +1,15 @@
-"""The one exception that users of circuitvit meet, and warnings that name their own line."""
+"""The one exception that users of circuitvit meet, other libraries' reasons, and warnings."""
 
+import re
 import sys
 import warnings
-from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent)
-_BETWEEN = ("contextlib.py", "_contextlib.py", "_decorator.py")
-"""Files of decorators (torch's, jaxtyping's) whose frames lie between the package's own."""
+_BETWEEN = ("circuitvit", "contextlib", "jaxtyping", "torch")
+"""The package, and what decorates its functions: frames of these are not the user's."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_IN_MEMORY = re.compile(r"<([^<>\s]+)[^<>]* at 0x[0-9a-fA-F]+>")
+_UNSAFE = ("trust_remote_code", "weights_only", "allow_pickle", "allow_unpickle")
 
 
 class CircuitError(ValueError):
@@ -16,13 +19,34 @@ class CircuitError(ValueError):
     """
 
 
+def reason_of(cause: BaseException, *, most: int = 400) -> str:
+    """The message of an error in one line, without colours, addresses in memory and a last dot.
+
+    Sentences that advise to run or unpickle foreign code are left out, as this package never does.
+
+    Args:
+        cause: what was raised; its type is named where the message would not be understood alone.
+        most: characters; a longer message is cut.
+    """
+    text = _IN_MEMORY.sub(r"a \1", _COLOURS.sub("", str(cause)))
+    sentences = re.split(r"(?<=[.!?;])\s+", " ".join(text.split()))
+    safe = " ".join(s for s in sentences if not any(word in s for word in _UNSAFE))
+    safe = safe.strip().rstrip(".;")
+    if not safe:
+        return type(cause).__name__
+    if isinstance(cause, KeyError | AttributeError | ArithmeticError):
+        safe = f"{type(cause).__name__}: {safe}"
+    return safe if len(safe) <= most else safe[: most - 1] + "…"
+
+
 def warn(message: str) -> None:
     """Warn as of the line that called the package, however deep inside it this is."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
-        level, frame = level + 1, frame.f_back
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__") or ""):
+        frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def _is_ours(path: str) -> bool:
-    return path.startswith((_PACKAGE, "<@beartype")) or path.endswith(_BETWEEN)
+def _is_ours(module: str) -> bool:
+    """Whether a frame is the package's or a decorator's; beartype's code has no module name."""
+    return not module or module.partition(".")[0] in _BETWEEN or module.startswith("beartype")

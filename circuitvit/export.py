@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from circuitvit.config import ViTConfig
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import replacing
 from circuitvit.measure.cost import uncompiled
 from circuitvit.plain_weights import plain_copy
@@ -204,7 +204,7 @@ def _traced(model: nn.Module, images: Tensor) -> ExportedProgram:
         return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
     except Exception as cause:  # torch.export raises what it likes
         raise CircuitError(
-            f"torch.export can't trace this {type(model).__name__}: {_first_line(cause)}. "
+            f"torch.export can't trace this {type(model).__name__}: {reason_of(cause)}. "
             "Its forward may use nothing but tensor operations that heed no value."
         ) from cause
 
@@ -250,7 +250,7 @@ def _write_onnx(
         made.save(beside, external_data=False)
     except Exception as cause:  # neither exporter has an exception of its own for all it refuses
         raise CircuitError(
-            f"this model can't be written as ONNX{_of(opset)}: {_first_line(cause)}. Leave opset "
+            f"this model can't be written as ONNX{_of(opset)}: {reason_of(cause)}. Leave opset "
             "out, or try to='pt2'."
         ) from cause
     if opset not in (None, written):
@@ -283,7 +283,7 @@ def _run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
         results = [session.run(None, {"images": batch.numpy()})[0] for batch in batches]
     except Exception as cause:
         raise CircuitError(
-            f"onnxruntime can't run what was exported: {_first_line(cause)}. Try another opset, or "
+            f"onnxruntime can't run what was exported: {reason_of(cause)}. Try another opset, or "
             "to='pt2'."
         ) from cause
     return [torch.from_numpy(result) for result in results]
@@ -321,8 +321,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _first_line(cause: Exception) -> str:
-    text = str(cause).strip() or type(cause).__name__
-    return text.splitlines()[0].rstrip(".")

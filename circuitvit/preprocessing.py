@@ -1,6 +1,7 @@
 """How pictures become what a model looks at; travels with the model. Knows no torch."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -101,6 +102,12 @@ class Preprocessing:
             return cls(**values)
         except TypeError as cause:
             raise CircuitError(f"this is not a preprocessing of circuitvit: {cause}.") from cause
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts the numbers in names by value: `checkpoint-500` before `checkpoint-1000`."""
+    parts = re.split(r"([0-9]+)", name)  # texts and numbers in turn, so places compare alike
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def misfits(seen: Preprocessing | None, *, channels: int, classes: int) -> list[str]:

@@ -4,6 +4,7 @@ A record is a JSON object with its kind (`format`), the version of that kind (`s
 fields. Those of sealed kinds carry a checksum too. `circuitvit.restoring` makes values of them.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -53,7 +54,12 @@ class Kind:
 
     def place(self, path: str | os.PathLike[str]) -> Path:
         """The file itself, where the folder that `save` wrote is named."""
-        given = Path(path)
+        try:
+            given = Path(path)
+        except TypeError:
+            raise CircuitError(
+                f"path is a {type(path).__name__}, expected the path of {self.named}."
+            ) from None
         return given / self.file if self.file and given.is_dir() else given
 
     def write(self, path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Path:
@@ -199,14 +205,16 @@ def recognised(path: str | os.PathLike[str]) -> str | None:
         if source.is_dir():
             return _folder(source)
         with source.open("rb") as file:
-            start = file.read(8)
-            size = int.from_bytes(start, "little")
-            header = file.read(size) if 2 <= size <= source.stat().st_size - 8 else b""
-        if header.startswith(b"{"):
+            start = file.read(512)
+            size = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            is_whole = start[8:9] == b"{" and size <= source.stat().st_size - 8
+            header = file.read(size) if is_whole else b""
+        if header:
             return _weights(json.loads(header))
-        if start.lstrip()[:1] in (b"{", b"["):
+        beginning = start.removeprefix(codecs.BOM_UTF8).lstrip()
+        if beginning[:1] in (b"{", b"["):
             return _record(json.loads(source.read_text(encoding="utf-8-sig")))
-        beginning = source.read_bytes()[:64].lstrip()
     except (OSError, ValueError, RecursionError):
         return None
     return next((told for first, told in _FIRST_BYTES.items() if beginning.startswith(first)), None)

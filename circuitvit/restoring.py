@@ -3,13 +3,12 @@
 import math
 import os
 import types
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.records import Kind
 
 Made = TypeVar("Made")
@@ -24,7 +23,7 @@ def load_record(
 ) -> Made:
     """Read a record that holds the fields of a dataclass.
 
-    It warns of fields that are not known; the warning points at who called the caller.
+    It warns of fields that are not known.
 
     Args:
         path: the file, or the folder that `save` wrote.
@@ -43,7 +42,7 @@ def load_record(
         shows: Any = getattr(result, "table", None)
         if shows is not None:
             shows()  # what can't be shown doesn't fit together
-    warn_of_surplus(kind.place(path), surplus, stacklevel=4)
+    warn_of_surplus(kind.place(path), surplus)
     return result
 
 
@@ -69,15 +68,12 @@ def naming(path: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
         ) from cause
 
 
-def warn_of_surplus(
-    path: str | os.PathLike[str], surplus: Collection[str], *, stacklevel: int
-) -> None:
+def warn_of_surplus(path: str | os.PathLike[str], surplus: Collection[str]) -> None:
     """Say once which fields of a file were not understood, if any."""
     if surplus:
-        warnings.warn(
+        warn(
             f"{path} holds fields that this version doesn't know, so they are left out: "
-            f"{', '.join(sorted(surplus)[:8])}.",
-            stacklevel=stacklevel,
+            f"{', '.join(sorted(surplus)[:8])}."
         )
 
 

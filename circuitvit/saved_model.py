@@ -20,7 +20,7 @@ from circuitvit.files import read_json, replacing, unwritable_cache, write_json
 from circuitvit.plain_weights import computed_weights, few, layers_in_the_way, to_own_memory
 from circuitvit.preprocessing import Preprocessing, fitting
 from circuitvit.readme import read_card, settle_card
-from circuitvit.tensor_files import read_tensors
+from circuitvit.tensor_files import AnotherKindError, read_tensors
 from circuitvit.torch_modes import in_default_modes, ordinary
 
 CONFIG_KEY = "circuitvit.config"
@@ -190,9 +190,9 @@ class SavedModel(
         path = source / "model.safetensors"
         try:
             weights, metadata = read_tensors(path, device=device)
+        except AnotherKindError as cause:
+            raise CircuitError(f"{path} can't be read: {cause}.") from cause
         except (OSError, SafetensorError) as cause:
-            if str(cause).startswith("it is "):  # of another kind
-                raise CircuitError(f"{path} can't be read: {cause}.") from cause
             raise CircuitError(
                 f"{path} is missing or cut short ({cause}). Save the model again, or get the file "
                 "again from where it came."

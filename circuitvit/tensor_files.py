@@ -36,6 +36,10 @@ _SHORT_TEXT = 4096
 """A file of text that is no longer may be an answer that a download got in place of its file."""
 
 
+class AnotherKindError(SafetensorError):
+    """A file is no file of weights but of another kind, which the message names."""
+
+
 def read_tensors(
     path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -59,7 +63,7 @@ def read_tensors(
     except SafetensorError as cause:
         form, what = recognized(path)
         if form == "other":
-            raise SafetensorError(f"it is {what}") from cause
+            raise AnotherKindError(f"it is {what}") from cause
         if form == "torch":
             raise SafetensorError("it is in PyTorch's own format, not safetensors") from cause
         raise

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar, no_type_check
 
 import torch
@@ -18,20 +19,41 @@ from torch import Tensor, nn
 
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
+
+class _SingleByDefault:
+    """float32 as the default dtype, which is one for all threads: the last to leave restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.set_default_dtype(self._before)
+
+
+_DEFAULT_DTYPE = _SingleByDefault()
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 
 @contextmanager
-def default_modes(*, gradients: bool | None = True) -> Iterator[None]:
+def default_modes(*, gradients: bool = True) -> Iterator[None]:
     """No autocast, no inference mode, float32 and the CPU as defaults; then the caller's again.
 
     Args:
-        gradients: whether gradients are recorded; None leaves that as it is.
+        gradients: whether gradients are recorded.
     """
-    dtype = torch.get_default_dtype()
-    gradients = torch.is_grad_enabled() if gradients is None else gradients
     with ExitStack() as modes:
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.set_grad_enabled(gradients))
@@ -40,11 +62,8 @@ def default_modes(*, gradients: bool | None = True) -> Iterator[None]:
                 modes.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             modes.enter_context(torch.device("cpu"))
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        modes.enter_context(_DEFAULT_DTYPE)
+        yield
 
 
 def in_default_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

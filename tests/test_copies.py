@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
-from models import random_images
+from models import agree, random_images
 from public_things import MAKERS, made, same
 from telling_pairs import telling_pairs, telling_vit
 
@@ -89,16 +89,16 @@ def test_a_copied_model_computes_the_same_and_is_a_model_of_its_own(way):
     for name in ("vit", "circuit vit", "masked", "hooked"):
         model = made(name)
         again = WAYS[way](model)
-        assert torch.equal(again(images), model(images))
+        assert agree(again(images), model(images))
         with torch.no_grad():
-            next(again.parameters()).add_(1.0)
-        assert not torch.equal(again(images), model(images))
+            next(again.parameters()).mul_(3.0)
+        assert not agree(again(images), model(images))
     hooked = WAYS[way](made("hooked"))
     assert hooked.hook_dict["blocks.0.hook_attn_out"] is hooked.blocks[0].hook_attn_out
     before = made("hooked")(images)
     with hooked.hooks(fwd_hooks=[("blocks.0.hook_attn_out", lambda x, hook: 0 * x)]):
-        assert torch.equal(made("hooked")(images), before)
-        assert not torch.equal(hooked(images), before)
+        assert agree(made("hooked")(images), before)
+        assert not agree(hooked(images), before)
     assert vit.fingerprint() == made("vit").fingerprint()
 
 
@@ -128,7 +128,9 @@ def test_a_spawned_worker_takes_and_gives_back_every_public_object():
         scores, circuit = pool.submit(found, 3).result()
         functions = pool.submit(sent_back, (cv.eap, cv.measure, cv.compile, cv.train)).result()
     assert [name for name in things if not same(again[name], things[name])] == []
-    assert (scores, circuit) == found(3)
+    own_scores, own_circuit = found(3)
+    assert circuit == own_circuit
+    assert dict(scores) == pytest.approx(dict(own_scores), abs=1e-12)
     assert functions == (cv.eap, cv.measure, cv.compile, cv.train)
 
 

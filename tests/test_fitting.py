@@ -301,3 +301,28 @@ def test_lora_and_quantised_weights_in_a_file_are_refused(saved):
     state["blocks.0.mlp.fc1.weight"] = state["blocks.0.mlp.fc1.weight"].to(torch.int8)
     with pytest.raises(cv.CircuitError, match="layers are quantised: blocks.0.mlp.fc1.weight"):
         saved(state)
+
+
+@pytest.mark.parametrize("name", ["criterion.log_g", "loss.temp_u", "loss.scale_orig_u"])
+def test_a_losss_own_parameter_is_not_taken_for_a_computed_weight(name, tmp_path):
+    module = a_timm()
+    torch.save({**module.state_dict(), name: torch.ones(3)}, tmp_path / "m.pth")
+    found = examine(module, checkpoint=tmp_path / "m.pth")
+    assert name in found.unused
+
+
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [
+        (lambda layer: torch.nn.utils.weight_norm(layer), "remove_weight_norm"),
+        (lambda layer: torch.nn.utils.spectral_norm(layer), "remove_spectral_norm"),
+        (torch.nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_computed_weights_in_a_file_are_told_by_their_partners(make, call, tmp_path):
+    module = a_timm()
+    make(module.blocks[0].mlp.fc1)
+    torch.save(module.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(cv.CircuitError, match=rf"made of others \(blocks.0.mlp.fc1.*{call}"):
+        examine(a_timm(), checkpoint=tmp_path / "m.pth")

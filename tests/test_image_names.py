@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_image_files import own_cache, picture, write_folder, write_parquet  # noqa: F401
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs, load_splits
 from circuitvit.images.labels import matched, place_of
+from circuitvit.preprocessing import natural_key
 
 COMPOSED = unicodedata.normalize("NFC", "Café")
 APART = unicodedata.normalize("NFD", "Café")
@@ -250,3 +253,29 @@ def test_what_is_advised_for_other_names_is_what_works(tmp_path):
     with pytest.raises(CircuitError, match=r"Rename them, or keep those that match with classes="):
         load_splits(tmp_path / "nette", model=vit_of(tuple("abcd")))
     assert load_splits(tmp_path / "nette", model=vit_of(tuple("abcd")), classes=["a"]).train
+
+
+@settings(deadline=None)
+@given(names=st.lists(st.text("ab01_²", max_size=4), unique=True))
+def test_names_sort_by_their_numbers_whatever_they_are(names):
+    """Also a name beside the same name with a number, and digits that are no decimal ones."""
+    found = sorted(names, key=natural_key)
+    assert sorted(found) == sorted(names)
+    assert sorted([f"a{number}" for number in (10, 9, 100)], key=natural_key) == [
+        "a9",
+        "a10",
+        "a100",
+    ]
+
+
+@pytest.mark.parametrize("names", [("cat", "cat2"), ("a", "a1", "b"), ("x²", "x2")])
+def test_a_name_beside_the_same_name_with_a_number_loads(names):
+    pixels = np.zeros((len(names), 4, 4))
+    images = cv.ImageSet.from_arrays(pixels, list(names))
+    assert images.class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("names", [None, "abc", (1, 2, 3)])
+def test_class_names_of_an_image_set_are_texts(names):
+    with pytest.raises(cv.CircuitError, match="class_names is .*, expected a name for each class"):
+        cv.ImageSet(torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.long), names)

@@ -6,7 +6,6 @@ from foreign_models import a_timm, a_torchvision, a_transformers
 from models import random_images, random_vit, shape
 
 import circuitvit as cv
-from circuitvit.torch_modes import without_modes
 
 pytest.importorskip("timm", reason="timm is not installed; it comes with circuitvit[timm]")
 
@@ -58,17 +57,3 @@ def test_the_ways_back_are_not_touched_by_modes(mode, tmp_path):
         cv.export(vit, tmp_path / "folder", to="timm")
     for module in modules:
         assert all(p.requires_grad and not p.is_inference() for p in module.parameters())
-
-
-def test_only_modes_are_left_and_they_come_back():
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-        with without_modes():
-            assert not torch.is_inference_mode_enabled()
-            assert not torch.is_autocast_enabled("cpu")
-            assert not torch.is_grad_enabled()
-        assert torch.is_inference_mode_enabled()
-        assert torch.is_autocast_enabled("cpu")
-    with without_modes():
-        assert torch.is_grad_enabled()
-    with torch.no_grad(), without_modes():
-        assert not torch.is_grad_enabled()

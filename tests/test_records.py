@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import random_vit, shape
+from models import random_pairs, random_vit, shape
 from public_things import MAKERS, made, same
 
 import circuitvit as cv
@@ -318,3 +318,33 @@ def test_the_reader_of_every_kind_is_there():
         if method == "load":
             assert callable(getattr(cv, owner).load)
     assert random_vit(shape()).config == cv.ViTConfig.from_dict(shape().as_dict())
+
+
+def test_a_large_file_of_another_kind_is_told_by_its_first_bytes(tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "model.pth"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(200_000_000)
+    tracemalloc.start()
+    with pytest.raises(cv.CircuitError):
+        cv.Pairs.load(path)
+    assert "zip archive" in recognised(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_a_path_of_another_type_is_refused(as_users_call):
+    for load in (cv.EdgeScores.load, cv.Circuit.load, cv.Curve.load, cv.Evaluation.load):
+        with pytest.raises(cv.CircuitError, match="path is a NoneType, expected the path of"):
+            load(None)
+
+
+def test_another_kind_of_record_is_recognised_behind_a_byte_order_mark(tmp_path):
+    vit = random_vit(shape())
+    path = cv.eap(vit, random_pairs(vit, 2)).top(3).save(tmp_path / "circuit.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(cv.CircuitError, match="a circuit, which circuitvit.Circuit.load reads"):
+        cv.EdgeScores.load(path)

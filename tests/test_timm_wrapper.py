@@ -86,12 +86,14 @@ def test_the_wrapper_without_a_head_is_refused():
 def test_names_that_do_not_fit_are_left_out_aloud_and_the_rest_stays():
     module = timm.create_model("test_vit", num_classes=2)
     module.pretrained_cfg |= LOOKS | {"label_names": ["x", "y", "z"]}
-    with pytest.warns(UserWarning, match="its 3 class names are left out, since it has 2 classes"):
+    with pytest.warns(
+        UserWarning, match="its own class names are left out: there are 3 class names for 2 classes"
+    ):
         seen = cv.load_vit(module).preprocessing
     assert seen == cv.Preprocessing(*[*vars(SEEN).values()][:5])
     other = a_transformers("ViT")
     other.config.id2label = dict(enumerate("abc"))
-    with pytest.warns(UserWarning, match="its 3 class names are left out"):
+    with pytest.warns(UserWarning, match="its own class names are left out: there are 3"):
         assert cv.load_vit(other).preprocessing.class_names is None
 
 

@@ -1,6 +1,8 @@
 """What callers set in torch changes no result of a public function, and is as it was afterwards."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +13,12 @@ from test_train import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.measure import accuracy
-from circuitvit.torch_modes import AUTOCAST_DEVICES, has_inference_tensors
+from circuitvit.torch_modes import (
+    AUTOCAST_DEVICES,
+    default_modes,
+    has_inference_tensors,
+    in_default_modes,
+)
 from circuitvit.train import with_new_head
 
 
@@ -320,3 +327,26 @@ def test_what_asks_for_half_precision_gets_it_whatever_the_caller_does(tmp_path)
     assert dict(single) != dict(alone)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # a plain forward pass is torch's own affair
         assert given.vit(given.images).dtype == torch.bfloat16
+
+
+def test_calls_that_overlap_in_threads_leave_the_default_dtype_as_it_was():
+    inside, out = threading.Event(), threading.Event()
+
+    @in_default_modes
+    def first():
+        inside.set()
+        assert out.wait(10)
+        return torch.get_default_dtype()
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(first)
+            assert inside.wait(10)
+            with default_modes():
+                out.set()
+                assert result.result(10) == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)

@@ -3,8 +3,6 @@
 The forward values are the model's own under every rule; only what comes back differs.
 """
 
-import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitvit.errors import warn
 from circuitvit.precision import in_single
 from circuitvit.vit import activate
 
@@ -99,8 +98,8 @@ def _pattern_error(q: HeadValues, k: HeadValues) -> float:
     """
     with torch.no_grad():
         q, k = in_single(q), in_single(k)
-        lengths = (float(torch.linalg.vector_norm(x, dim=-1).amax()) for x in (q, k))
-        return math.prod(lengths) * q.shape[-1] ** -0.5 * torch.finfo(q.dtype).eps
+        longest = [torch.linalg.vector_norm(x, dim=-1).amax() for x in (q, k)]
+        return float(longest[0] * longest[1]) * q.shape[-1] ** -0.5 * torch.finfo(q.dtype).eps
 
 
 def _attend_step_by_step(q: HeadValues, k: HeadValues, v: HeadValues, error: float) -> HeadValues:
@@ -110,11 +109,10 @@ def _attend_step_by_step(q: HeadValues, k: HeadValues, v: HeadValues, error: flo
         pattern = _attention_scores(q, k).softmax(dim=-1)
         undecided = (pattern * (1 - pattern)).detach().amax()
         if error > UNRELIABLE and undecided > UNRELIABLE:
-            warnings.warn(
+            warn(
                 f"attention scores are so large that {q.dtype} rounds patterns by up to "
                 f"{error:z.0%}, so scores of edges into queries and keys say little. Convert model "
-                "and pairs to torch.float64.",
-                stacklevel=2,
+                "and pairs to torch.float64."
             )
         return (pattern @ values).to(v.dtype)
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images.labels import coded
-from circuitvit.images.reasons import reason_of
 from circuitvit.images.slices import split_of
 from circuitvit.images.table import Table
 

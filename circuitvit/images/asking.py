@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.images.decoding import Look
-from circuitvit.images.reasons import warn_caller
 from circuitvit.images.table import Table
 from circuitvit.images.tensors import is_number, is_whole
 from circuitvit.preprocessing import Preprocessing
@@ -142,7 +141,7 @@ def _range_problems(pixel_range: Any) -> Iterator[str]:
 
 def _warn_of_guess(model: Viewer | None, known: Preprocessing | None, found: Asked) -> None:
     if model is not None and known is None and not found.problems:
-        warn_caller(
+        warn(
             "how this model's images were normalised is not known; mean and std 0.5 are taken. "
             "Give preprocessing=cv.Preprocessing(mean=..., std=...) here or to load_vit.",
         )

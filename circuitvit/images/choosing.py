@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.images.labels import (
     LEFT_OUT,
     UNLABELLED,
@@ -21,7 +21,6 @@ from circuitvit.images.labels import (
     some,
 )
 from circuitvit.images.ordering import ClassOrder, ordered, warn_of_order
-from circuitvit.images.reasons import warn_caller
 from circuitvit.images.slices import Split
 from circuitvit.images.table import Table
 
@@ -104,13 +103,13 @@ def warn_of_lost_classes(table: Table, parts: Parts, wish: Wish) -> None:
     there = np.unique(np.concatenate([table.labels[places] for places in parts.values()]))
     lost = _names(table, np.setdiff1d(there, np.unique(table.labels[parts["train"]])))
     if lost and wish.known is None and (wish.split is None or wish.classes is not None):
-        warn_caller(
+        warn(
             f"there are no training images of {len(lost)} of {len(there)} classes "
             f"({_listed(lost)}), but validation or test images, so no model can learn them. Give "
             "more images of them, or keep the other classes with classes=[…]."
         )
     if len(table.class_names) == 1 and wish.classes is None and not table.is_declared:
-        warn_caller(
+        warn(
             f"all images of {wish.source} are of one class, {table.class_names[0]!r}. Make one "
             "folder a class, if there are several."
         )
@@ -120,7 +119,7 @@ def _warn_of_slices(table: Table, train: np.ndarray, split: Split) -> None:
     """A slice of images that are stored class by class holds some classes only."""
     every = np.unique(table.labels[table.labels >= 0])
     if lost := _names(table, np.setdiff1d(every, table.labels[train])):
-        warn_caller(
+        warn(
             f"split={split!r} leaves no training images of {len(lost)} of {len(every)} classes "
             f"({_listed(lost)}): a slice is of the stored order. limit=... draws evenly over the "
             "classes."

@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images.pictures import opened
-from circuitvit.images.reasons import reason_of
 from circuitvit.images.table import Raw, Table
 from circuitvit.preprocessing import Interpolation, Resize
 from circuitvit.progress import progress

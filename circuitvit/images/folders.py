@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of, warn
 from circuitvit.images.pictures import kind_of, picture_endings
-from circuitvit.images.reasons import reason_of, warn_caller
 from circuitvit.images.slices import split_of
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -88,7 +87,7 @@ def layout_of(folder: Path) -> Layout:
             f"{_listed([path.relative_to(folder) for path in strangers])}."
         )
     if remarks:
-        warn_caller(" ".join(remarks))
+        warn(" ".join(remarks))
     return Layout(splits, tuple(f"{path}: {reason}" for path, reason in unreadable.items()))
 
 

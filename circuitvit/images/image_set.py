@@ -48,10 +48,15 @@ class ImageSet:
     preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(map(class_name, self.class_names)))
         problems = list(image_problems("images", self.images))
         count = len(self.images) if isinstance(self.images, Tensor) and self.images.ndim else None
-        problems += label_problems("labels", self.labels, count, len(self.class_names))
+        names: Any = self.class_names
+        texts = isinstance(names, Sequence) and not isinstance(names, str)
+        if texts and all(isinstance(name, str) for name in names):
+            object.__setattr__(self, "class_names", tuple(map(class_name, names)))
+            problems += label_problems("labels", self.labels, count, len(names))
+        else:
+            problems.append(f"class_names is {names!r}, expected a name for each class")
         if problems:
             raise CircuitError("an ImageSet cannot be made: " + "; ".join(problems) + ".")
         object.__setattr__(self, "labels", self.labels.long())

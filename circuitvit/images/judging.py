@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images.image_set import ImageSet
-from circuitvit.images.reasons import reason_of
 from circuitvit.torch_modes import default_modes
 
 Model: TypeAlias = Callable[[Tensor], Tensor]

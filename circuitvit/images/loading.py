@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, no_type_check
 import numpy as np
 import torch
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.images.arrays import digits_table, npz_table
 from circuitvit.images.asking import Viewer, asked_for
 from circuitvit.images.cache import remembered
@@ -24,7 +24,6 @@ from circuitvit.images.decoding import Decoded, Look, decode
 from circuitvit.images.image_set import ImageSet, Splits
 from circuitvit.images.labels import Classes, some
 from circuitvit.images.ordering import ClassOrder, order_problems
-from circuitvit.images.reasons import warn_caller
 from circuitvit.images.sampling import balanced, stratified
 from circuitvit.images.slices import PARTS, Split, own_parts
 from circuitvit.images.sources import Draw, given_table, source_table
@@ -256,4 +255,4 @@ def _tell(found: dict[str, Decoded], parts: Parts, table: Table, strict: bool) -
     left = [table.labels[parts[part][decoded.kept]] for part, decoded in found.items()]
     lost = [table.class_names[label] for label in np.setdiff1d(wanted, np.concatenate(left))]
     gone = f" No image is left of the classes {some(lost)}." if lost else ""
-    warn_caller(f"{said} They are left out; Splits.skipped names all.{gone}")
+    warn(f"{said} They are left out; Splits.skipped names all.{gone}")

@@ -5,8 +5,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from circuitvit.errors import warn
 from circuitvit.images.labels import Labelled, some
-from circuitvit.images.reasons import warn_caller
+from circuitvit.preprocessing import natural_key
 
 ClassOrder = Literal["alphabetical", "natural"]
 """`"alphabetical"` has `class10` before `class2`, as Python sorts text; `"natural"` after it."""
@@ -15,7 +16,7 @@ ClassOrder = Literal["alphabetical", "natural"]
 def ordered(labelled: Labelled, order: ClassOrder) -> Labelled:
     """The same labels with the classes in another order of their names."""
     labels, names = labelled
-    key = _natural if order == "natural" else str
+    key = natural_key if order == "natural" else str
     places = sorted(range(len(names)), key=lambda place: key(names[place]))
     codes = np.empty(max(len(names), 1), dtype=np.int64)
     codes[places] = np.arange(len(places))
@@ -36,19 +37,12 @@ def warn_of_order(names: tuple[str, ...], *, is_declared: bool, remedy: str) -> 
     declares in such an order are only doubtful if they are numbered, as folders are.
     """
     numbered = len({re.sub(r"\d+", "#", name) for name in names}) == 1
-    natural = tuple(sorted(names, key=_natural))
+    natural = tuple(sorted(names, key=natural_key))
     if names != tuple(sorted(names)) or names == natural or (is_declared and not numbered):
         return
     at = next(place for place, (a, b) in enumerate(zip(names, natural, strict=True)) if a != b)
-    warn_caller(
+    warn(
         f"the classes are taken in alphabetical order ({some(names[: at + 2])}, …), as torchvision "
         f"and datasets do; the natural order is another ({some(natural[: at + 2])}, …). With a "
         f"model that was trained in that one, labels would be wrong. {remedy}"
     )
-
-
-def _natural(name: str) -> list[str | int]:
-    """A key that sorts the numbers in names by value."""
-    parts = re.split(r"(\d+)", name)
-    keys: list[str | int] = [int(part) if place % 2 else part for place, part in enumerate(parts)]
-    return [*keys, name]

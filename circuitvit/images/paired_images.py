@@ -13,10 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of, warn
 from circuitvit.files import replacing
 from circuitvit.images.batches import Batches
-from circuitvit.images.reasons import reason_of, warn_caller
 from circuitvit.images.recipe import PairRecipe, cast, cut
 from circuitvit.images.tensors import (
     Indices,
@@ -31,9 +30,6 @@ from circuitvit.tensor_files import read_tensors
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
 TENSORS = ("clean", "corrupt", "labels", "corrupt_labels")
-
-_parse_to = torch._C._nn._parse_to  # pyright: ignore[reportAttributeAccessIssue]
-"""What `nn.Module.to` reads its arguments with."""
 
 Own = TypeVar("Own", bound="PairedImages")
 
@@ -101,17 +97,13 @@ class PairedImages:
         Raises:
             CircuitError: it is something else, or the dtype is not one of floating point.
         """
-        device, dtype, non_blocking = _target(args, kwargs)
-        try:
-            moved = self._each(
-                lambda tensor: tensor.to(
-                    device, dtype if tensor.is_floating_point() else None, non_blocking=non_blocking
-                )
+        like = _target(self.clean[:0], args, kwargs)
+        late = bool(kwargs.get("non_blocking"))
+        moved = self._each(
+            lambda tensor: tensor.to(
+                like.device, like.dtype if tensor.is_floating_point() else None, non_blocking=late
             )
-        except AssertionError as cause:  # torch was built without this kind of device
-            raise CircuitError(
-                f"pairs can't be taken to {device}: {reason_of(cause)}. Name another."
-            ) from cause
+        )
         if self.recipe is None:
             return moved
         same = moved.clean.dtype == self.clean.dtype
@@ -198,35 +190,43 @@ def warn_of_same(clean: Tensor, corrupt: Tensor | None, *, least: int = 1) -> No
         return
     same = int((corrupt.to(clean.device) == clean).flatten(1).all(dim=1).sum())
     if same >= least:
-        warn_caller(
+        warn(
             f"{same} of {len(clean)} corrupt images equal their clean ones, so patching with them "
-            "changes nothing: they tell nothing, and where all are such every score is 0. Pair "
+            "changes nothing: such pairs carry no information, and if all are equal every score is "
+            "0. Pair "
             "images that differ in what is under study; where a patch shows one colour only, take "
             "a larger one or another place."
         )
 
 
-def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, torch.dtype | None, bool]:
-    """The device, dtype and `non_blocking` that arguments of `to` name, as torch reads them."""
-    # Given by name, None is what torch doesn't take and this always took.
-    known = {name: value for name, value in kwargs.items() if value is not None}
-    args = args if any(value is not None for value in args) else ()
+def _target(images: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """No images, on the device and in the dtype that arguments of `Tensor.to` name.
+
+    Raises:
+        CircuitError: torch can't take images there, or the dtype is not one of floating point.
+    """
+    given = tuple(value for value in args if value is not None)
+    named = {name: value for name, value in kwargs.items() if value is not None}
+    shown = ", ".join([*map(repr, given), *(f"{n}={v!r}" for n, v in named.items())])
     try:
-        if any(isinstance(value, float | complex) for value in args):
+        if any(isinstance(value, float | complex) for value in given):
             raise TypeError("torch takes a number for a tensor")
-        found = _parse_to(*args, **known) if args or known else (None, None, False)
-    except (TypeError, RuntimeError) as cause:
-        given = ", ".join([*map(repr, args), *(f"{n}={v!r}" for n, v in known.items())])
+        found = images.to(*given, **named) if given or named else images
+    except AssertionError as cause:  # torch was built without this kind of device
         raise CircuitError(
-            f"pairs can't be taken to ({given}), expected a device such as 'cuda', a dtype such as "
+            f"pairs can't be taken to ({shown}): {reason_of(cause)}. Name another device."
+        ) from cause
+    except (TypeError, RuntimeError) as cause:
+        raise CircuitError(
+            f"pairs can't be taken to ({shown}), expected a device such as 'cuda', a dtype such as "
             "torch.bfloat16, or both."
         ) from cause
-    device, dtype, non_blocking = found[:3]
-    if dtype is not None and not dtype.is_floating_point:
+    if not found.is_floating_point():
         raise CircuitError(
-            f"pairs can't be taken to {dtype}: images are of floating point, such as torch.float16."
+            f"pairs can't be taken to {found.dtype}: images are of floating point, such as "
+            "torch.float16."
         )
-    return device, dtype, non_blocking
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from circuitvit.images.reasons import reason_of
+from circuitvit.errors import reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

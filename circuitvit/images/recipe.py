@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images.corruption import Patch, mean_image, noisy
 from circuitvit.images.image_set import ImageSet
-from circuitvit.images.reasons import reason_of
 
 PairRecipe = Mapping[str, Any]
 OF_TWO = ("by_class", "by_category")

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from circuitvit.errors import CircuitError
-from circuitvit.images.reasons import reason_of
+from circuitvit.errors import CircuitError, reason_of
 
 Split = str | Mapping[str, str]
 """A split expression of `datasets` such as `"train[:2%]"`, or one for each part."""

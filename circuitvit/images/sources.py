@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of, warn
 from circuitvit.files import unwritable_cache
 from circuitvit.images.folders import files_below, is_metadata, layout_of, pictures_below
-from circuitvit.images.reasons import reason_of, warn_caller
 from circuitvit.images.slices import split_of
 from circuitvit.images.table import Table, column_of, dataset_table, files_table
 
@@ -113,7 +112,7 @@ def _from_folder(folder: Path, draw: Draw | None) -> Table:
     ]
     if parquet:
         if pictures := pictures_below(folder):
-            warn_caller(
+            warn(
                 f"{folder} holds {len(parquet)} parquet files and {len(pictures)} picture files "
                 f"({pictures[0].relative_to(folder)}, …); the pictures are left out. Give the "
                 "folder of either."
@@ -150,7 +149,7 @@ def _warn_of_undescribed(
         named |= {os.path.realpath(row["path"]) for row in rows if row and row["path"]}
     every = [path for paths in files.values() for path in paths if not is_metadata(path)]
     if lost := [path for path in every if os.path.realpath(path) not in named]:
-        warn_caller(
+        warn(
             f"the metadata of {folder} don't name {len(lost)} of its {len(every)} pictures "
             f"({lost[0].relative_to(folder)}, …), so they are left out."
         )

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.precision import HALF
 from circuitvit.torch_modes import in_default_modes
 
 IMAGES_AT_ONCE = 256
@@ -102,7 +103,7 @@ def all_logits(model: nn.Module, images: Tensor) -> Float[Tensor, "image class"]
 def as_computed(images: Tensor, model: nn.Module) -> Tensor:
     """The images in half precision where the model has it, so that it can stand beside others."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return images.to(dtype) if dtype in (torch.bfloat16, torch.float16) else images
+    return images.to(dtype) if dtype in HALF else images
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         report = Report(
             tuple(row for row, _ in rows), file.baseline, file.null, file.machine
         )  # fmt: skip
-        warn_of_surplus(place, surplus, stacklevel=4)
+        warn_of_surplus(place, surplus)
         return {
             "report": report,
             "classified": {row.name: one for row, one in rows},

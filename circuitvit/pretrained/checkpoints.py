@@ -5,7 +5,7 @@ prefixes before every name. `fitting` puts what is found here into a module.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
-from circuitvit.plain_weights import adapters_among, quantized_among
+from circuitvit.plain_weights import adapters_among, few, quantized_among
 from circuitvit.pretrained.safe_loading import content_of
 
 Choice = Literal["ema", "model"]
@@ -118,7 +118,7 @@ class _Choosing:
             inner = [n for n in WRAPPERS if isinstance(content.get(n), Mapping) and content[n]]
             if not inner:
                 break
-            name = self.one_of(inner, f"{self.path.name}")
+            name = self.one_of(inner, self.path.name)
             content = content[name]
         return content
 
@@ -126,7 +126,7 @@ class _Choosing:
         """The name of the weights to take; the first but for what was asked."""
         kinds = {name: "ema" if _is_average(name) else "model" for name in names}
         fits = [name for name in names if self.asked in (None, kinds[name])]
-        if not fits and len(set(names)) > 0 and not self.taken:
+        if not fits and not self.taken:
             raise CircuitError(
                 f"weights is {self.asked!r}, but {self.path} holds only "
                 f"{', '.join(map(repr, names))}. Leave weights= out."
@@ -234,13 +234,26 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     return tensors
 
 
-_COMPUTED = {
-    r"(^|\.)parametrizations\.": "torch.nn.utils.parametrize.remove_parametrizations(layer, name)",
-    r"\.\w+_u$": "torch.nn.utils.remove_spectral_norm(layer)",
-    r"\.\w+_g$": "torch.nn.utils.remove_weight_norm(layer)",
-    r"\.\w+_orig$": "torch.nn.utils.prune.remove(layer, name)",
-}
-"""Keys of weights that are made of others, and the call that makes them plain."""
+def _computed(names: Collection[str]) -> dict[str, list[str]]:
+    """Keys of weights that are made of others, by the call that makes them plain.
+
+    A loss may have a `log_g` of its own: what tells is the tensor that goes with it.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        base, _, ending = name.rpartition("_")
+        if ".parametrizations." in f".{name}":
+            call = "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+        elif ending == "u" and f"{base}_orig" in names:
+            call = "torch.nn.utils.remove_spectral_norm(layer)"
+        elif ending == "g" and f"{base}_v" in names:
+            call = "torch.nn.utils.remove_weight_norm(layer)"
+        elif ending == "orig" and base not in names and f"{base}_u" not in names:
+            call = "torch.nn.utils.prune.remove(layer, name)"
+        else:
+            continue
+        found.setdefault(call, []).append(name)
+    return found
 
 
 def _unmasked(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -253,15 +266,12 @@ def _unmasked(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor]
     result = dict(tensors)
     for name in masked:
         result[name] = result.pop(f"{name}_orig") * result.pop(f"{name}_mask")
-    for pattern, remedy in _COMPUTED.items():
-        found = [name for name in result if re.search(pattern, name)]
-        if found:
-            raise CircuitError(
-                f"{path} holds weights that are made of others ({', '.join(found[:3])}"
-                f"{', …' * (len(found) > 3)}). Make them plain before saving: {remedy} for each."
-            )
-    shown = ", ".join(masked[:3]) + (f" and {len(masked) - 3} more" if len(masked) > 3 else "")
-    return result, [f"masks of torch.nn.utils.prune applied: {shown}"] if masked else []
+    for call, found in _computed(result.keys()).items():
+        raise CircuitError(
+            f"{path} holds weights that are made of others ({few(found)}). Make them plain before "
+            f"saving: {call} for each."
+        )
+    return result, [f"masks of torch.nn.utils.prune applied: {few(masked)}"] if masked else []
 
 
 def straight_heads(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.precision import HALF
 from circuitvit.pretrained.assembly import assembled
 from circuitvit.pretrained.reading import Library, Reading
 from circuitvit.pretrained.recognition import refuse
@@ -23,7 +24,6 @@ from circuitvit.vit import ViT
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference to the source's logits, by dtype, in units of the largest logit."""
 SHARE_IN_HALF = 1e-1
-_HALVES = (torch.float16, torch.bfloat16)
 SMALLEST = 0.1
 """Logits below this are compared as if the largest were this."""
 
@@ -121,7 +121,7 @@ def _redraw(source: nn.Module) -> None:
 def _weight_problems(source: nn.Module) -> list[str]:
     kinds = {parameter.dtype for parameter in source.parameters()}
     dtypes = sorted(map(str, kinds))
-    strange = sorted(str(kind) for kind in kinds if kind not in (*SHARE, *_HALVES))
+    strange = sorted(str(kind) for kind in kinds if kind not in (*SHARE, *HALF))
     several = f"its weights are of several dtypes ({', '.join(dtypes)}); convert it with .float()"
     found = {
         "its weights are on the meta device, so there is nothing to read": any(

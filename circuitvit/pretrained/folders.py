@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import read_json
 from circuitvit.plain_weights import adapters_among
+from circuitvit.preprocessing import natural_key
 from circuitvit.pretrained import huggingface, timm, torchvision
 from circuitvit.pretrained.checkpoints import NO_MODEL, read_checkpoint
 from circuitvit.pretrained.fitting import filled, fitted, of_another_model
-from circuitvit.pretrained.libraries import imported, in_one_line, quiet_transformers
+from circuitvit.pretrained.libraries import imported, quiet_transformers
 from circuitvit.pretrained.recognition import check_readable
 from circuitvit.pretrained.safe_loading import ENDINGS
 from circuitvit.pretrained.sources import Checkpoint, Opened, refuse_choice, unwrapped
@@ -65,16 +66,11 @@ def _no_model(folder: Path) -> str:
         "timm's save_for_hf write them."
     )
     configs = [*folder.glob("*/config.json"), *folder.glob("*/adapter_config.json")]
-    below = sorted({path.parent.name for path in configs}, key=_as_counted)
+    below = sorted({path.parent.name for path in configs}, key=natural_key)
     if below:
         shown = [str(folder / name) for name in below[-4:]]
         return f"{text} There are folders of models in it: give one, such as {', '.join(shown)}."
     return text + (f" It holds {', '.join(weights[:4])}: give the file itself." if weights else "")
-
-
-def _as_counted(name: str) -> list[str | int]:
-    """A key that puts checkpoint-500 before checkpoint-1000."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _holds_weights(path: Path) -> bool:
@@ -133,7 +129,7 @@ def _timm_made(folder: Path, config: Mapping[str, Any], **options: Any) -> nn.Mo
     except Exception as cause:
         raise CircuitError(
             f"timm can't make {config['architecture']!r} as {folder / 'config.json'} says: "
-            f"{in_one_line(cause)}."
+            f"{reason_of(cause)}."
         ) from cause
 
 
@@ -185,7 +181,7 @@ def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: Checkpoin
             )
     except Exception as cause:
         raise CircuitError(
-            f"transformers can't load {cls.__name__} from {folder}: {in_one_line(cause)}."
+            f"transformers can't load {cls.__name__} from {folder}: {reason_of(cause)}."
         ) from cause
     found = unwrapped(module, str(folder))
     return replace(found, unused=_check_loading(folder, module, found.model, told))
@@ -210,7 +206,7 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
     except Exception as cause:
         raise CircuitError(
             f"transformers {library.__version__} can't read {folder / 'config.json'}, of a model "
-            f"of type {config['model_type']!r}: {in_one_line(cause)}."
+            f"of type {config['model_type']!r}: {reason_of(cause)}."
         ) from cause
     mapping = library.AutoModelForImageClassification._model_mapping
     mapped = mapping.get(type(settings), ())
@@ -268,7 +264,7 @@ def _transformers_with(folder: Path, cls: Any, settings: Any, file: Checkpoint) 
     except Exception as cause:
         raise CircuitError(
             f"transformers can't make a {cls.__name__} of {folder / 'config.json'}: "
-            f"{in_one_line(cause)}."
+            f"{reason_of(cause)}."
         ) from cause
     return filled(unwrapped(module, f"{folder} with {file.path}"), weights)
 

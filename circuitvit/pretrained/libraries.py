@@ -15,8 +15,6 @@ _EXTRAS = {
     "torchvision": "pip install torchvision",
 }
 
-_LONGEST = 500
-
 
 def imported(name: str) -> Any:
     """The library, which takes seconds to import.
@@ -51,17 +49,3 @@ def closest(name: str, known: Sequence[str]) -> str:
     """A sentence with the names that look most like one."""
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     return f" The closest are {', '.join(near)}." if near else ""
-
-
-def in_one_line(cause: BaseException) -> str:
-    """All that an exception says, its lines joined, cut where it gets long."""
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(cause, KeyError | AttributeError | ArithmeticError):
-        text = f"{type(cause).__name__}: {text}"
-    return text.rstrip(".") if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def first_line(cause: BaseException) -> str:
-    """What an exception says, in one line."""
-    text = str(cause).strip() or type(cause).__name__
-    return text.splitlines()[0].rstrip(".")[:300]

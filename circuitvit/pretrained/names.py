@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import unwritable_cache
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained import timm as timm_model
 from circuitvit.pretrained.checkpoints import read_checkpoint
 from circuitvit.pretrained.fitting import filled
 from circuitvit.pretrained.folders import from_folder, image_size_in, timm_options
-from circuitvit.pretrained.libraries import closest, first_line, imported
+from circuitvit.pretrained.libraries import closest, imported
 from circuitvit.pretrained.reading import distinct
 from circuitvit.pretrained.recognition import check_readable
 from circuitvit.pretrained.sources import Checkpoint, Opened
@@ -67,7 +67,7 @@ def _fetched(
             raise CircuitError(f"{repository} can't be fetched: {unwritable}.") from cause
         raise CircuitError(
             f"{repository} can't be had from the Hugging Face hub, nor is it in its cache "
-            f"({first_line(cause)}). Check the name and the network, or give a local folder or "
+            f"({reason_of(cause)}). Check the name and the network, or give a local folder or "
             "file."
         ) from cause
     return folder
@@ -143,7 +143,7 @@ def _created(timm: Any, name: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, **options)
     except Exception as cause:
-        raise CircuitError(f"timm can't make {name!r}: {first_line(cause)}.") from cause
+        raise CircuitError(f"timm can't make {name!r}: {reason_of(cause)}.") from cause
 
 
 def _timm_with(timm: Any, text: str, name: str, file: Checkpoint) -> Opened:
@@ -188,7 +188,7 @@ def _torchvision(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
         if unwritable is not None:
             raise CircuitError(f"the weights of {text} can't be fetched: {unwritable}.") from cause
         raise CircuitError(
-            f"the weights of {text} can't be fetched ({first_line(cause)}). Check the network, or "
+            f"the weights of {text} can't be fetched ({reason_of(cause)}). Check the network, or "
             "give checkpoint=."
         ) from cause
     return Opened(module, text, preprocessing_of_weights(weights))

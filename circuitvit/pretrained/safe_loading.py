@@ -22,8 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch.torch_version import TorchVersion
 
-from circuitvit.errors import CircuitError
-from circuitvit.pretrained.libraries import first_line
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.tensor_files import read_tensors, recognized
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -77,10 +76,11 @@ def _reason(path: Path, cause: Exception) -> str:
         return f"holds a whole model with its code ({_few(names)}). {_SAFE}."
     if names:
         return f"holds more than weights and plain values: {_few(names)}. {_SAFE}."
-    said = re.sub(r"\x1b\[[0-9;]*m", "", first_line(cause))
-    short = "central directory" in said or isinstance(cause, EOFError)
-    unread = "weights_only" in said or "WeightsUnpickler" in said
-    detail = "cut short" if short else "of an unknown or damaged format" if unread else said
+    text = str(cause)
+    short = "central directory" in text or isinstance(cause, EOFError)
+    unread = "weights_only" in text or "WeightsUnpickler" in text
+    damaged = "of an unknown or damaged format"
+    detail = "cut short" if short else damaged if unread else reason_of(cause)
     return f"can't be read as weights ({detail}). {_SAFE}."
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import read_json, write_json
 from circuitvit.pretrained.conversion import compare
 from circuitvit.pretrained.going_back import check_vit
@@ -26,7 +26,7 @@ from circuitvit.pretrained.into_timm import (
     pretrained_cfg_of,
     to_timm,
 )
-from circuitvit.pretrained.libraries import first_line, imported, quiet_transformers
+from circuitvit.pretrained.libraries import imported, quiet_transformers
 from circuitvit.pretrained.processor import FILE as PROCESSOR
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
@@ -147,7 +147,7 @@ def _compare(vit: ViT, folder: Path, to: str) -> None:
                     module = auto.from_pretrained(str(folder), dtype="auto")
     except Exception as cause:
         raise CircuitError(
-            f"{to} can't read what was written: {first_line(cause)}. It is not kept; please report "
+            f"{to} can't read what was written: {reason_of(cause)}. It is not kept; please report "
             f"this with the model's config: {json.dumps(vit.shape_as_dict())}"
         ) from cause
     module = module.eval()

@@ -23,6 +23,7 @@ from torch.nn.utils import skip_init
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import replacing
+from circuitvit.precision import HALF
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.records import another_kind
 from circuitvit.tensor_files import read_tensors
@@ -190,7 +191,7 @@ class Adapter:
         found = body_fingerprint(vit)
         if found != self.backbone:
             dtype, rounded = vit.positions.dtype, ""
-            if dtype in (torch.float16, torch.bfloat16):
+            if dtype in HALF:
                 rounded = f" Its weights are {dtype}: load it in float32, apply, then cast."
             raise CircuitError(
                 f"this adapter was trained in a backbone of fingerprint {self.backbone}, got one "

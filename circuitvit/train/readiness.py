@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -80,8 +79,8 @@ def _class_problems(vit: ViT | CircuitViT, training: ImageSet) -> Iterator[str]:
         anew = "give the model that it was compiled from a new head with cv.with_new_head"
     if len(names) != classes:
         yield f"the images are of {len(names)} classes and the model has {classes}; {anew}"
-    elif known is not None and sorted(map(_composed, known)) == sorted(map(_composed, names)):
-        if [*map(_composed, known)] != [*map(_composed, names)]:
+    elif known is not None and sorted(known) == sorted(names):
+        if tuple(known) != tuple(names):
             yield (
                 f"the images' classes are in another order ({few(names)}) than the model's logits "
                 f"({few(known)}); make the images with model=vit, which takes the model's order"
@@ -92,11 +91,6 @@ def _class_problems(vit: ViT | CircuitViT, training: ImageSet) -> Iterator[str]:
             f"{anew}; or, if these are other names of the same classes in the same order, assign "
             "dataclasses.replace(vit.preprocessing, class_names=…) to vit.preprocessing"
         )
-
-
-def _composed(name: str) -> str:
-    """A name as it compares equal, however its accents are written."""
-    return unicodedata.normalize("NFC", name)
 
 
 def carried(vit: ViT | CircuitViT, training: ImageSet) -> Preprocessing | None:
