@@ -6,13 +6,22 @@ READY = $(VENV)/.ready
 # The tests also check every annotated tensor shape.
 CHECKED = --jaxtyping-packages=circuitvit,beartype.beartype
 
-.PHONY: demo test lint exhaustive
+# Two processes, a file each; big files first would leave one of them alone at the end.
+TWO = -n logical --dist loadfile --no-loadscope-reorder
+QUICK = ablation acdc advice altered_weights budget card circuit config edge_graph errors \
+	files fitting half_precision hooked image_labels metrics new_head overlap paired_images \
+	preprocessing processor saturation schedule scores surgery torchvision_ops vit writes
+
+.PHONY: demo test quick lint exhaustive
 
 demo: $(READY)
 	$(BIN)/circuitvit demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(CHECKED) -n logical --dist loadfile -m "not exhaustive"
+	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive"
+
+quick: $(READY)
+	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive" $(QUICK:%=tests/test_%.py)
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest $(CHECKED) -m exhaustive --timeout=7200

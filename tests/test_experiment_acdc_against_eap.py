@@ -207,6 +207,7 @@ def test_a_finished_run_does_nothing_again(toy):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_goes_on_to_the_same_circuits(toy, results, tmp_path):
     seen = []
     with subprocess.Popen(

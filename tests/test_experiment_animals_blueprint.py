@@ -120,6 +120,7 @@ def test_images_must_be_given_unless_it_is_a_toy(tmp_path):
     assert "--data ../shared/data" in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_killed_study_goes_on_and_ends_with_the_same_models(folder, results, tmp_path):
     command = [sys.executable, str(EXPERIMENTS / f"{NAME}.py"), "--toy", "--out", str(tmp_path)]
     process = subprocess.Popen(

@@ -22,8 +22,10 @@ def _on_a_clone(tensor, hook):
     return tensor
 
 
-@pytest.mark.parametrize("edit", [_in_place, _in_place_without_return])
-@pytest.mark.parametrize("split_qkv", [True, False])
+EDITS = [(True, _in_place), (False, _in_place_without_return)]
+
+
+@pytest.mark.parametrize(("split_qkv", "edit"), EDITS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_at_every_hook_writing_in_place_is_writing_to_a_clone(name, split_qkv, edit):
     """Logits and all activations of the run, also of hooks before the one that is written to."""

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from test_image_files import each, own_cache, picture, write_folder, write_parquet  # noqa: F401
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images import ImageSet, load_splits
 from circuitvit.images.pictures import kind_of
-from circuitvit.images.reasons import reason_of
 
 HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
 

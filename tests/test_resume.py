@@ -280,15 +280,16 @@ def start(nursery, *paths):
     return int(nursery.stdout.readline())
 
 
-def test_a_search_killed_at_ten_random_moments_finds_the_same_circuit(nursery, tmp_path):
-    """SIGKILL to a process of its own, ten times; each time it goes on from the file."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_a_search_killed_at_random_moments_finds_the_same_circuit(nursery, tmp_path, kills):
+    """SIGKILL to a process of its own, again and again; each time it goes on from the file."""
     start(nursery, tmp_path / "whole.json", tmp_path / "whole.circuit")
     assert nursery.stdout.readline() == "0\n"
     whole = cv.Circuit.load(tmp_path / "whole.circuit")
     total = len(noted(tmp_path / "whole.json"))
     draw = random.Random(7)
     path, lengths = tmp_path / "search.json", [0]
-    for share in sorted(draw.uniform(0.02, 0.8) for _ in range(10)):
+    for share in sorted(draw.uniform(0.02, 0.8) for _ in range(kills)):
         child = start(nursery, path, tmp_path / "found.circuit")
         until = max(int(share * total), lengths[-1] + 1)
         patience = time.monotonic() + 120

@@ -261,7 +261,7 @@ CASES = [
     pytest.param(door, mode, id=f"{door.__name__}, {mode}")
     for door in DOORS
     for mode in MODES
-    if door not in SLOW or mode in ("inference", "autocast", "double", "meta device")
+    if door not in SLOW or mode in ("inference", "autocast")
 ]
 
 
