@@ -30,6 +30,10 @@ class OwnHookPoint(HookPoint):
     TransformerLens's own setters do, and change no more than by returning a new tensor.
     """
 
+    def forward(self, x: Tensor) -> Tensor:
+        """What passes through; a copy where functions look at it, or where it is kept."""
+        return x.clone() if self._forward_hooks else x
+
     def add_hook(self, hook: Any, *more: Any, **options: Any) -> LensHandle:  # pyright: ignore[reportIncompatibleMethodOverride]
         """TransformerLens's `add_hook`."""
         handle = super().add_hook(hook if _only_reads(hook) else _OnACopy(hook), *more, **options)

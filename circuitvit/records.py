@@ -232,12 +232,19 @@ def another_kind(path: str | os.PathLike[str], *, than: str) -> str:
 
 
 def _folder(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return "the folder of a model, which circuitvit.load_vit reads"
     names = _records_in(folder)
     return f"a folder. Name a file in it, such as {names}" if names else "a folder"
 
 
 def _records_in(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.glob("*.json"))[:5])
+    """The records in a folder, by name and kind."""
+    found = []
+    for path in sorted(folder.glob("*.json"))[:20]:
+        told = recognised(path)
+        found += [f"{path.name} ({told.partition(',')[0]})"] if told else []
+    return ", ".join(found[:5])
 
 
 def _record(body: object) -> str | None:

@@ -83,6 +83,13 @@ class SavedModel(
             )
         if others is not None:
             raise CircuitError(f"in this {type(self).__name__}, {others}")
+        hooked = [n or "the model" for n, part in self.named_modules() if _has_own_hooks(part)]
+        if hooked:
+            warn(
+                f"this {type(self).__name__} has forward hooks on {few(hooked)}, which run in its "
+                "own forward pass only: circuits, surgery and files are made from its weights. "
+                "Remove the hooks if they change what it computes."
+            )
         parts, shapes = _plain(type(self), json.dumps(self.shape_as_dict()))
         problems = [*_other_parts(self, parts), *_other_weights(self, shapes)]
         if problems:
@@ -247,6 +254,10 @@ class SavedModel(
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
+
+
+def _has_own_hooks(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
 
 
 @lru_cache(maxsize=64)

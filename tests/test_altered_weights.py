@@ -234,3 +234,13 @@ def test_what_is_around_a_vit_is_told_how_to_take_it_out(as_users_call):
     ):
         with pytest.raises(cv.CircuitError, match=words):
             cv.eap(model, random_pairs(vit))
+
+
+def test_hooks_on_a_model_that_discovery_does_not_run_are_warned_of(tmp_path):
+    vit = random_vit(shape())
+    vit.blocks[0].register_forward_hook(lambda module, given, found: 2 * found)
+    for use in (score, compiled, save):
+        with pytest.warns(
+            UserWarning, match=r"has forward hooks on blocks.0, which run in its own"
+        ):
+            use(vit, tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import SHAPES, random_images, random_vit, shape
+from models import SHAPES, agree, random_images, random_vit, shape
 
 import circuitvit as cv
 
@@ -145,3 +145,28 @@ def test_in_half_precision_layernorms_are_computed_in_single_as_the_vits_are(dty
             hooked = (cv.HookedViT(half)(images.to(dtype)).float() - exact).pow(2).mean().sqrt()
             plain = (half(images.to(dtype)).float() - exact).pow(2).mean().sqrt()
         assert hooked < 1.35 * plain
+
+
+def test_hooks_of_torch_itself_write_to_a_copy_too():
+    vit = random_vit(shape())
+    hooked, images = cv.HookedViT(vit), random_images(vit, 2)
+
+    def clear(tensor, hook=None):
+        tensor[:, :, 1] = 0
+        return tensor
+
+    expected = hooked.run_with_hooks(images, fwd_hooks=[("blocks.0.hook_q_input", clear)])
+    handle = hooked.blocks[0].hook_q_input.register_forward_hook(lambda m, i, o: clear(o))
+    assert agree(hooked(images), expected)
+    handle.remove()
+    assert not agree(hooked(images), expected)
+
+
+def test_what_is_written_to_a_cache_leaves_its_other_entries_alone():
+    vit = random_vit(shape())
+    _, cache = cv.HookedViT(vit).run_with_cache(random_images(vit, 2))
+    before = {name: value.clone() for name, value in cache.items()}
+    cache["blocks.0.hook_q_input"][:, :, 1] = 0
+    cache["blocks.1.hook_resid_pre"][:] = 0
+    changed = {name for name, value in cache.items() if not torch.equal(value, before[name])}
+    assert changed == {"blocks.0.hook_q_input", "blocks.1.hook_resid_pre"}

@@ -279,3 +279,24 @@ def test_a_name_beside_the_same_name_with_a_number_loads(names):
 def test_class_names_of_an_image_set_are_texts(names):
     with pytest.raises(cv.CircuitError, match="class_names is .*, expected a name for each class"):
         cv.ImageSet(torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.long), names)
+
+
+def test_a_class_declared_in_two_ways_of_writing_is_one():
+    import datasets
+
+    rows = {"image": [np.full((4, 4, 3), 9, np.uint8)] * 3, "label": [0, 1, 2]}
+    names = [unicodedata.normalize("NFC", "Café"), "Bar", unicodedata.normalize("NFD", "Café")]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    splits = load_splits(datasets.Dataset.from_dict(rows, features=features), split="train")
+    assert splits.train.class_names == ("Café", "Bar")
+
+
+def test_arrays_in_a_column_called_image_are_told_where_to_go():
+    import datasets
+
+    features = datasets.Features(
+        image=datasets.Array3D((4, 4, 3), "uint8"), label=datasets.ClassLabel(names=["a", "b"])
+    )
+    rows = {"image": np.zeros((4, 4, 4, 3), np.uint8), "label": [0, 1, 0, 1]}
+    with pytest.raises(CircuitError, match=r"'image' holds Array3D.*ImageSet.from_arrays"):
+        load_splits(datasets.Dataset.from_dict(rows, features=features))

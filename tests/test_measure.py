@@ -254,3 +254,13 @@ def test_nothing_is_shown_as_minus_zero():
     texts = [str(t) for trace in scores.top(5).figure().data for t in trace.customdata or ()]
     assert any("+0  " in text for text in texts)
     assert not any("-0  " in text for text in texts)
+
+
+def test_models_in_half_and_single_stand_side_by_side_on_images_of_either():
+    vit = random_vit(shape(), dtype=torch.float32)
+    models = {"single": vit, "half": copy.deepcopy(vit).to(torch.bfloat16)}
+    images, labels = random_images(vit, 8), torch.arange(8) % 4
+    for given in (images, images.to(torch.bfloat16)):
+        report = cv.measure(models, given, labels, batches=())
+        losses = [report[name].accuracy.loss for name in models]
+        assert losses[0] == pytest.approx(losses[1], rel=0.1)

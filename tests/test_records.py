@@ -156,7 +156,9 @@ def test_files_of_models_pairs_and_others_are_told(name, files, tmp_path):
             load(name, tmp_path / path)
     with pytest.raises(cv.CircuitError, match=r"no .* at .*no such file|it is a folder"):
         load(name, tmp_path / "empty")
-    with pytest.raises(cv.CircuitError, match=r"holds config.json|such as config.json"):
+    with pytest.raises(
+        cv.CircuitError, match=r"the folder of a model, which circuitvit.load_vit reads"
+    ):
         load(name, tmp_path / "vit")
 
 
@@ -348,3 +350,15 @@ def test_another_kind_of_record_is_recognised_behind_a_byte_order_mark(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     with pytest.raises(cv.CircuitError, match="a circuit, which circuitvit.Circuit.load reads"):
         cv.EdgeScores.load(path)
+
+
+def test_a_folder_is_told_by_what_it_holds(tmp_path):
+    vit = random_vit(shape())
+    vit.save_pretrained(tmp_path / "model")
+    cv.eap(vit, random_pairs(vit, 2)).top(3).save(tmp_path / "circuits" / "one.json")
+    with pytest.raises(cv.CircuitError, match="the folder of a model, which circuitvit.load_vit"):
+        cv.Circuit.load(tmp_path / "model")
+    with pytest.raises(cv.CircuitError, match=r"Name a file in it, such as one.json \(a circuit\)"):
+        cv.EdgeScores.load(tmp_path / "circuits")
+    with pytest.raises(cv.CircuitError, match="is a folder, expected a file of pairs"):
+        cv.Pairs.load(tmp_path / "model")

@@ -11,6 +11,7 @@ from circuitvit.circuit import Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs
 from circuitvit.overlap import Overlap, checked, shared_circuit
+from circuitvit.preprocessing import class_name
 from circuitvit.records import CLASS_CIRCUITS
 
 INDEX = "classes.json"
@@ -36,7 +37,7 @@ class ClassCircuits(Mapping[str, Circuit]):
         self._settings = dict(settings or {})
 
     def __getitem__(self, name: str) -> Circuit:
-        return self._circuits[name]
+        return self._circuits[class_name(name) if isinstance(name, str) else name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._circuits)

@@ -74,10 +74,16 @@ def with_classes(table: Table, own: Parts, wish: Wish) -> tuple[Table, Parts]:
         _check_training_classes(table, own, wish.source)
     labels, names = _labelled_as_asked(table, wish)
     if wish.count is not None and len(names) != wish.count:
+        remedy = (
+            "Only the rows that were read count, and the stream doesn't declare its classes: give "
+            "a larger limit=, or leave streaming= out."
+            if wish.is_sample and not table.is_declared and len(names) < wish.count
+            else "Give the data that it was trained on, or keep the right classes of them with "
+            "classes=[…]."
+        )
         raise CircuitError(
             f"this model has {wish.count} classes, the data {wish.source!r} have {len(names)}. "
-            "Give the data that it was trained on, or keep the right classes of them with "
-            "classes=[…]."
+            f"{remedy}"
         )
     if wish.is_open and wish.order is None:
         warn_of_order(

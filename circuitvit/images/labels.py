@@ -81,6 +81,21 @@ def coded(values: Sequence[Any], names: Sequence[str] | None = None) -> Labelled
     return labels, names
 
 
+def as_one(labelled: Labelled, written: Sequence[str]) -> Labelled:
+    """The same labels, with classes as one whose names only differ in how accents are written.
+
+    Args:
+        labelled: labels and normalised names.
+        written: the names as the source writes them.
+    """
+    labels, names = labelled
+    if len(set(names)) == len(names) or len(set(written)) < len(written):
+        return labelled
+    merged = tuple(dict.fromkeys(names))
+    codes = np.array([merged.index(name) for name in names], dtype=np.int64)
+    return np.where(labels < 0, labels, codes[labels.clip(0)]), merged
+
+
 def _coded_text(values: Sequence[Any], names: tuple[str, ...]) -> Labelled:
     codes = {name: code for code, name in enumerate(names)}
     counts = Counter(names)

@@ -236,6 +236,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except FileNotFoundError as cause:
         raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
     except (OSError, SafetensorError, ValueError) as cause:
+        if path.is_dir():
+            raise CircuitError(f"{path} is a folder, expected a file of pairs.") from cause
         raise CircuitError(
             f"{path} is not a whole file of pairs ({reason_of(cause)}).{_told(path)} It was cut "
             "short or is another kind of file; make the pairs again, as Pairs.remake(recipe, "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitvit.errors import CircuitError
-from circuitvit.images.labels import coded, plain_labels
+from circuitvit.images.labels import as_one, coded, plain_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,7 +144,7 @@ def dataset_table(splits: Mapping[str, "Dataset"]) -> Table:
         for split, own in names.items():
             values[split] = [_called(value, own) for value in values[split]]
     every = plain_labels([v for own in values.values() for v in own], f"the column {label!r}")
-    labels, class_names = coded(every, first)
+    labels, class_names = as_one(coded(every, first), first or ())
     readers = {name: (len(split), _reader(split, image)) for name, split in splits.items()}
     return Table(labels, class_names, readers, is_declared=first is not None)
 
@@ -180,6 +180,12 @@ def column_of(features: Mapping[str, Any], role: str) -> str:
         candidates = candidates or [n for n, f in features.items() if _holds_labels(f)]
     if len(candidates) > 1:
         candidates = [name for name in usual if name in candidates][:1]
+    named = next((name for name in usual if name in features), None)
+    if not candidates and role == "image" and named is not None:
+        raise CircuitError(
+            f"the column {named!r} holds {type(features[named]).__name__}, expected pictures, the "
+            "feature Image. Arrays go to cv.ImageSet.from_arrays(data[...], labels)."
+        )
     if len(candidates) != 1:
         raise CircuitError(
             f"which column holds the {role}s is not clear: the columns are {list(features)}. "

@@ -101,9 +101,9 @@ def all_logits(model: nn.Module, images: Tensor) -> Float[Tensor, "image class"]
 
 
 def as_computed(images: Tensor, model: nn.Module) -> Tensor:
-    """The images in half precision where the model has it, so that it can stand beside others."""
+    """The images in the model's precision where either is half, so that models stand together."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return images.to(dtype) if dtype in HALF else images
+    return images.to(dtype) if {dtype, images.dtype} & {*HALF} else images
 
 
 @contextmanager

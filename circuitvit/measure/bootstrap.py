@@ -32,7 +32,7 @@ class Estimate:
     def of(cls, value: float, samples: Float[np.ndarray, " resample"]) -> "Estimate":
         """A value, with the interval that its resamples span; NaN ones are left out."""
         low, high = np.nanpercentile(samples, INTERVAL)
-        return cls(float(value), float(low), float(high))
+        return cls(float(value) + 0.0, float(low) + 0.0, float(high) + 0.0)  # −0 becomes 0
 
 
 @dataclass(frozen=True)
