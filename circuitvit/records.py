@@ -105,9 +105,10 @@ class Kind:
             return read_json(source, what=self.noun)
         except CircuitError as cause:
             if isinstance(cause.__cause__, FileNotFoundError):
-                held = (
-                    f" Its folder holds {names}." if (names := _records_in(source.parent)) else ""
-                )
+                names = _records_in(source.parent)
+                held = f" Its folder holds {names}." if names else ""
+                if (source.parent / "config.json").is_file():
+                    held = f" {source.parent} is {_MODEL}."
                 raise CircuitError(f"{cause}{held}") from cause
             told = recognised(source)
             if told is None:
@@ -175,6 +176,7 @@ _SAFETENSORS = {
     "circuitvit.adapter": "an adapter, which circuitvit.Adapter.load reads",
     "circuitvit.training": "a checkpoint of a training, which circuitvit.train(…, folder=) reads",
 }
+_MODEL = "the folder of a model, which circuitvit.load_vit reads"
 _FIRST_BYTES = {
     b"PK\x03\x04": "a zip archive, such as PyTorch writes",
     b"\x89PNG": "a picture",
@@ -233,7 +235,7 @@ def another_kind(path: str | os.PathLike[str], *, than: str) -> str:
 
 def _folder(folder: Path) -> str:
     if (folder / "config.json").is_file():
-        return "the folder of a model, which circuitvit.load_vit reads"
+        return _MODEL
     names = _records_in(folder)
     return f"a folder. Name a file in it, such as {names}" if names else "a folder"
 
