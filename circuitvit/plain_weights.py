@@ -7,7 +7,7 @@ way; they are found by name and have to be undone by the library that made them.
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -217,7 +217,7 @@ def quantized_text(names: list[str]) -> str:
     )
 
 
-def few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.images import ImageSet
-from circuitvit.plain_weights import plain_copy
+from circuitvit.plain_weights import few, plain_copy
 from circuitvit.precision import in_single
 from circuitvit.train.recipe import Recipe
 
@@ -86,11 +86,6 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
             f"{classes} classes that the model has; use a teacher with these classes"
         )
     return problems
-
-
-def few(names: tuple[str, ...]) -> str:
-    """The first names of a list."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def loss_of(

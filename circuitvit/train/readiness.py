@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
+from circuitvit.plain_weights import few
 from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.train.adapter import AdaptedViT
-from circuitvit.train.distillation import Teacher, few, teacher_problems
+from circuitvit.train.distillation import Teacher, teacher_problems
 from circuitvit.train.drop_path import DroppedPaths
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
