@@ -192,7 +192,7 @@ def test_other_files_are_told(tmp_path):
     path.write_text("hello")
     with pytest.raises(CircuitError, match="not a whole file of pairs"):
         Pairs.load(path)
-    with pytest.raises(CircuitError, match="not a whole file of pairs"):
+    with pytest.raises(CircuitError, match="is a folder, expected a file of pairs"):
         Pairs.load(tmp_path)
 
 

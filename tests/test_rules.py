@@ -115,6 +115,7 @@ def freeze_query_norms(vit):
     return [norm.register_forward_hook(frozen) for norm in norms if norm is not None]
 
 
+@pytest.mark.filterwarnings("ignore:this ViT has forward hooks on .*_norm")  # as is meant here
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(("method", "hooks"), [("gim", gim_hooks), ("relp", relp_hooks)])
