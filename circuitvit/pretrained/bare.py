@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
-from circuitvit.pretrained.fitting import filled
+from circuitvit.pretrained.fitting import filled, replaced_in
 from circuitvit.pretrained.into_timm import mlp_ratio
 from circuitvit.pretrained.libraries import imported
 from circuitvit.pretrained.sources import Checkpoint, Opened
@@ -155,6 +155,7 @@ def _require(weights: Weights, *names: str) -> None:
     raise CircuitError(
         f"{weights.path} has no {' and no '.join(missing)}. A whole classifier with plain MLPs and "
         f"one linear layer as its head is needed; features without a head are not enough.{found}"
+        f"{replaced_in(weights.tensors)}"
     )
 
 

@@ -5,7 +5,6 @@ for patches only), Darcet et al. 2024 (registers), Radford et al. 2021 (CLIP: a 
 the first block), Dehghani et al. 2023 (q/k norm).
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -154,11 +153,7 @@ def resize(source: Any, image_size: int) -> None:
 
 def read(source: Any) -> Reading:
     """The model in our words."""
-    heads = [(name, path_to_linear(getattr(source, name, None))) for name in ("head", "head_dist")]
-    straight = tuple(
-        (rf"^{name}\.{re.escape(path)}", f"{name}.") for name, path in heads if path
-    )  # a Sequential's only layer
-    parts, unused = parts_of(source, (*straight, *RENAMES))
+    parts, unused = parts_of(source, RENAMES)
     blocks = list(source.blocks)
     after = not isinstance(source.fc_norm, nn.Identity)
     pooling = _pooling(source)
