@@ -200,8 +200,12 @@ def read(source: Any) -> Reading:
     folded += processor.notes
     guessed = processor.guessed
     if processor.seen is None and class_names(source.config) is not None:
-        guessed = (GUESS,)
-        folded.append("mean and std of images taken as 0.5: no image processor is beside it")
+        guessed = (
+            tuple(f"{text} Until then mean and std 0.5 are taken." for text in guessed) or (GUESS,)
+        )
+        why = "its image processor is not understood" if processor.notes else \
+            "no image processor is beside it"  # fmt: skip
+        folded.append(f"mean and std of images taken as 0.5: {why}")
     return Reading(
         source=f"transformers {type(source).__name__}",
         image_size=image_size,

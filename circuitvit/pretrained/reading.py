@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -206,3 +206,20 @@ def distinct(names: Iterable[Any]) -> tuple[str, ...]:
         taken.add(label)
         found.append(label)
     return tuple(found)
+
+
+def names_by_index(labels: Any) -> tuple[str, ...] | None:
+    """Class names of a list, or of a dict from each class's index; None if classes lack one.
+
+    Keys of JSON are texts, in any order; a dict from names to indices tells the same.
+    """
+    if not isinstance(labels, Mapping):
+        return distinct(labels) if isinstance(labels, list | tuple) and labels else None
+    for pairs in (labels.items(), ((index, name) for name, index in labels.items())):
+        try:
+            named = {int(index): str(name) for index, name in pairs}
+        except (TypeError, ValueError):
+            continue
+        if named and sorted(named) == list(range(len(labels))):
+            return distinct(named[index] for index in range(len(labels)))
+    return None

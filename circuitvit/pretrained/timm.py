@@ -5,6 +5,7 @@ for patches only), Darcet et al. 2024 (registers), Radford et al. 2021 (CLIP: a 
 the first block), Dehghani et al. 2023 (q/k norm).
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from circuitvit.pretrained.reading import (
     in_blocks,
     is_from,
     kind_of,
+    names_by_index,
     parts_of,
     path_to_linear,
 )
@@ -210,15 +212,28 @@ def preprocessing_from(known: Mapping[str, Any]) -> Preprocessing | None:
     if not known:
         return None
     interpolation = str(known.get("interpolation") or "bicubic")
-    names = known.get("label_names") or ()
     return Preprocessing(
         mean=_numbers(known.get("mean"), _MEAN),
         std=_numbers(known.get("std"), _STD),
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",  # pyright: ignore[reportArgumentType]
         resize="squash" if known.get("crop_mode") == "squash" else "shortest",
         crop=min(1.0, float(known.get("crop_pct") or _CROP)),
-        class_names=distinct(names) if names else None,
+        class_names=names_in(known),
     )
+
+
+def names_in(known: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a `pretrained_cfg`; of WordNet's numbers the first of their words."""
+    names = names_by_index(_labels(known))
+    told = known.get("label_descriptions")
+    if names and isinstance(told, Mapping) and all(map(_SYNSET.match, names)):
+        if all(name in told for name in names):
+            return distinct(str(told[name]).partition(",")[0] for name in names)
+    return names
+
+
+def _labels(known: Mapping[str, Any]) -> Any:
+    return known.get("label_names") or known.get("labels")  # as older files have it
 
 
 def odd_fields(known: Mapping[str, Any]) -> list[str]:
@@ -232,6 +247,8 @@ def odd_fields(known: Mapping[str, Any]) -> list[str]:
         f"crop_mode {mode!r} of its pretrained_cfg is not known, 'center' is taken": (
             mode not in ("center", "squash")
         ),
+        "label_names of its pretrained_cfg don't name each class by its index, no names are "
+        "taken": bool(_labels(known)) and names_in(known) is None,
         f"crop_pct {crop} of its pretrained_cfg pads pictures, 1.0 is taken": float(crop) > 1,
     }
     return [text for text, is_so in found.items() if is_so]
@@ -244,6 +261,7 @@ def _numbers(values: Any, default: tuple[float, ...]) -> tuple[float, ...]:
 
 
 LOOK = "Give preprocessing=cv.Preprocessing(...) to load_vit if that is not meant."
+_SYNSET = re.compile(r"n\d{8}$")
 _INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _MEAN, _STD, _CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875
 """Of timm's `resolve_data_config`."""
