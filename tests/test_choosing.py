@@ -107,7 +107,7 @@ def test_two_models_are_refused_with_the_lines_that_choose(saved, tmp_path):
     mine = module.state_dict()
     with pytest.raises(cv.CircuitError, match="several models, under 'student', 'teacher'") as told:
         saved({"student": mine, "teacher": other(mine)})
-    assert "content = torch.load('last.pth', map_location='cpu', weights_only=True)" in str(
+    assert "content is torch.load('last.pth', map_location='cpu', weights_only=True)" in str(
         told.value
     )
     assert "save_file(content['student'], 'student.safetensors')" in str(told.value)

@@ -104,8 +104,9 @@ def test_a_mean_that_is_not_understood_is_no_missing_file(tmp_path):
     seen, told = looks_at(tmp_path, **(NUMBERS | {"image_mean": "imagenet"}))
     assert seen == cv.Preprocessing(class_names=tuple("vwxyz"))
     assert len(told) == 1
-    assert "preprocessor_config.json is not understood (image_mean is 'imagenet', expected" in (
-        told[0]
+    assert (
+        "preprocessor_config.json is not understood (image_mean is 'imagenet', expected"
+        in (told[0])
     )
     assert "mean and std 0.5 are taken" in told[0]
     assert "no image processor" not in told[0]

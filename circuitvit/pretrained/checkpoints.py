@@ -32,6 +32,7 @@ NO_MODEL = (
     ".apply(backbone)."
 )
 
+
 @dataclass(frozen=True)
 class Weights:
     """The weights of a checkpoint, under the names of their library.
@@ -80,9 +81,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Weights:
     tensors, head = with_outer_head(source, tensors, beside)
     renames = straight_heads(tensors)
     moved = [name for name, new in renames.items() if new != name]
-    tensors, converted = _in_one_dtype(
-        {renames[name]: tensor for name, tensor in tensors.items()}
-    )
+    tensors, converted = _in_one_dtype({renames[name]: tensor for name, tensor in tensors.items()})
     notes += [*choice.notes, *masked, *head.notes]
     if moved:
         notes.append(f"{', '.join(moved)} read as the head's only layer")

@@ -95,7 +95,7 @@ class Choosing:
     def _several(self, names: Sequence[str]) -> str:
         first, shown = names[0], ", ".join(map(repr, names))
         reading = (
-            f"load_file({self.path.name!r})  # of safetensors.torch"
+            "its tensors by name"
             if self.path.suffix.lower() == ".safetensors"
             else f"torch.load({self.path.name!r}, map_location='cpu', weights_only=True)"
         )
@@ -107,8 +107,8 @@ class Choosing:
         )
         return (
             f"{self.path} holds several models, under {shown}, and it can't be told which is "
-            f"meant. Save that one alone: content = {reading}; save_file({part}, "
-            f"'{first.strip('.')}.safetensors') of safetensors.torch."
+            f"meant. Save that one alone, such as the first: save_file({part}, "
+            f"'{first.strip('.')}.safetensors') of safetensors.torch, where content is {reading}."
         )
 
     def _said(self, name: str, kinds: dict[str, str]) -> str:

@@ -200,8 +200,8 @@ def read(source: Any) -> Reading:
     folded += processor.notes
     guessed = processor.guessed
     if processor.seen is None and class_names(source.config) is not None:
-        guessed = (
-            tuple(f"{text} Until then mean and std 0.5 are taken." for text in guessed) or (GUESS,)
+        guessed = tuple(f"{text} Until then mean and std 0.5 are taken." for text in guessed) or (
+            GUESS,
         )
         why = "its image processor is not understood" if processor.notes else \
             "no image processor is beside it"  # fmt: skip

@@ -226,10 +226,11 @@ def names_in(known: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The class names of a `pretrained_cfg`; of WordNet's numbers the first of their words."""
     names = names_by_index(_labels(known))
     told = known.get("label_descriptions")
-    if names and isinstance(told, Mapping) and all(map(_SYNSET.match, names)):
-        if all(name in told for name in names):
-            return distinct(str(told[name]).partition(",")[0] for name in names)
-    return names
+    if not names or not isinstance(told, Mapping):
+        return names
+    if not all(_SYNSET.match(name) and name in told for name in names):
+        return names
+    return distinct(str(told[name]).partition(",")[0] for name in names)
 
 
 def _labels(known: Mapping[str, Any]) -> Any:
