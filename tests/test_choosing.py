@@ -111,6 +111,9 @@ def test_two_models_are_refused_with_the_lines_that_choose(saved, tmp_path):
         told.value
     )
     assert "save_file(content['student'], 'student.safetensors')" in str(told.value)
+    flat = under("student.", mine) | under("teacher.", mine)
+    with pytest.raises(cv.CircuitError, match=r"weights_only=True\)\['state_dict'\]"):
+        saved({"state_dict": flat})
     with pytest.raises(cv.CircuitError, match="several models"):
         saved({"student": mine, "teacher": other(mine)}, weights="model")
     found = saved({"model": mine, "teacher": other(mine)})
@@ -160,13 +163,17 @@ def test_several_layers_that_can_be_the_head_are_named_with_the_line_that_rename
 
 
 def test_tensors_in_unknown_nesting_are_told_with_their_places(saved):
-    with pytest.raises(cv.CircuitError, match=r"holds a dict, with the keys 'a', 'epoch'; tensors "
+    with pytest.raises(cv.CircuitError, match=r"holds a dict with the keys 'a', 'epoch'; tensors "
                        r"are in content\['a'\]\['b'\] \(1\), and.*save_file"):  # fmt: skip
         saved({"a": {"b": {"x": torch.ones(2)}}, "epoch": 3})
     with pytest.raises(cv.CircuitError, match=r"holds a list; tensors are in content\[1\] \(1\)"):
         saved([3, {"x": torch.ones(2)}])
     with pytest.raises(cv.CircuitError, match="no tensors by name, but a dict with the keys 'e'"):
         saved({"e": 3})
+    with pytest.raises(cv.CircuitError, match="no tensors by name, but an empty dict"):
+        saved({})
+    with pytest.raises(cv.CircuitError, match=r"such as save_file\(content\[0\], 'weights"):
+        saved([a_timm().state_dict(), {"x": torch.ones(2)}])
 
 
 def test_numpy_arrays_are_read_as_tensors(saved):

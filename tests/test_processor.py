@@ -98,6 +98,10 @@ def test_one_bad_key_leaves_the_others_and_is_named_with_its_file(key, value, re
     assert len(told) == 1
     assert re.search(rf"image processor {tmp_path}/preprocessor_config.json, these are left out: "
                      rf"{reason}", told[0])  # fmt: skip
+    torch.save(a_transformers("ViT").state_dict(), tmp_path / "again.pt")
+    with pytest.warns(UserWarning, match="these are left out"):
+        again = cv.load_vit(tmp_path, checkpoint=tmp_path / "again.pt").preprocessing
+    assert (again.mean, again.class_names) == ((0.1,) * 3, None)
 
 
 def test_a_mean_that_is_not_understood_is_no_missing_file(tmp_path):

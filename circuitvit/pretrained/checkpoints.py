@@ -111,22 +111,23 @@ def _tensors(path: Path, whole: Any, content: Any) -> tuple[dict[str, Tensor], l
         return tensors, [f"{arrays} NumPy arrays read as tensors"] if arrays else []
     save = "Write weights with save_file(model.state_dict(), 'weights.safetensors') of " \
         "safetensors.torch."  # fmt: skip
-    places = list(_places(whole, "content", 0))
+    keys = f" with the keys {few([*map(repr, whole)])}" if isinstance(whole, Mapping) else ""
+    kind = f"a {type(whole).__name__}{keys}" if whole else f"an empty {type(whole).__name__}"
+    places = dict(_places(whole, "content", 0))
     if not places:
-        keys = f" with the keys {few([*map(repr, whole)])}" if isinstance(whole, Mapping) else ""
-        raise CircuitError(
-            f"{path} holds no tensors by name, but a {type(whole).__name__}{keys}. {save}"
-        )
-    keys = f", with the keys {few([*map(repr, whole)])}" if isinstance(whole, Mapping) else ""
+        raise CircuitError(f"{path} holds no tensors by name, but {kind}. {save}")
+    shown = few([f"{place} ({count})" for place, count in places.items()])
+    most = max(places, key=lambda place: places[place])
     raise CircuitError(
-        f"{path} holds a {type(whole).__name__}{keys}; tensors are in {few(places)}, and it can't "
-        "be told which are a model's. A model's are a dict of tensors by the names that "
-        f"state_dict() gives: take that from the file and save it alone, or make it anew. {save}"
+        f"{path} holds {kind}; tensors are in {shown}, and it can't be told which are a model's. "
+        "A model's are a dict of tensors by the names that state_dict() gives. Save them alone, "
+        f"such as save_file({most}, 'weights.safetensors') if those are they, where content is "
+        f"what the file holds. {save}"
     )
 
 
-def _places(content: Any, place: str, depth: int) -> Iterator[str]:
-    """Where in nested dictionaries and lists tensors are."""
+def _places(content: Any, place: str, depth: int) -> Iterator[tuple[str, int]]:
+    """Where in nested dictionaries and lists tensors are, and how many."""
     if isinstance(content, Mapping):
         items = [(f"{place}[{key!r}]", value) for key, value in content.items()]
     elif isinstance(content, list | tuple):
@@ -135,7 +136,7 @@ def _places(content: Any, place: str, depth: int) -> Iterator[str]:
         return
     count = sum(isinstance(value, Tensor | np.ndarray) for _, value in items)
     if count:
-        yield f"{place} ({count})"
+        yield place, count
     for inner, value in items if depth < _DEEPEST else ():
         yield from _places(value, inner, depth + 1)
 

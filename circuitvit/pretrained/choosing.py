@@ -50,6 +50,7 @@ class Choosing:
         self.notes: list[str] = []
         self.guessed: list[str] = []
         self.met: list[str] = []
+        self.inside: list[str] = []
         self.other_prefixes: list[str] = []
 
     def unwrapped(self, content: Any) -> Any:
@@ -64,6 +65,7 @@ class Choosing:
             name = self._one_of(sorted(inner, key=_in_order))
             if not name:
                 break
+            self.inside.append(name)
             content = content[name]
         return content
 
@@ -99,6 +101,7 @@ class Choosing:
             if self.path.suffix.lower() == ".safetensors"
             else f"torch.load({self.path.name!r}, map_location='cpu', weights_only=True)"
         )
+        at = "".join(f"[{name!r}]" for name in self.inside)
         part = (
             f"{{k.removeprefix({first!r}): t for k, t in content.items() "
             f"if k.startswith({first!r})}}"
@@ -108,7 +111,8 @@ class Choosing:
         return (
             f"{self.path} holds several models, under {shown}, and it can't be told which is "
             f"meant. Save that one alone, such as the first: save_file({part}, "
-            f"'{first.strip('.')}.safetensors') of safetensors.torch, where content is {reading}."
+            f"'{first.strip('.')}.safetensors') of safetensors.torch, where content is "
+            f"{reading}{at}."
         )
 
     def _said(self, name: str, kinds: dict[str, str]) -> str:
