@@ -125,8 +125,8 @@ def _text(start: bytes, size: int) -> str | None:
     begin = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if begin.lower().startswith(_HTML):
         return (
-            "an HTML page, not weights: the download got a web page, such as one that asks to log "
-            "in. Download the file itself again"
+            "an HTML or XML page, not weights: the download got a web page or an error, such as "
+            "one that asks to log in. Download the file itself again"
         )
     if begin.startswith((b"{", b"[")):
         index = "weight_map" in begin.decode(errors="replace") or b'"total_size"' in begin

@@ -170,6 +170,12 @@ def test_the_number_of_heads_is_asked_for_and_checked(tmp_path):
     for wrong in (5, 0, -3, True):
         with pytest.raises(cv.CircuitError, match="which doesn't fit the width 24"):
             cv.load_vit(path, heads=wrong)
+    torch.save(a_timm(embed_dim=12).state_dict(), path)
+    with pytest.raises(cv.CircuitError, match=r"2 .of width 6., 3 .of width 4., 4 .*12 .of width"):
+        cv.load_vit(path)
+    torch.save(a_timm(embed_dim=96).state_dict(), path)
+    with pytest.raises(cv.CircuitError, match=r"it may be for example 1 .*, 12 \(of width 8\)\."):
+        cv.load_vit(path)
     torch.save(a_timm(qk_norm=True).state_dict(), path)
     assert examine(path).vit.config.heads == (3, 3)
     with pytest.raises(cv.CircuitError, match="q/k norms say 3"):

@@ -299,3 +299,19 @@ def kill_in(patch, folder, kill_at):
 
     for name in ("replace", "unlink"):
         patch.setattr(Path, name, interrupted(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("back", [cv.to_timm, cv.to_transformers])
+def test_class_names_that_do_not_fit_stay_behind_aloud(back):
+    vit = random_vit(shape(channels=3))
+    vit.preprocessing = cv.Preprocessing((0.1,), (0.2,), class_names=("a", "b"))
+    with pytest.warns(UserWarning, match="there are 2 class names for 4 classes") as told:
+        module = back(vit)
+    assert len(told) == 1
+    assert vit.preprocessing.class_names == ("a", "b")
+    if back is cv.to_timm:
+        assert "label_names" not in module.pretrained_cfg
+        assert module.pretrained_cfg["mean"] == (0.1,) * 3
+    else:
+        assert module.config.num_labels == 4
+        assert module.config.id2label[0] == "LABEL_0"

@@ -1,6 +1,8 @@
 """Image processors of transformers: what they do to a picture, or why they are left out."""
 
 import json
+import re
+import warnings
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 
 import circuitvit as cv
 from circuitvit.pretrained import examine
-from circuitvit.pretrained.processor import as_preprocessing
+from circuitvit.pretrained.processor import as_preprocessing, not_understood
 from circuitvit.pretrained.reading import distinct
 
 PLAIN = {"size": {"height": 4, "width": 4}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2] * 3}
@@ -51,7 +53,7 @@ WRONG = {
     },
     "resample is 9, expected one of": {"resample": 9},
     r"std is \(0.0, 0.0, 0.0\), expected finite numbers > 0": {"image_std": [0, 0, 0]},
-    "rescale_offset shifts pixels": {"rescale_offset": True},
+    "rescale_offset=True, which shifts pixels": {"rescale_offset": True},
 }
 
 
@@ -62,8 +64,84 @@ def test_what_is_not_understood_is_left_out_with_the_reason(reason, tmp_path):
     with pytest.raises(cv.CircuitError, match=reason):
         as_preprocessing(WRONG[reason])
     found = examine(tmp_path)
-    assert found.vit.preprocessing is None
-    assert any("preprocessor_config.json is left out" in note for note in found.folded)
+    whole = isinstance(WRONG[reason], dict) and not {"image_mean", "image_std"} & set(WRONG[reason])
+    assert (found.vit.preprocessing is not None) == whole
+    left = "these are left out" if whole else "preprocessor_config.json is left out"
+    assert any("preprocessor_config.json" in note and left in note for note in found.folded)
+
+
+def looks_at(tmp_path, **values):
+    """Load a model with class names beside a processor; the model and what it warned of."""
+    module = a_transformers("ViT")
+    module.config.id2label = dict(enumerate("vwxyz"))
+    module.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        vit = cv.load_vit(tmp_path)
+    return vit.preprocessing, [str(each.message) for each in told]
+
+
+NUMBERS = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "size": {"height": 16, "width": 16}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("rescale_offset", True, "rescale_offset=True, which shifts"),
+     ("resample", "sharp", "resample is 'sharp', expected one of .*by number or name"),
+     ("crop_pct", "most", "crop_pct is 'most'"), ("size", "big", "size is 'big'"),
+     ("do_resize", 1, "do_resize is 1, expected true or false")],
+)  # fmt: skip
+def test_one_bad_key_leaves_the_others_and_is_named_with_its_file(key, value, reason, tmp_path):
+    seen, told = looks_at(tmp_path, **(NUMBERS | {key: value}))
+    assert (seen.mean, seen.std, seen.class_names) == ((0.1,) * 3, (0.2,) * 3, tuple("vwxyz"))
+    assert len(told) == 1
+    assert re.search(rf"image processor {tmp_path}/preprocessor_config.json, these are left out: "
+                     rf"{reason}", told[0])  # fmt: skip
+    torch.save(a_transformers("ViT").state_dict(), tmp_path / "again.pt")
+    with pytest.warns(UserWarning, match="these are left out"):
+        again = cv.load_vit(tmp_path, checkpoint=tmp_path / "again.pt").preprocessing
+    assert (again.mean, again.class_names) == ((0.1,) * 3, None)
+
+
+def test_a_mean_that_is_not_understood_is_no_missing_file(tmp_path):
+    seen, told = looks_at(tmp_path, **(NUMBERS | {"image_mean": "imagenet"}))
+    assert seen == cv.Preprocessing(class_names=tuple("vwxyz"))
+    assert len(told) == 1
+    assert (
+        "preprocessor_config.json is not understood (image_mean is 'imagenet', expected"
+        in (told[0])
+    )
+    assert "mean and std 0.5 are taken" in told[0]
+    assert "no image processor" not in told[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("bicubic", "bicubic"), ("BILINEAR", "bilinear"), ("PIL.Image.LANCZOS", "lanczos"),
+     ("Resampling.NEAREST", "nearest"), ("3", "bicubic"), (1, "lanczos"), ("antialias", "lanczos")],
+)  # fmt: skip
+def test_a_filter_may_be_given_by_its_name(name, expected, tmp_path):
+    seen, told = looks_at(tmp_path, **NUMBERS, resample=name)
+    assert (seen.interpolation, told) == (expected, [])
+
+
+@pytest.mark.parametrize("options", [{}, {"include_top": False}, {"do_normalize": False}])
+def test_efficientnets_processor_divides_twice(options):
+    from transformers import EfficientNetImageProcessor
+
+    processor = EfficientNetImageProcessor(
+        size={"height": 4, "width": 4}, do_center_crop=False, image_std=[0.2, 0.3, 0.4], **options
+    )
+    draw = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=torch.Generator())
+    picture = Image.fromarray(draw.numpy())
+    expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+    values = json.loads(processor.to_json_string())
+    seen = as_preprocessing(values)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (seen.mean, seen.std))
+    assert ((draw.permute(2, 0, 1) / 255 - mean) / std - expected).abs().max() < 1e-4
+    assert not_understood(values) == []
+    assert not_understood({**NUMBERS, "include_top": True}) == []
 
 
 def test_class_names_without_a_processor_come_with_a_warning(tmp_path):
@@ -179,8 +257,6 @@ def test_keys_that_are_not_understood_are_named_once(tmp_path):  # case 10
 @pytest.mark.parametrize("name", ["ViT", "DeiT", "CLIP", "Bit", "Siglip", "ConvNext", "Beit"])
 def test_what_processors_write_themselves_is_understood_whole(name, tmp_path):
     import transformers
-
-    from circuitvit.pretrained.processor import not_understood
 
     getattr(transformers, f"{name}ImageProcessor")().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "preprocessor_config.json").read_text())

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import a_timm
+from models import random_vit, shape
+from typer.testing import CliRunner
 
 import circuitvit as cv
+from circuitvit.cli import app
 from circuitvit.pretrained import examine
 
 pytest.importorskip("timm", reason="timm is not installed; it comes with circuitvit[timm]")
@@ -89,3 +92,36 @@ def test_whole_models_are_named(tmp_path):
     with pytest.raises(cv.CircuitError, match="ends in '.npz', .*JAX's weights are read by timm"):
         (tmp_path / "w.npz").write_bytes(b"")
         cv.load_vit(tmp_path / "w.npz")
+
+
+def test_what_is_blocked_is_called_by_its_name(tmp_path):
+    path = tmp_path / "last.pth"
+    for content, match in (
+        ({"model": a_timm().state_dict(), "act": torch.nn.GELU},
+         r"holds torch\.nn\.modules\.activation\.GELU beside weights.*Leave it out of the file"),
+        (torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU()), "holds a whole model with"),
+    ):  # fmt: skip
+        torch.save(content, path)
+        with pytest.raises(cv.CircuitError, match=match):
+            cv.load_vit(path)
+
+
+def test_files_of_ours_say_what_reads_them(tmp_path):
+    vit = random_vit(shape())
+    path = cv.Circuit(vit.config, []).save(tmp_path / "circuit.json")
+    for name in ("circuit.json", "circuit.pth", "circuit"):
+        source = tmp_path / name
+        source.write_bytes(path.read_bytes())
+        with pytest.raises(
+            cv.CircuitError, match="is a circuit, which circuitvit.Circuit.load reads; load_vit"
+        ):
+            cv.load_vit(source)
+        told = CliRunner().invoke(app, ["inspect", str(source)])
+        assert "which circuitvit.Circuit.load reads" in str(told.exception)
+    vit.save_pretrained(tmp_path / "model")
+    with pytest.raises(cv.CircuitError, match="the config of a model, whose folder"):
+        cv.load_vit(tmp_path / "model" / "config.json")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text('{"metadata": {"total_size": 3}, "weight_map": {}}')
+    with pytest.raises(cv.CircuitError, match="is the index of a model in several files: give its"):
+        cv.load_vit(index)

@@ -38,8 +38,9 @@ def archived(kind):
 
 OTHERS = {
     "a git-lfs pointer, .*: run 'git lfs pull'": LFS,
-    "an HTML page, not weights": b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>Log in</body></html>",
-    "an HTML page,": b"<html lang='en'>",
+    "an HTML or XML page, not weights": b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>Log in</body></html>",
+    "an HTML or XML page,": b"<html lang='en'>",
+    "an HTML or XML page, not": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
     "a text that begins 'Entry not found'": b"Entry not found",
     "a JSON file": b'{"error": "gated"}',
     "the index of a model in several files: give its folder": b'{"metadata": {"total_size": 1}, ',

@@ -104,3 +104,57 @@ def test_older_models_of_timm_have_a_default_cfg():
     assert cv.load_vit(module).preprocessing.mean == (0.1, 0.2, 0.3)
     del module.default_cfg
     assert cv.load_vit(module).preprocessing is None
+
+
+DICTS = [
+    {"0": "u", "1": "v", "2": "w"},
+    {"2": "w", "0": "u", "1": "v"},
+    {1: "v", 2: "w", 0: "u"},
+    {"u": 0, "w": 2, "v": 1},
+    ["u", "v", "w"],
+]
+
+
+@pytest.mark.parametrize("labels", DICTS)
+def test_label_names_may_be_a_dict_by_index(labels, tmp_path):
+    module = timm.create_model("test_vit", num_classes=3)
+    module.pretrained_cfg["label_names"] = labels
+    assert cv.load_vit(module).preprocessing.class_names == ("u", "v", "w")
+    config = {"architecture": "test_vit", "num_classes": 3, "label_names": labels,
+              "pretrained_cfg": {"mean": [0.1] * 3}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(module.state_dict(), tmp_path / "pytorch_model.bin")
+    assert cv.load_vit(tmp_path).preprocessing.class_names == ("u", "v", "w")
+
+
+def test_label_names_that_leave_classes_out_are_named():
+    module = timm.create_model("test_vit", num_classes=3)
+    for labels in ({"0": "u", "2": "w"}, {"a": "u"}, "uvw"):
+        module.pretrained_cfg["label_names"] = labels
+        with pytest.warns(UserWarning, match="label_names of its pretrained_cfg don't name each"):
+            assert cv.load_vit(module).preprocessing.class_names is None
+
+
+def test_numbers_of_wordnet_are_called_by_their_descriptions():
+    module = timm.create_model("test_vit", num_classes=2)
+    numbers = ["n01440764", "n01443537"]
+    module.pretrained_cfg["label_names"] = numbers
+    assert cv.load_vit(module).preprocessing.class_names == tuple(numbers)
+    told = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius"}
+    module.pretrained_cfg["label_descriptions"] = told
+    assert cv.load_vit(module).preprocessing.class_names == ("tench", "goldfish")
+    module.pretrained_cfg["label_names"] = ["tench", "goldfish"]
+    module.pretrained_cfg["label_descriptions"] = {"tench": "a fish", "goldfish": "another"}
+    assert cv.load_vit(module).preprocessing.class_names == ("tench", "goldfish")
+
+
+def test_names_of_a_wrappers_pretrained_cfg_count_where_the_config_only_counts(tmp_path):
+    for labels in (["u", "v"], {"1": "v", "0": "u"}):
+        module = wrapped(pretrained_cfg=LOOKS | {"label_names": labels})
+        assert cv.load_vit(module).preprocessing.class_names == ("u", "v")
+    config = {"architectures": ["TimmWrapperForImageClassification"], "architecture": "test_vit",
+              "model_type": "timm_wrapper", "num_classes": 2, "label_names": {"1": "v", "0": "u"},
+              "pretrained_cfg": LOOKS}  # fmt: skip
+    module.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cv.load_vit(tmp_path).preprocessing.class_names == ("u", "v")

@@ -6,8 +6,6 @@ Roles are our own names, with what a `ViT` has in another form beside them: `dis
 Image Transformers"), and DeiT's second head `head_distillation` (Touvron et al. 2021).
 """
 
-import re
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,12 @@ from circuitvit.vit import PARTS
 def assembled(
     reading: Reading,
 ) -> tuple[ViTConfig, dict[str, Tensor], tuple[str, ...], list[str]]:
-    """The config, our state dict, what was folded, and the roles that were not used."""
+    """The config, our state dict, what was folded, and the roles that were not used.
+
+    Raises:
+        CircuitError: a layer is missing, or there are other positions than tokens.
+    """
+    _check_whole(reading)
     old = dict(reading.parts)
     work = _Assembly(old, {}, [], old["patch.weight"].shape[0])
     depth = len(reading.heads)
@@ -38,6 +41,28 @@ def assembled(
     return _config(reading, work.new), work.new, tuple(work.folded), sorted(old)
 
 
+def _check_whole(reading: Reading) -> None:
+    """Refuse a reading without the weight of a layer, before anything is made of it."""
+    parts = reading.parts
+    needed = ["patch.weight", "head.weight"]
+    for block in range(len(reading.heads)):
+        at = f"blocks.{block}."
+        split = any(f"{at}attention.{part}.weight" in parts for part in PARTS)
+        inner = PARTS if split else ("qkv",)
+        needed += [f"{at}attention.{name}.weight" for name in (*inner, "out")]
+        needed += [f"{at}mlp.fc1.weight", f"{at}mlp.fc2.weight"]
+    missing = [name for name in needed if name not in parts]
+    if missing:
+        there = sorted(n for n in parts if n.startswith(missing[0].rpartition(".")[0]))
+        shown = f" In the first one's place there is {', '.join(there[:4])}." if there else ""
+        raise CircuitError(
+            f"this {reading.source} has no {', '.join(missing[:4])}{', …' * (len(missing) > 4)}, "
+            "as circuitvit calls what its library's plain model has there: the layer was taken "
+            f"out or replaced.{shown} Put the plain layer back, or merge what replaced it into "
+            "the layer's weights first."
+        )
+
+
 class _Assembly:
     """Tensors on their way from the old names to the new ones."""
 
@@ -52,11 +77,6 @@ class _Assembly:
     def move(self, name: str) -> None:
         """Weight and bias of a layer; a bias, or a LayerNorm's weight, may be missing."""
         weight = self.old.pop(f"{name}.weight", None)
-        if weight is None and not re.search(r"norm$|ln[12]$", name):
-            raise CircuitError(
-                f"the model has no {name}.weight, only {sorted(self.old)[:8]}…: it is not the "
-                "plain model of its library."
-            )
         if weight is None:
             weight = self.like.new_ones(self.width)
             self.missing.append(f"{name}.weight")

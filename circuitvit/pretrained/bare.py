@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
-from circuitvit.pretrained.fitting import filled
+from circuitvit.pretrained.fitting import filled, replaced_in
 from circuitvit.pretrained.into_timm import mlp_ratio
 from circuitvit.pretrained.libraries import imported
 from circuitvit.pretrained.sources import Checkpoint, Opened
@@ -26,6 +26,8 @@ from circuitvit.vit import ViT
 
 Tensors = Mapping[str, Tensor]
 _HEAD = re.compile(r"(^|\.)(heads?|fc|classifier|head_\w+|linear_head)\.([\w.]+\.)?weight$")
+_MANY = 8
+"""A width with more divisors has only those named that give usual widths of heads."""
 
 
 def from_checkpoint(file: Checkpoint, heads: int | None) -> Opened:
@@ -155,13 +157,17 @@ def _require(weights: Weights, *names: str) -> None:
     raise CircuitError(
         f"{weights.path} has no {' and no '.join(missing)}. A whole classifier with plain MLPs and "
         f"one linear layer as its head is needed; features without a head are not enough.{found}"
+        f"{replaced_in(weights.tensors)}"
     )
 
 
 def _heads(path: Path, given: int | None, width: int, q_norm: Tensor | None) -> int:
     """How many heads: as given, or by the width of a q/k norm."""
-    fits = [n for n in range(1, width + 1) if width % n == 0 and 8 <= width // n <= 128]
-    shown = ", ".join(f"{n} (of width {width // n})" for n in fits) or "1"
+    fits = [n for n in range(1, width + 1) if width % n == 0]
+    usual = [n for n in fits if 8 <= width // n <= 128]
+    named = fits if len(fits) <= _MANY else usual or fits
+    shown = ", ".join(f"{n} (of width {width // n})" for n in named)
+    shown = shown if named is fits else f"for example {shown}"
     told = None if q_norm is None else width // len(q_norm)
     if given is None and told is None:
         raise CircuitError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from circuitvit.errors import CircuitError
 from circuitvit.precision import HALF
 from circuitvit.pretrained.assembly import assembled
-from circuitvit.pretrained.reading import Library, Reading
+from circuitvit.pretrained.reading import Library, Reading, replaced_layers
 from circuitvit.pretrained.recognition import refuse
 from circuitvit.torch_modes import default_modes
 from circuitvit.vit import ViT
@@ -66,7 +66,7 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
     """
     source = module.eval()
     problems = library.problems(source)
-    problems += _weight_problems(source)
+    problems += [*_weight_problems(source), *replaced_layers(source, library.RENAMES)]
     refuse(source, problems)
     resampled = ()
     if image_size is not None:

@@ -57,7 +57,8 @@ def _examined(
     said, notes = found.preprocessing or result.vit.preprocessing, ()
     if refitted:
         said, notes = _without_names(said)
-        said = None if result.guessed else said  # only its class names were known
+        only_names = result.guessed and said == Preprocessing()  # the rest is a guess
+        said = None if only_names else said
     surely = preprocessing is None
     shape = {"channels": result.vit.config.channels, "classes": result.vit.config.classes}
     if problems := misfits(preprocessing, **shape):

@@ -7,9 +7,11 @@ from dataclasses import replace
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.plain_weights import few
 from circuitvit.pretrained import huggingface, timm, torchvision
-from circuitvit.pretrained.checkpoints import Weights, read_checkpoint, straight_heads
-from circuitvit.pretrained.reading import Renames, renamed
+from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
+from circuitvit.pretrained.classifiers import straight_heads
+from circuitvit.pretrained.reading import PUT_BACK, Renames, renamed
 from circuitvit.pretrained.sources import Checkpoint, Opened
 
 _OF_A_MODEL = re.compile(
@@ -18,6 +20,12 @@ _OF_A_MODEL = re.compile(
     r"pre_logits|head|heads|classifier|head_distillation|vision_model)(\.|$)"
 )
 """Roles that decide what a model computes: if they are surplus, the file's model is another."""
+_DEEPER = re.compile(
+    r"((?:^|\.)(?:blocks|layers?|encoder_layer_\d+)\.[\w.]*?"
+    r"(?:qkv|proj|fc[12]|linear_[12]|query|key|value|dense|[qkvo]_proj|out_proj))"
+    r"\.(?!weight$|bias$|dense\.|o_proj\.)[\w.]+$"
+)
+"""A tensor inside of what is a plain linear layer in each library."""
 
 
 def fitted(found: Opened, checkpoint: Checkpoint) -> Opened:
@@ -94,7 +102,14 @@ def _misfit(module: nn.Module, weights: Weights, problems: list[str], *, missing
             *problems,
             f"outside of the prefix it has {', '.join(beside[:4])}{', …' * (len(beside) > 4)}",
         ]
-    return text + "; ".join(problems) + "."
+    return text + "; ".join(problems) + f".{replaced_in(weights.tensors)}"
+
+
+def replaced_in(names: Iterable[str]) -> str:
+    """A sentence about linear layers that are others in a file, with what to do; else none."""
+    found = [m[1] for name in names if (m := _DEEPER.search(name)) is not None]
+    layers = list(dict.fromkeys(found))
+    return "" if not layers else f" Another layer is at {few(layers)}. {PUT_BACK}."
 
 
 def of_another_model(module: nn.Module, surplus: Iterable[str]) -> list[str]:

@@ -5,7 +5,6 @@ et al. 2024) with registers (Darcet et al. 2024), I-JEPA (Assran et al. 2023), S
 2023). Both layouts of keys are read: that of version 5 and the earlier one, which it still saves.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -113,8 +112,16 @@ def problems(source: Any) -> list[str]:
     return found + in_blocks(blocks)
 
 
+_NORMS = (
+    "layernorm_before", "layernorm_after", "norm1", "norm2", "layer_norm1", "layer_norm2",
+)  # fmt: skip
+
+
 def _block_problems(block: nn.Module, config: Any) -> Iterator[str]:
     kinds = {type(module).__name__ for module in block.modules()}
+    for path, module in block.named_children():
+        if path in _NORMS and not isinstance(module, nn.LayerNorm):
+            yield f"{path} is a {type(module).__name__}, not a LayerNorm"
     if any("SwiGLU" in kind for kind in kinds):
         yield "a SwiGLU MLP"
     elif _activation(block, config) is None:
@@ -181,13 +188,8 @@ def read(source: Any) -> Reading:
     """The model in our words."""
     kind, config = _kind(source), vision_config(source)
     assert kind is not None
-    straight = tuple(
-        (rf"^{name}\.{re.escape(path)}", f"{name}.")
-        for name in _heads(source)
-        if (path := path_to_linear(getattr(source, name)))
-    )
     image_size, rows = getattr(source, "circuitvit_positions", (_sides(config.image_size)[0], None))
-    parts, unused = parts_of(source, (*straight, *RENAMES), unused=UNUSED)
+    parts, unused = parts_of(source, RENAMES, unused=UNUSED)
     if rows is not None:
         parts["positions"] = rows
     blocks = blocks_of(source)
@@ -198,8 +200,12 @@ def read(source: Any) -> Reading:
     folded += processor.notes
     guessed = processor.guessed
     if processor.seen is None and class_names(source.config) is not None:
-        guessed = (GUESS,)
-        folded.append("mean and std of images taken as 0.5: no image processor is beside it")
+        guessed = tuple(f"{text} Until then mean and std 0.5 are taken." for text in guessed) or (
+            GUESS,
+        )
+        why = "its image processor is not understood" if processor.notes else \
+            "no image processor is beside it"  # fmt: skip
+        folded.append(f"mean and std of images taken as 0.5: {why}")
     return Reading(
         source=f"transformers {type(source).__name__}",
         image_size=image_size,

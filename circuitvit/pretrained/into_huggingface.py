@@ -32,7 +32,8 @@ def to_transformers(vit: ViT) -> nn.Module:
     It is, by pooling and tokens, a ViT, DeiT, DeiT with teacher, Dinov2, Dinov2 with registers or
     I-JEPA `…ForImageClassification`. Class names go along as `config.id2label`; the image processor
     is a file beside it, which `circuitvit.export` writes. Its logits were compared: 1e-6 of the
-    largest in single precision.
+    largest in single precision. Class names that aren't one for each class are left out, with a
+    warning.
 
     Raises:
         CircuitError: transformers has no model of this shape; every reason is named.
@@ -108,7 +109,8 @@ def _options(vit: ViT, family: str) -> dict[str, Any]:
             options["num_register_tokens"] = config.register_tokens
     else:
         options["intermediate_size"] = config.mlp_width[0]
-    names = None if vit.preprocessing is None else vit.preprocessing.class_names
+    seen = vit.fitting_preprocessing()
+    names = None if seen is None else seen.class_names
     if names is not None:
         options["id2label"] = dict(enumerate(names))
         options["label2id"] = {name: index for index, name in enumerate(names)}

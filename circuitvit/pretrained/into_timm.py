@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.config import ViTConfig
+from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.going_back import (
     check_same,
     check_vit,
@@ -32,7 +33,7 @@ def to_timm(vit: ViT) -> nn.Module:
     It is a `VisionTransformer`, or with `pooling="class_distillation"` a
     `VisionTransformerDistilled`, whose two heads then share the one bias. Preprocessing and class
     names go along in its `pretrained_cfg`. Its logits were compared: 1e-6 of the largest in single
-    precision.
+    precision. Class names that aren't one for each class are left out, with a warning.
 
     Raises:
         CircuitError: timm has no model of this shape; every reason is named.
@@ -49,7 +50,7 @@ def to_timm(vit: ViT) -> nn.Module:
         module = kind(**options_of(config), num_classes=config.classes, norm_layer=norm)
     module.load_state_dict(_state(vit), assign=True)
     module.requires_grad_(True).eval()
-    module.pretrained_cfg = pretrained_cfg_of(vit)
+    module.pretrained_cfg = pretrained_cfg_of(vit, vit.fitting_preprocessing())
     module.default_cfg = module.pretrained_cfg
     check_same(vit, module, lambda model, images: model(images), source="timm model")
     return module
@@ -102,9 +103,9 @@ def mlp_ratio(neurons: int, width: int) -> float:
     return ratio if int(width * ratio) == neurons else (neurons + 0.5) / width
 
 
-def pretrained_cfg_of(vit: ViT) -> dict[str, Any]:
+def pretrained_cfg_of(vit: ViT, seen: Preprocessing | None) -> dict[str, Any]:
     """What timm's tools read of a model: input, normalisation, classes."""
-    config, seen = vit.config, vit.preprocessing
+    config = vit.config
     distilled = config.pooling == "class_distillation"
     known: dict[str, Any] = {
         "architecture": architecture_of(config) or ARCHITECTURES[1e-6],

@@ -16,10 +16,12 @@ NESTED = "processor_config.json"
 """Where version 5 keeps the image processor of a processor of several things; it comes first."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
+_FILTERS = {name: name for name in RESAMPLE.values()} | {"antialias": "lanczos"}
+"""Pillow's names, with the one it had for Lanczos."""
 _READ = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale",
     "rescale_factor", "rescale_offset", "do_normalize", "image_mean", "image_std",
-    "default_to_square",
+    "default_to_square", "include_top",
 )  # fmt: skip
 _IDLE = {
     "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "data_format",
@@ -63,14 +65,40 @@ def processor_of(source: str) -> Processor:
                 values = values.get("image_processor") if isinstance(values, Mapping) else None
                 if not isinstance(values, Mapping):
                     continue
-            seen, unread = as_preprocessing(values), not_understood(values)
-            note = f"of the image processor {path}, these are left out: {', '.join(unread)}"
-            if not unread:
-                return Processor(seen)
-            return Processor(seen, (note,), (f"{note}, so pictures may be seen otherwise.",))
+            return _understood(path, values)
     except CircuitError as cause:
-        return Processor(None, (f"the image processor {path} is left out: {cause}",))
+        return _left_out(path, cause)
     return Processor()
+
+
+def _understood(path: Path, values: Any) -> Processor:
+    """What of a processor's fields is understood; the others are named.
+
+    Raises:
+        CircuitError: mean or deviation, or all of it, isn't understood.
+    """
+    bad = _problems(values)
+    if {"", "image_mean", "image_std"} & set(bad):
+        raise CircuitError("; ".join(bad.values()) + ".")
+    kept = {name: value for name, value in values.items() if name not in bad}
+    seen, unread = as_preprocessing(kept), [*bad.values(), *not_understood(kept)]
+    if not unread:
+        return Processor(seen)
+    note = f"of the image processor {path}, these are left out: {', '.join(unread)}"
+    return Processor(seen, (note,), (f"{note}, so pictures may be seen otherwise.",))
+
+
+def _left_out(path: Path | None, cause: CircuitError) -> Processor:
+    reason = str(cause).rstrip(".")
+    return Processor(
+        None,
+        (f"the image processor {path} is left out: {reason}",),
+        (
+            "how this model's images were normalised is not known: the image processor "
+            f"{path} is not understood ({reason}). Mend the file, or give "
+            "preprocessing=cv.Preprocessing(mean=..., std=...) to load_vit.",
+        ),
+    )
 
 
 def _file(source: str, name: str) -> Path | None:
@@ -103,16 +131,18 @@ def as_preprocessing(values: Any) -> Preprocessing:
     """
     problems = _problems(values)
     if problems:
-        raise CircuitError("; ".join(problems) + ".")
+        raise CircuitError("; ".join(problems.values()) + ".")
     kind, values = _kind(values), _with_defaults(values)
     share, squash = _cropping(values, kind)
     normalizes = values.get("do_normalize", True)
     mean, std = values.get("image_mean") or 0.5, values.get("image_std") or 0.5
     brightest = 255 * _factor(values)
+    again = kind.startswith("EfficientNet") and values.get("include_top", True)
+    divisions = bool(normalizes) + bool(again)
     return Preprocessing(
         mean=_divided(mean if normalizes else 0.0, brightest),
-        std=_divided(std if normalizes else 1.0, brightest),
-        interpolation=RESAMPLE[values.get("resample", 2)],  # pyright: ignore[reportArgumentType]
+        std=_divided([number**divisions for number in _each(std)], brightest),
+        interpolation=_resampling(values.get("resample", 2)),  # pyright: ignore[reportArgumentType]
         resize="squash" if squash else "shortest",
         crop=share,
     )
@@ -186,41 +216,47 @@ def _cropping(values: Mapping[str, Any], kind: str) -> tuple[float, bool]:
     return min(1.0, (middle or side) / side) if crops else 1.0, squash
 
 
-def _problems(values: Any) -> list[str]:
-    """Why the fields can't be read."""
+def _problems(values: Any) -> dict[str, str]:
+    """Why fields can't be read, by their names; under no name why none of them can."""
     if not isinstance(values, Mapping):
-        return [f"it holds a {type(values).__name__}, expected named fields"]
-    flags = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "rescale_offset")
-    found = [
-        f"{name} is {values[name]!r}, expected true or false"
-        for name in flags
-        if not isinstance(values.get(name), bool | None)
-    ]
-    found += [
-        f"{name} is {values[name]!r}, expected one number a channel"
-        for name in ("image_mean", "image_std")
-        if not all(map(_is_number, _each(values.get(name))))
-    ]
-    found += [
-        f"{name} is {values[name]!r}, expected pixels"
-        for name in ("size", "crop_size")
-        if not all(_is_number(side) and side >= 1 for side in _each(values.get(name)))
-    ]
-    return found + _factor_problems(values)
-
-
-def _factor_problems(values: Mapping[str, Any]) -> list[str]:
-    factor, resample = values.get("rescale_factor", 1 / 255), values.get("resample", 2)
-    share, found = values.get("crop_pct"), []
-    if not _is_number(factor) or factor <= 0:
-        found.append(f"rescale_factor is {factor!r}, expected a number > 0")
-    if not isinstance(resample, int) or resample not in RESAMPLE:
-        found.append(f"resample is {resample!r}, expected one of {RESAMPLE}")
-    if share is not None and (not _is_number(share) or share <= 0):
-        found.append(f"crop_pct is {share!r}, expected a share > 0")
+        return {"": f"it holds a {type(values).__name__}, expected named fields"}
+    flags = (
+        "do_resize", "do_center_crop", "do_rescale", "do_normalize", "rescale_offset",
+        "include_top",
+    )  # fmt: skip
+    expected = dict.fromkeys(flags, "true or false")
+    expected |= dict.fromkeys(("image_mean", "image_std"), "one number a channel")
+    expected |= dict.fromkeys(("size", "crop_size"), "pixels")
+    expected |= {"rescale_factor": "a number > 0", "crop_pct": "a share > 0"}
+    expected["resample"] = f"one of {RESAMPLE}, by number or name"
+    found = {
+        name: f"{name} is {values[name]!r}, expected {what}"
+        for name, what in expected.items()
+        if values.get(name) is not None and not _is_right(name, values[name])
+    }
     if values.get("rescale_offset") is True:
-        found.append("rescale_offset shifts pixels below 0")
+        found["rescale_offset"] = "rescale_offset=True, which shifts pixels below 0"
     return found
+
+
+def _is_right(name: str, value: Any) -> bool:
+    if name in ("image_mean", "image_std"):
+        return all(map(_is_number, _each(value)))
+    if name in ("size", "crop_size"):
+        return all(_is_number(side) and side >= 1 for side in _each(value))
+    if name in ("rescale_factor", "crop_pct"):
+        return _is_number(value) and value > 0
+    if name == "resample":
+        return _resampling(value) is not None
+    return isinstance(value, bool)
+
+
+def _resampling(value: Any) -> str | None:
+    """The filter of a number of Pillow's or of a name, also with its class; None for another."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return RESAMPLE.get(value)
+    name = str(value).rpartition(".")[2].strip().lower()
+    return RESAMPLE.get(int(name)) if name.isdecimal() else _FILTERS.get(name)
 
 
 def _each(value: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,6 +48,8 @@ class Reading:
 class Library(Protocol):
     """What a library's module here offers."""
 
+    RENAMES: Renames
+
     def problems(self, source: Any) -> list[str]:
         """Everything about the model that a `ViT` has not."""
         ...
@@ -79,11 +81,48 @@ def renamed(names: Iterable[str], renames: Renames) -> dict[str, str]:
 def parts_of(
     source: nn.Module, renames: Renames, *, unused: str = "(?!)"
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Copies of a module's tensors by role, and the keys matching `unused`, which stay behind."""
+    """Copies of a module's tensors by role, and the keys matching `unused`, which stay behind.
+
+    A Sequential that does no more than its one linear layer counts as that layer.
+    """
     tensors = source.state_dict()
     left = tuple(sorted(name for name in tensors if re.search(unused, name)))
-    roles = renamed((name for name in tensors if name not in left), renames)
+    straight = tuple(
+        (rf"^{re.escape(f'{path}.{inner}.')}", f"{path}.")
+        for path, module in source.named_modules()
+        if path and (inner := path_to_linear(module))
+    )
+    roles = renamed((name for name in tensors if name not in left), (*straight, *renames))
     return {role: tensors[name].detach().clone() for name, role in roles.items()}, left
+
+
+_LINEAR = re.compile(r"^blocks\.\d+\.(attention\.(qkv|q|k|v|out)|mlp\.fc[12])\.$")
+"""Roles of the linear layers of a block."""
+PUT_BACK = (
+    "If it is an adapter such as LoRA, merge it into the layer's weights first (with peft, model = "
+    "model.merge_and_unload()), or put the plain layer back"
+)
+
+
+def replaced_layers(source: nn.Module, renames: Renames) -> list[str]:
+    """Linear layers of blocks in whose place there is something else, with what to do."""
+    paths = [path for path, _ in source.named_modules()]
+    roles = renamed((f"{path}." for path in paths), renames)
+    found = []
+    for path, module in source.named_modules():
+        inner = path_to_linear(module)
+        if not _LINEAR.match(roles[f"{path}."]):
+            continue
+        layer: Any = module.get_submodule(inner) if inner else module
+        added = sorted(set(layer.state_dict()) - {"weight", "bias"})
+        if inner is None:
+            found.append(f"{path} is a {kind_of(module)}")
+        elif added:
+            found.append(f"{path} is a {kind_of(layer)} that has {', '.join(added[:3])} too")
+    if not found:
+        return []
+    shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return [f"{shown}, where a plain linear layer is expected. {PUT_BACK}"]
 
 
 def all_eps(source: nn.Module) -> list[float]:
@@ -151,7 +190,7 @@ def path_to_linear(module: object) -> str | None:
     if len(acting) != 1:
         return None
     inner = path_to_linear(acting[0][1])
-    return None if inner is None else f"{acting[0][0]}.{inner}"
+    return None if inner is None else f"{acting[0][0]}.{inner}".rstrip(".")
 
 
 def distinct(names: Iterable[Any]) -> tuple[str, ...]:
@@ -167,3 +206,20 @@ def distinct(names: Iterable[Any]) -> tuple[str, ...]:
         taken.add(label)
         found.append(label)
     return tuple(found)
+
+
+def names_by_index(labels: Any) -> tuple[str, ...] | None:
+    """Class names of a list, or of a dict from each class's index; None if classes lack one.
+
+    Keys of JSON are texts, in any order; a dict from names to indices tells the same.
+    """
+    if not isinstance(labels, Mapping):
+        return distinct(labels) if isinstance(labels, list | tuple) and labels else None
+    for pairs in (labels.items(), ((index, name) for name, index in labels.items())):
+        try:
+            named = {int(index): str(name) for index, name in pairs}
+        except (TypeError, ValueError):
+            continue
+        if named and sorted(named) == list(range(len(labels))):
+            return distinct(named[index] for index in range(len(labels)))
+    return None

@@ -8,6 +8,7 @@ from torch import nn
 from circuitvit.errors import CircuitError
 from circuitvit.plain_weights import layers_in_the_way
 from circuitvit.pretrained import huggingface, timm, torchvision
+from circuitvit.pretrained.reading import replaced_layers
 
 LIBRARIES = (timm, huggingface, torchvision)
 READABLE = (
@@ -71,7 +72,8 @@ def check_readable(module: nn.Module) -> None:
     Raises:
         CircuitError: it has parts that a `ViT` has not; every one is named.
     """
-    refuse(module, library_of(module).problems(module))
+    library = library_of(module)
+    refuse(module, [*library.problems(module), *replaced_layers(module, library.RENAMES)])
 
 
 def refuse(module: nn.Module, problems: list[str]) -> None:

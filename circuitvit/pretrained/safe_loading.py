@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch.torch_version import TorchVersion
 
 from circuitvit.errors import CircuitError, reason_of
+from circuitvit.records import recognised
 from circuitvit.tensor_files import read_tensors, recognized
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -31,6 +32,8 @@ _SAFE = (
     "is, with save_file(model.state_dict(), 'weights.safetensors') of safetensors.torch"
 )
 _MODELS = re.compile(r"^(torch\.nn\.modules|timm\.models|transformers\.models|torchvision\.models)")
+_LAYERS = ("torch.nn.modules.linear.", "torch.nn.modules.conv.", "torch.nn.modules.container.")
+"""Classes that files of whole models name: they keep their layers, and not only an activation."""
 
 
 def content_of(path: Path) -> tuple[Any, Mapping[str, str]]:
@@ -42,19 +45,30 @@ def content_of(path: Path) -> tuple[Any, Mapping[str, str]]:
     if not path.is_file():
         raise CircuitError(f"no checkpoint at {path}: there is no such file.")
     ending = path.suffix.lower()
-    if ending not in (*ENDINGS, ""):
-        numpy = " JAX's weights are read by timm.create_model(NAME, checkpoint_path=...): give " \
-            "that model." if ending == ".npz" else ""  # fmt: skip
-        raise CircuitError(f"{path} ends in {path.suffix!r}, expected one of {ENDINGS}.{numpy}")
     try:
         form, what = recognized(path)
-        if form == "other":
-            raise CircuitError(f"{path} is {what}.")
+        _check_kind(path, what if form == "other" else "", ending)
         if form == "safetensors" or (form == "unknown" and ending == ".safetensors"):
             return read_tensors(path)
     except (OSError, SafetensorError) as cause:
         raise CircuitError(f"{path} is cut short or no safetensors file ({cause}).") from cause
     return _loaded(path), {}
+
+
+def _check_kind(path: Path, what: str, ending: str) -> None:
+    """Refuse a file by what its first bytes say, if that is no weights, and by its ending."""
+    told = recognised(path) if what.endswith("JSON file") else None
+    if told is not None:
+        raise CircuitError(
+            f"{path} is {told}; load_vit reads models: give a model's folder, a file of weights "
+            f"({', '.join(ENDINGS)}) or a name such as 'timm:NAME'."
+        )
+    if ending not in (*ENDINGS, "") and not what.startswith("the index"):
+        numpy = " JAX's weights are read by timm.create_model(NAME, checkpoint_path=...): give " \
+            "that model." if ending == ".npz" else ""  # fmt: skip
+        raise CircuitError(f"{path} ends in {path.suffix!r}, expected one of {ENDINGS}.{numpy}")
+    if what:
+        raise CircuitError(f"{path} is {what}.")
 
 
 def _loaded(path: Path) -> Any:
@@ -72,8 +86,14 @@ def _loaded(path: Path) -> Any:
 
 def _reason(path: Path, cause: Exception) -> str:
     names = _blocked(path, cause)
-    if any(map(_MODELS.match, names)):
+    classes = [name for name in names if _MODELS.match(name)]
+    if any(name.startswith(_LAYERS) for name in classes):
         return f"holds a whole model with its code ({_few(names)}). {_SAFE}."
+    if classes:
+        return (
+            f"holds {_few(names)} beside weights or around them: a class is code, which is not "
+            f"read. Leave it out of the file. {_SAFE}."
+        )
     if names:
         return f"holds more than weights and plain values: {_few(names)}. {_SAFE}."
     text = str(cause)

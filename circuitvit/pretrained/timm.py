@@ -22,6 +22,7 @@ from circuitvit.pretrained.reading import (
     in_blocks,
     is_from,
     kind_of,
+    names_by_index,
     parts_of,
     path_to_linear,
 )
@@ -154,11 +155,7 @@ def resize(source: Any, image_size: int) -> None:
 
 def read(source: Any) -> Reading:
     """The model in our words."""
-    heads = [(name, path_to_linear(getattr(source, name, None))) for name in ("head", "head_dist")]
-    straight = tuple(
-        (rf"^{name}\.{re.escape(path)}", f"{name}.") for name, path in heads if path
-    )  # a Sequential's only layer
-    parts, unused = parts_of(source, (*straight, *RENAMES))
+    parts, unused = parts_of(source, RENAMES)
     blocks = list(source.blocks)
     after = not isinstance(source.fc_norm, nn.Identity)
     pooling = _pooling(source)
@@ -215,15 +212,29 @@ def preprocessing_from(known: Mapping[str, Any]) -> Preprocessing | None:
     if not known:
         return None
     interpolation = str(known.get("interpolation") or "bicubic")
-    names = known.get("label_names") or ()
     return Preprocessing(
         mean=_numbers(known.get("mean"), _MEAN),
         std=_numbers(known.get("std"), _STD),
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",  # pyright: ignore[reportArgumentType]
         resize="squash" if known.get("crop_mode") == "squash" else "shortest",
         crop=min(1.0, float(known.get("crop_pct") or _CROP)),
-        class_names=distinct(names) if names else None,
+        class_names=names_in(known),
     )
+
+
+def names_in(known: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a `pretrained_cfg`; of WordNet's numbers the first of their words."""
+    names = names_by_index(_labels(known))
+    told = known.get("label_descriptions")
+    if not names or not isinstance(told, Mapping):
+        return names
+    if not all(_SYNSET.match(name) and name in told for name in names):
+        return names
+    return distinct(str(told[name]).partition(",")[0] for name in names)
+
+
+def _labels(known: Mapping[str, Any]) -> Any:
+    return known.get("label_names") or known.get("labels")  # as older files have it
 
 
 def odd_fields(known: Mapping[str, Any]) -> list[str]:
@@ -237,6 +248,8 @@ def odd_fields(known: Mapping[str, Any]) -> list[str]:
         f"crop_mode {mode!r} of its pretrained_cfg is not known, 'center' is taken": (
             mode not in ("center", "squash")
         ),
+        "label_names of its pretrained_cfg don't name each class by its index, no names are "
+        "taken": bool(_labels(known)) and names_in(known) is None,
         f"crop_pct {crop} of its pretrained_cfg pads pictures, 1.0 is taken": float(crop) > 1,
     }
     return [text for text, is_so in found.items() if is_so]
@@ -249,6 +262,7 @@ def _numbers(values: Any, default: tuple[float, ...]) -> tuple[float, ...]:
 
 
 LOOK = "Give preprocessing=cv.Preprocessing(...) to load_vit if that is not meant."
+_SYNSET = re.compile(r"n\d{8}$")
 _INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 _MEAN, _STD, _CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875
 """Of timm's `resolve_data_config`."""

@@ -34,15 +34,15 @@ def said_by(wrapper: Any) -> Said:
     An image processor beside it comes first, as in transformers; then `pretrained_cfg` of its
     config; then timm's defaults for the architecture, which are a guess.
     """
-    names = class_names(wrapper.config)
+    names = _names(wrapper.config)
     processor = processor_of(home_of(wrapper))
     if processor.seen is not None:
         seen = replace(processor.seen, class_names=names)
         return Said(seen, processor.notes, processor.guessed)
     known = getattr(wrapper.config, "pretrained_cfg", None)
     if isinstance(known, Mapping) and known:
-        seen = timm.preprocessing_from({**known, "label_names": None})
-        odd = tuple(timm.odd_fields(known))
+        seen = timm.preprocessing_from(known)
+        odd = tuple(timm.odd_fields({**known, "label_names": None} if names else known))
         guessed = (f"{'; '.join(odd)}. {timm.LOOK}",) if odd else ()
         assert seen is not None
         return Said(replace(seen, class_names=names), (*processor.notes, *odd), guessed)
@@ -55,3 +55,15 @@ def said_by(wrapper: Any) -> Said:
     )
     guessed = (f"{note}. {timm.LOOK}",) if names is not None else ()
     return Said(replace(seen, class_names=names), (*processor.notes, note), guessed)
+
+
+def _names(config: Any) -> tuple[str, ...] | None:
+    """Class names, of the config or, where that only counts, of its `pretrained_cfg`.
+
+    Of `label_names` that are a dict transformers takes the keys for the names.
+    """
+    labels, known = getattr(config, "label_names", None), getattr(config, "pretrained_cfg", None)
+    if isinstance(labels, Mapping) and labels:
+        return timm.names_in({"label_names": labels})
+    inside = timm.names_in(known) if isinstance(known, Mapping) else None
+    return class_names(config) or inside

@@ -3,7 +3,6 @@
 Dosovitskiy et al. 2021 (ViT); Singh et al. 2022 (SWAG weights).
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -102,9 +101,7 @@ def resize(source: Any, image_size: int) -> None:
 
 def read(source: Any) -> Reading:
     """The model in our words."""
-    path = path_to_linear(source.heads)
-    straight = ((rf"^heads\.{re.escape(path)}", "head."),) if path else ()
-    parts, unused = parts_of(source, (*straight, *RENAMES))
+    parts, unused = parts_of(source, RENAMES)
     blocks = list(source.encoder.layers)
     return Reading(
         source=f"torchvision {type(source).__name__}",

@@ -59,6 +59,7 @@ def write_folder(
     target = Path(folder)
     _check_target(target, to)
     ours = copy.deepcopy(check_vit(vit)).to(device="cpu", dtype=dtype).eval()
+    ours.preprocessing = ours.fitting_preprocessing()
     module = to_timm(ours) if to == "timm" else to_transformers(ours)
     if to == "timm" and architecture_of(ours.config) is None:
         raise CircuitError(
@@ -107,7 +108,7 @@ def _clear(target: Path) -> None:
 
 
 def _write_timm(vit: ViT, module: nn.Module, folder: Path) -> None:
-    config = pretrained_cfg_of(vit)
+    config = pretrained_cfg_of(vit, vit.fitting_preprocessing())
     names = config.pop("label_names", None)
     options = options_of(vit.config)
     values: dict[str, Any] = {
