@@ -1,6 +1,6 @@
 """Claim: ACDC costs hundredths of a dense forward an edge, EAP about two passes, both exactly.
 
-Command   python experiments/bench_discovery.py cifar deit_s vit_b [--data ../shared]
+Command   python experiments/bench_discovery.py cifar deit_s vit_b [--shared ../shared]
 Hardware  2 CPU cores, 24 GiB
 Minutes   cifar 2, deit_s 3 with --tau 0.0013, vit_b 70 on one core with --tau 0.0004 (more
           without --tau: it is then bisected)
