@@ -170,7 +170,7 @@ def _opset_problems(opset: object, kind: str) -> Iterator[str]:
     if isinstance(opset, bool) or not isinstance(opset, int) or opset < 1:
         yield f"opset is {opset!r}, expected a whole number such as 18"
     elif kind != "onnx":
-        yield f"opset={opset} is of ONNX; leave it out, or give to='onnx'"
+        yield f"opset={opset} applies to ONNX files only; leave it out, or give to='onnx'"
 
 
 def _missing_packages() -> Iterator[str]:

@@ -268,7 +268,7 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["export", "model", "x.onnx", "--to", "pt2"], "but to is 'pt2'"),
         (["export", "model", "model/config.json/x.pt2"], "cannot write model/config.json/x.pt2"),
         (["export", "model", "x.onnx", "--opset", "7"], "can't write this model with opset 7"),
-        (["export", "model", "x.pt2", "--opset", "18"], "opset=18 is of ONNX"),
+        (["export", "model", "x.pt2", "--opset", "18"], "opset=18 applies to ONNX files only"),
         (["export", "model", "x.onnx", "--dtype", "bfloat16"], "no ViT in torch.bfloat16"),
     ],
 )

@@ -197,8 +197,16 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path, as_users_call):
         ((vit, "m.onnx"), {"opset": "18"}, "opset is '18', expected a whole number"),
         ((vit, "m.onnx"), {"opset": True}, "opset is True, expected a whole number"),
         ((vit, "m.onnx"), {"opset": 0}, "opset is 0, expected a whole number"),
-        ((vit, "m.pt2"), {"opset": 18}, "opset=18 is of ONNX; leave it out, or give to='onnx'"),
-        ((vit, "m"), {"opset": 18, "to": "timm"}, "opset=18 is of ONNX; leave it out"),
+        (
+            (vit, "m.pt2"),
+            {"opset": 18},
+            "opset=18 applies to ONNX files only; leave it out, or give to='onnx'",
+        ),
+        (
+            (vit, "m"),
+            {"opset": 18, "to": "timm"},
+            "opset=18 applies to ONNX files only; leave it out",
+        ),
         ((None, "m.tflite"), {}, r"expected '.onnx' or '.pt2'.*; the model is a NoneType"),
     ):
         with pytest.raises(cv.CircuitError, match=message):

@@ -124,7 +124,7 @@ def test_images_of_floats_are_scaled_from_their_range_and_refused_beyond_it(tmp_
     flat = {round(float(i[0, 0, 0]), 4) for i in images if float(i.std()) == 0}
     assert flat == {-1.0, 0.5, 1.0}
     with pytest.raises(
-        CircuitError, match=r"pixel_range is \(3, 3\), expected the values of black"
+        CircuitError, match=r"pixel_range is \(3, 3\), expected two numbers, black below white"
     ):
         load_splits(str(folder), pixel_range=(3, 3))
 

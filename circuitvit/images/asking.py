@@ -134,7 +134,7 @@ def _range_problems(pixel_range: Any) -> Iterator[str]:
         or not -math.inf < pair[0] < pair[1] < math.inf
     ):
         yield (
-            f"pixel_range is {pixel_range!r}, expected the values of black and of white, such as "
+            f"pixel_range is {pixel_range!r}, expected two numbers, black below white, such as "
             "(0, 65535)"
         )
 
