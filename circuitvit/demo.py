@@ -21,9 +21,10 @@ from circuitvit.config import ViTConfig
 from circuitvit.discover import acdc, eap
 from circuitvit.edge_graph import units_of
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_json, write_text
+from circuitvit.files import check_folder_writable, write_text, writing_folder
 from circuitvit.images import Pairs, Splits, load_splits
 from circuitvit.measure import Report, accuracy, faithfulness, macs, measure
+from circuitvit.records import REPORT
 from circuitvit.train import Recipe, train
 from circuitvit.vit import ViT
 
@@ -55,7 +56,7 @@ class Demo:
 
     def save(self, folder: Path) -> None:
         """Write report.json, report.md, circuit.json and graph.html."""
-        write_json(folder / "report.json", {"summary": self.summary, **self.report.as_dict()})
+        REPORT.write(folder / "report.json", {"summary": self.summary, **self.report.as_dict()})
         write_text(folder / "report.md", as_markdown(self.report, self.summary))
         self.circuit.save(folder / "circuit.json")
         self.circuit.to_html(folder / "graph.html", title="Handwritten digits: the ACDC circuit")
@@ -77,7 +78,8 @@ def demo(
         epochs: of both trainings.
         say: told what happens.
     """
-    start, out = time.perf_counter(), Path(folder)
+    start = time.perf_counter()
+    check_folder_writable(folder)
     splits, recipe = load_splits("digits", seed=seed), Recipe(epochs=epochs, seed=seed)
     sizes = [len(part) for part in (splits.train, splits.validation, splits.test)]
     say(f"Handwritten digits: {sizes[0]} to train on, {sizes[1]} to choose on, {sizes[2]} to test.")
@@ -113,13 +115,15 @@ def demo(
         "seconds": round(time.perf_counter() - start, 1),
     }
     result = Demo(circuit, report, summary)
-    result.save(out)
-    for name, model in (("dense", dense), ("compiled", compiled), ("retrained", retrained)):
-        model.save_pretrained(out / name)
-    write_card(
-        out / "compiled", compiled, dense=dense, circuit=circuit, ablation=ABLATION, report=report,
-        data="digits, test split", command=f"circuitvit demo --seed {seed} --epochs {epochs}",
-    )  # fmt: skip
+    with writing_folder(folder) as out:
+        result.save(out)
+        for name, model in (("dense", dense), ("compiled", compiled), ("retrained", retrained)):
+            model.save_pretrained(out / name)
+        write_card(
+            out / "compiled", compiled, dense=dense, circuit=circuit, ablation=ABLATION,
+            report=report, data="digits, test split",
+            command=f"circuitvit demo --seed {seed} --epochs {epochs}",
+        )  # fmt: skip
     return result
 
 

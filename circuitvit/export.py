@@ -4,6 +4,7 @@ A copy of the model is traced on the CPU with a batch of any size. What was writ
 onnxruntime and all, and compared with the model before it takes its place.
 """
 
+import io
 import json
 import logging
 import os
@@ -210,8 +211,9 @@ def _traced(model: nn.Module, images: Tensor) -> ExportedProgram:
 
 
 def _write_pt2(program: ExportedProgram, beside: Path, metadata: dict[str, str]) -> None:
-    with beside.open("wb") as file:
-        torch.export.save(program, file, extra_files=metadata)
+    made = io.BytesIO()  # torch's writer ends the process when it can't write to a file
+    torch.export.save(program, made, extra_files=metadata)
+    beside.write_bytes(made.getbuffer())
 
 
 def _metadata(model: Any) -> dict[str, str]:

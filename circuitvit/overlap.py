@@ -17,7 +17,7 @@ import numpy as np
 from circuitvit.circuit import Circuit, Provenance, same_edge_set
 from circuitvit.edge_graph import edge_names_of, units_of
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text
+from circuitvit.files import write_text, writing_folder
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import heatmap
@@ -226,11 +226,11 @@ class Overlap:
         Raises:
             CircuitError: they can't be written.
         """
-        place = Path(folder)
-        OVERLAP.write(place / "overlap.json", self.as_dict())
-        write_text(place / "overlap.md", self.markdown())
-        chart_page(place / "overlap.html", self.figure())
-        return place
+        with writing_folder(folder) as beside:
+            OVERLAP.write(beside / "overlap.json", self.as_dict())
+            write_text(beside / "overlap.md", self.markdown())
+            chart_page(beside / "overlap.html", self.figure())
+        return Path(folder)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Overlap":

@@ -8,8 +8,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from circuitvit.files import write_text
-
 README = "README.md"
 FINGERPRINT = "model_fingerprint"
 
@@ -23,29 +21,18 @@ def read_card(folder: Path) -> str | None:
     return text if _fingerprint_in(text) else None
 
 
-def settle_card(folder: Path, card: str | None, fingerprint: Callable[[], str]) -> str | None:
-    """Let a folder into which weights were saved have a card of these weights, or none.
+def fitting_card(here: str | None, card: str | None, fingerprint: Callable[[], str]) -> str | None:
+    """The card that belongs to weights which are saved into a folder, if there is one.
 
     Args:
-        folder: where the weights are. A README that is no card of circuitvit is left alone.
-        card: the card that came with the weights, written if it still tells of them.
+        here: the card in the folder.
+        card: the card that came with the weights.
         fingerprint: gives that of the weights; called only where there is a card.
-
-    Returns:
-        The text of the card that belongs to these weights, whether or not it was here already.
     """
-    here = read_card(folder)
     if here is None and card is None:
         return None
     own = fingerprint()
-    if here is not None and _fingerprint_in(here) == own:
-        return here
-    fits = card if card is not None and _fingerprint_in(card) == own else None
-    if here is not None:
-        (folder / README).unlink()
-    if fits is not None and not (folder / README).exists():
-        write_text(folder / README, fits)
-    return fits
+    return next((c for c in (here, card) if c is not None and _fingerprint_in(c) == own), None)
 
 
 def _fingerprint_in(card: str) -> str | None:

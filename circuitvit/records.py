@@ -1,20 +1,21 @@
 """Results as JSON files: how they are marked, read, checked and told apart.
 
 A record is a JSON object with its kind (`format`), the version of that kind (`schema`) and its
-fields. Those of sealed kinds carry a checksum too. `circuitvit.restoring` makes values of them.
+fields, and a checksum of these. `circuitvit.restoring` makes values of them.
 """
 
 import codecs
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import plain_json, read_json, write_json
+from circuitvit.files import plain_json, read_json, settle, write_json
+from circuitvit.files.reading import parsed
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Kind:
         again: how to come by another file.
         schema: the version that this circuitvit writes and reads.
         short: its name before the word `schema`, where `named` is long.
-        sealed: whether its files carry a checksum.
+        sealed: whether its files always had a checksum; those of other kinds came to it later.
         file: its file's name, where `save` writes a folder.
         fields: what files of before there were marks are known by.
     """
@@ -68,8 +69,6 @@ class Kind:
         Raises:
             CircuitError: the file can't be written, or a value is none of JSON's.
         """
-        if not self.sealed:
-            return write_json(path, self.marked(fields))
         body = plain_json(self.marked(fields))
         return write_json(path, {**body, "checksum": checksum(body)})
 
@@ -80,7 +79,22 @@ class Kind:
             CircuitError: the file is missing, cut short, altered, of another kind or of a newer
                 version.
         """
+        fields, check = self.opened(path)
+        check(())
+        return fields
+
+    def opened(
+        self, path: str | os.PathLike[str]
+    ) -> tuple[dict[str, Any], Callable[[Collection[str]], None]]:
+        """Read a record's fields, and what checks them: called with the fields not understood.
+
+        Where nothing but fields that this version doesn't know was added, the rest is as it was.
+
+        Raises:
+            CircuitError: as `read` does, and the check does where fields were altered.
+        """
         source = self.place(path)
+        settle(source.parent)
         body = self._json(source)
         if kind_of(body) is not self:
             told = recognised(source)
@@ -93,12 +107,20 @@ class Kind:
                 f"{source} has {self.short or self.noun} schema {body.get('schema')!r}, this "
                 f"version reads {self.schema}. Update circuitvit, or {self.again}."
             )
-        if self.sealed and body.pop("checksum", None) != checksum(body):
-            raise CircuitError(
-                f"{source} was altered after it was saved: its checksum does not match. "
-                "Take the file from its source again."
-            )
-        return {name: value for name, value in body.items() if name not in ("format", "schema")}
+        seal = body.pop("checksum", None)
+        marked = self.marked(body)
+
+        def check(surplus: Collection[str]) -> None:
+            if seal is None and not self.sealed:  # of a version that wrote none
+                return
+            added = () if self.sealed else surplus
+            if seal not in (checksum(marked), checksum(without(marked, added))):
+                raise CircuitError(
+                    f"{source} was altered after it was saved: its checksum does not match. "
+                    "Take the file from its source again."
+                )
+
+        return {n: value for n, value in body.items() if n not in ("format", "schema")}, check
 
     def _json(self, source: Path) -> Any:
         try:
@@ -177,6 +199,7 @@ _SAFETENSORS = {
     "circuitvit.training": "a checkpoint of a training, which circuitvit.train(…, folder=) reads",
 }
 _MODEL = "the folder of a model, which circuitvit.load_vit reads"
+_LONGEST_HEADER = 10**8  # as safetensors itself has it
 _FIRST_BYTES = {
     b"PK\x03\x04": "a zip archive, such as PyTorch writes",
     b"\x89PNG": "a picture",
@@ -189,6 +212,20 @@ def checksum(body: Mapping[str, Any]) -> str:
     """The SHA-256 of plain JSON values, in hexadecimal digits."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without(value: Any, places: Collection[str]) -> Any:
+    """Plain JSON values without some fields, which are named as `lines[0].colour`."""
+
+    def kept(value: Any, where: str) -> Any:
+        if isinstance(value, list):
+            return [kept(item, f"{where}[{place}]") for place, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        inside = {name: f"{where}.{name}" if where else name for name in value}
+        return {n: kept(v, inside[n]) for n, v in value.items() if inside[n] not in places}
+
+    return kept(value, "") if places else value
 
 
 def kind_of(body: object) -> Kind | None:
@@ -206,18 +243,20 @@ def recognised(path: str | os.PathLike[str]) -> str | None:
     try:
         if source.is_dir():
             return _folder(source)
+        if not source.is_file():
+            return None
         with source.open("rb") as file:
             start = file.read(512)
             size = int.from_bytes(start[:8], "little")
             file.seek(8)
             is_whole = start[8:9] == b"{" and size <= source.stat().st_size - 8
-            header = file.read(size) if is_whole else b""
+            header = file.read(size) if is_whole and size <= _LONGEST_HEADER else b""
         if header:
-            return _weights(json.loads(header))
+            return _weights(parsed(header))
         beginning = start.removeprefix(codecs.BOM_UTF8).lstrip()
         if beginning[:1] in (b"{", b"["):
-            return _record(json.loads(source.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, RecursionError):
+            return _record(read_json(source, what="record"))
+    except (OSError, ValueError):
         return None
     return next((told for first, told in _FIRST_BYTES.items() if beginning.startswith(first)), None)
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,19 +13,27 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError, warn
-from circuitvit.files import read_json, replacing, unwritable_cache, write_json
-from circuitvit.plain_weights import computed_weights, few, layers_in_the_way, to_own_memory
+from circuitvit.files import (
+    read_json,
+    settle,
+    unwritable_cache,
+    write_json,
+    write_text,
+    writing_folder,
+)
+from circuitvit.plain_weights import computed_weights, few, layers_in_the_way
 from circuitvit.preprocessing import Preprocessing, fitting
-from circuitvit.readme import read_card, settle_card
-from circuitvit.tensor_files import AnotherKindError, read_tensors
+from circuitvit.readme import README, fitting_card, read_card
+from circuitvit.tensor_files import AnotherKindError, read_tensors, told_in, write_tensors
 from circuitvit.torch_modes import in_default_modes, ordinary
 
 CONFIG_KEY = "circuitvit.config"
+SEEN_KEY = "circuitvit.preprocessing"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREPROCESSING = "preprocessing"
 
 NAMES_OF_HEAD = (
@@ -120,9 +130,10 @@ class SavedModel(
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **hub: Any
     ) -> str | None:
-        """Write `model.safetensors` and `config.json` into a folder, each in one step.
+        """Write `model.safetensors` and `config.json` into a folder, both in one step.
 
         A model card stays beside the weights, here and on the hub, as long as it tells of them.
+        Other files in the folder stay as they are.
 
         Args:
             save_directory: the folder; made if need be.
@@ -140,15 +151,18 @@ class SavedModel(
         self.check_parts()
         folder, config = Path(save_directory), self.shape_as_dict()
         seen = self.fitting_preprocessing()
-        weights = to_own_memory(self.state_dict())
-        metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
-        with replacing(folder / "model.safetensors") as beside:
-            save_file(weights, beside, metadata=metadata)
-        write_json(
-            folder / "config.json", config | ({PREPROCESSING: seen.as_dict()} if seen else {})
-        )
+        values = config | ({PREPROCESSING: seen.as_dict()} if seen else {})
         given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
-        card = settle_card(folder, given, self.fingerprint)
+        metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
+        metadata[SEEN_KEY] = json.dumps(values.get(PREPROCESSING))
+        here = read_card(folder)
+        card = fitting_card(here, given, self.fingerprint)
+        owned = [WEIGHTS, CONFIG, *([README] if here else [])]
+        with writing_folder(folder, owned=owned) as beside:
+            write_tensors(beside / WEIGHTS, self.state_dict(), metadata)
+            write_json(beside / CONFIG, values)
+            if card is not None and (here or not (folder / README).exists()):
+                write_text(beside / README, card)
         return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
 
     def fitting_preprocessing(self) -> Preprocessing | None:
@@ -190,29 +204,33 @@ class SavedModel(
         source = Path(folder)
         if not source.is_dir():
             source = _downloaded(str(folder), hub)
-        shape = read_json(source / "config.json", what="model config")
+        settle(source)
+        values = read_json(source / CONFIG, what="model config")
+        shape = dict(values) if isinstance(values, dict) else values
         seen = shape.pop(PREPROCESSING, None) if isinstance(shape, dict) else None
         with torch.device("meta"):  # draws nothing, and needs no memory
             model = cls.of_shape(shape)
-        path = source / "model.safetensors"
+        path = source / WEIGHTS
         try:
             weights, metadata = read_tensors(path, device=device)
+            written, seen_then = told_in(metadata, CONFIG_KEY), told_in(metadata, SEEN_KEY)
         except AnotherKindError as cause:
             raise CircuitError(f"{path} can't be read: {cause}.") from cause
-        except (OSError, SafetensorError) as cause:
+        except (OSError, SafetensorError, ValueError) as cause:
             raise CircuitError(
                 f"{path} is missing or cut short ({cause}). Save the model again, or get the file "
                 "again from where it came."
             ) from cause
-        written = metadata.get(CONFIG_KEY)
         model.take_over(weights, source=str(source))
-        if written is not None and _unlike(model, json.loads(written)):
-            raise CircuitError(
-                f"{source / 'config.json'} is not the config that {path.name} was saved with: a "
-                "save was interrupted, or a file was edited. Save the model again."
-            )
+        other = written is not None and _unlike(model, written)
         known = None if seen is None else Preprocessing.from_dict(seen)
         model.preprocessing, gone = fitting(known, classes=model.config.classes)
+        if other or (SEEN_KEY in metadata and not _same(model.preprocessing, seen_then, gone)):
+            raise CircuitError(
+                f"{source / CONFIG} is not the config that {path.name} was saved with: it was "
+                "edited, damaged or taken from another model. Put back the file that was saved; to "
+                "change class names or mean, load the model, assign vit.preprocessing and save it."
+            )
         for note in gone:
             warn(f"{source}: {note}. {NAMES_OF_HEAD}")
         model.card = read_card(source)
@@ -300,6 +318,14 @@ def _other_weights(model: SavedModel, wanted: dict[str, tuple[int, ...]]) -> lis
 def _unlike(model: SavedModel, shape: Any) -> bool:
     with torch.device("meta"):
         return type(model).of_shape(shape).shape_as_dict() != model.shape_as_dict()
+
+
+def _same(seen: Preprocessing | None, saved: Any, gone: Sequence[str]) -> bool:
+    """Whether preprocessing is what was saved, but for class names that were left out by name."""
+    then = None if saved is None else Preprocessing.from_dict(saved)
+    if gone and then is not None:
+        then = replace(then, class_names=None)
+    return seen == then
 
 
 def _downloaded(name: str, hub: dict[str, Any]) -> Path:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from test_train import blobs, make_vit, same_weights, timeless
 
 import circuitvit as cv
+from circuitvit import tensor_files
 from circuitvit.errors import CircuitError
 from circuitvit.train import Recipe, distillation, training
 from circuitvit.train.checkpoint import Checkpoint
@@ -60,9 +61,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path, killed_after, m
 
 
 def test_a_run_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    from circuitvit.train import checkpoint
-
-    recipe, save = Recipe(epochs=3, batch=16), checkpoint.save_file
+    recipe, save = Recipe(epochs=3, batch=16), tensor_files.save_file
     calls = iter(range(1, 100))
 
     def dying(tensors, path, metadata):
@@ -71,7 +70,7 @@ def test_a_run_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path, monk
             path.write_bytes(path.read_bytes()[:100])
             raise Killed
 
-    monkeypatch.setattr(checkpoint, "save_file", dying)
+    monkeypatch.setattr(tensor_files, "save_file", dying)
     with pytest.raises(Killed):
         cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
@@ -183,9 +182,7 @@ def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoi
     ],
 )
 def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_to_do(tmp_path, monkeypatch, cause):
-    from circuitvit.train import checkpoint
-
-    recipe, save = Recipe(epochs=3, batch=16, ema_decay=0.5), checkpoint.save_file
+    recipe, save = Recipe(epochs=3, batch=16, ema_decay=0.5), tensor_files.save_file
     calls = iter(range(1, 100))
 
     def full(tensors, path, metadata):
@@ -196,8 +193,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_to_do(tmp_path, m
 
     whole = cv.train(make_vit(), blobs(), blobs(), recipe)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
-        told = r"after epoch 2 .*No space left.*epoch 1 is left.*Make room.*run the same again"
+        patch.setattr(tensor_files, "save_file", full)
+        told = r"No space left.*after epoch 2.*epoch 1 is left.*Make room.*run the same again"
         with pytest.raises(CircuitError, match=told):
             cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]

@@ -10,6 +10,7 @@ from models import random_images, random_vit, shape
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs
+from circuitvit.records import SEARCH
 
 NAMES = ("cat", "dog", "a/b", "Cat")
 
@@ -218,8 +219,8 @@ def test_a_killed_acdc_goes_on_from_its_notes(tmp_path):
     pairs = Pairs.by_class(IMAGES, clean="dog", count=5)
     notes = tmp_path / "b" / "dog" / "search.json"
     cv.acdc(VIT, pairs, tau=0.05, resume=notes)
-    body = json.loads(notes.read_text())
-    notes.write_text(json.dumps({**body, "measured": body["measured"][:10]}))
+    body = SEARCH.read(notes)
+    SEARCH.write(notes, {**body, "measured": body["measured"][:10]})
     again = cv.class_circuits(VIT, IMAGES, resume=tmp_path / "b", **options)
     assert again["dog"] == found["dog"]
     assert not notes.exists()

@@ -260,28 +260,32 @@ def test_nothing_of_an_earlier_export_stays_beside_a_later_one(to, tmp_path):
 
 @pytest.mark.parametrize("to", ["timm", "transformers"])
 @torch.no_grad()
-def test_a_kill_while_files_take_their_place_leaves_nothing_that_loads(to, tmp_path, monkeypatch):
+def test_a_kill_while_files_take_their_place_leaves_the_old_or_the_new(to, tmp_path, monkeypatch):
+    """Beside a file of someone else, files are moved one by one; ours are finished when loaded."""
     old, new = a_vit({}), random_vit(shape(), seed=5, dtype=torch.float32)
-    x, killed = random_images(old, 3), 0
-    for kill_at in range(20):
+    x, killed, kept = random_images(old, 3), 0, set()
+    for kill_at in range(30):
         folder = tmp_path / f"killed {kill_at}"
         cv.export(old, folder, to=to)
+        (folder / "notes.txt").write_text("mine")
         with monkeypatch.context() as patch:
             kill_in(patch, folder, kill_at)
             try:
                 cv.export(new, folder, to=to)
             except KeyboardInterrupt:
                 killed += 1
-        if (folder / "config.json").exists():
-            vit = cv.load_vit(folder)
-            expected = new if killed <= kill_at else old
-            assert (vit(x) - expected(x)).abs().max() < 1e-5
-            assert vit.preprocessing == expected.preprocessing
+        vit = cv.load_vit(folder)
+        each = {name: float((vit(x) - each(x)).abs().max()) < 1e-5 for name, each in (("old", old), ("new", new))}  # fmt: skip
+        [which] = [name for name, same in each.items() if same]
+        kept.add(which)
+        assert vit.preprocessing == {"old": old, "new": new}[which].preprocessing
         cv.export(new, folder, to=to)
         assert (cv.load_vit(folder)(x) - new(x)).abs().max() < 1e-5
+        assert (folder / "notes.txt").read_text() == "mine"
         if killed <= kill_at:
             break
     assert killed >= 3
+    assert kept == {"old", "new"}
 
 
 def kill_in(patch, folder, kill_at):
@@ -297,7 +301,7 @@ def kill_in(patch, folder, kill_at):
 
         return acted
 
-    for name in ("replace", "unlink"):
+    for name in ("rename", "replace", "unlink"):
         patch.setattr(Path, name, interrupted(getattr(Path, name)))
 
 

@@ -19,6 +19,7 @@ import circuitvit as cv
 from circuitvit.discover import resume
 from circuitvit.discover.state import Speedups
 from circuitvit.files import read_json, write_json
+from circuitvit.records import SEARCH
 
 module = import_module("circuitvit.discover.acdc")
 LEVELS = ("edge", "node", "block")
@@ -219,8 +220,18 @@ def test_a_record_that_was_tampered_with_is_refused(damage, tmp_path):
     vit, pairs, options = question()
     path = tmp_path / "search.json"
     cv.acdc(vit, pairs, resume=path, **options)
-    write_json(path, {**json.loads(path.read_text()), **damage})
+    SEARCH.write(path, {**SEARCH.read(path), **damage})
     with pytest.raises(cv.CircuitError, match=r"damaged or altered"):
+        cv.acdc(vit, pairs, resume=path, **options)
+
+
+def test_a_record_whose_numbers_were_altered_is_refused(tmp_path):
+    vit, pairs, options = question()
+    path = tmp_path / "search.json"
+    cv.acdc(vit, pairs, resume=path, **options)
+    body = json.loads(path.read_text())
+    write_json(path, {**body, "measured": [value + 1e-9 for value in body["measured"]]})
+    with pytest.raises(cv.CircuitError, match="altered after it was saved"):
         cv.acdc(vit, pairs, resume=path, **options)
 
 

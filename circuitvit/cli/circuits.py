@@ -8,6 +8,7 @@ import typer
 from circuitvit.cli.app import app, show
 from circuitvit.cli.options import Ablation, Images, Model, takes_images
 from circuitvit.errors import CircuitError
+from circuitvit.files import check_folder_writable, check_writable
 
 OnlyRight = Annotated[
     bool, typer.Option("--only-right", help="Draw only images that the model gets right.")
@@ -56,6 +57,8 @@ def discover(
     import circuitvit as cv
 
     _check_method(method, tau, edges, resume)
+    for path in (out, *([resume] if resume else [])):
+        check_writable(path)
     vit = cv.load_vit(model)
     train, seed = images.splits(vit).train, images.seed
     chosen = cv.Pairs.by_class(
@@ -125,6 +128,7 @@ def class_circuits(
     """
     import circuitvit as cv
 
+    check_folder_writable(out)
     wanted = _wanted(only or [], clean or [], corrupt or [])
     vit = cv.load_vit(model)
     train = images.splits(vit).train
@@ -159,5 +163,6 @@ def draw(
     """Draw a circuit as an interactive page that works offline."""
     import circuitvit as cv
 
+    check_writable(out)
     cv.Circuit.load(circuit).to_html(out, title=title)
     typer.echo(f"Wrote {out}.")

@@ -10,7 +10,7 @@ import typer
 from circuitvit.cli.app import app, show
 from circuitvit.cli.options import Images, takes_images
 from circuitvit.errors import CircuitError
-from circuitvit.files import read_json
+from circuitvit.files import check_folder_writable, read_json
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -47,6 +47,8 @@ def evaluate(
     """Accuracy, calibration, cost and latency of models side by side, and which to deploy."""
     import circuitvit as cv
 
+    if out is not None:
+        check_folder_writable(out)
     sources = [*(model_paths or ()), *(models or ())]
     met = [str(folder) for folder in _found_below(auto_find)] if auto_find else []
     every = zip(*_named([*sources, *met], baseline), strict=True)
@@ -121,7 +123,7 @@ def _is_hidden(path: Path) -> bool:
 def _is_model(folder: Path) -> bool:
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         return False
-    return isinstance(read_json(folder / "config.json", what="model config"), dict)
+    return isinstance(read_json(folder / "config.json", what="model config", finite=False), dict)
 
 
 def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], list[str]]:

@@ -19,11 +19,14 @@ from circuitvit.cli.options import (
     takes_images,
 )
 from circuitvit.errors import CircuitError
+from circuitvit.files import check_folder_writable, check_writable, writing_folder
 
 if TYPE_CHECKING:
     from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import Examination
 
+_COMPILED = ("model.safetensors", "config.json", "README.md", "costs.json", "savings.*")
+"""What `compile` writes; what is there of a model compiled before goes."""
 CARD_ROUNDS = 7
 """How often `compile` times the models for the card; `evaluate` does it more often."""
 
@@ -76,6 +79,8 @@ def inspect(
 
     if out is not None and out.resolve() == Path(model).resolve():
         raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
+    if out is not None:
+        check_folder_writable(out)
     loading: Any = {
         "heads": heads, "checkpoint": checkpoint, "image_size": image_size, "weights": weights,
     }  # fmt: skip
@@ -199,6 +204,7 @@ def compile(  # noqa: A001
 
     if out.resolve() == Path(model).resolve():
         raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
+    check_folder_writable(out)
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
     needs_images = (card and not fresh) or ablation is Constant.mean
     splits, seed = images.splits(vit) if needs_images else None, images.seed
@@ -211,24 +217,24 @@ def compile(  # noqa: A001
         seed=seed, target_latency=target_latency, target_macs=target_macs,
         target_parameters=target_parameters, costs=costs,
     )  # fmt: skip
-    small.save_pretrained(out)
-    report = None
+    report, savings = None, None
     if splits and card and not fresh:
         pair, test = {"dense": vit, "compiled": small}, splits.test
         report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
-    for stale in ("costs.json", "savings.json", "savings.md"):  # of a model compiled before
-        (out / stale).unlink(missing_ok=True)
-    if costs is not None:
-        costs.save(out / "costs.json")
-        savings = cv.savings(vit, small, costs)
-        savings.save(out)
+    with writing_folder(out, owned=_COMPILED) as beside:
+        small.save_pretrained(beside)
+        if costs is not None:
+            costs.save(beside / "costs.json")
+            savings = cv.savings(vit, small, costs)
+            savings.save(beside)
+        if report is not None:
+            cv.write_card(
+                beside, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
+                data=f"{images.source(vit)}, test split",
+                command=shlex.join(["circuitvit", *sys.argv[1:]]),
+            )  # fmt: skip
+    if savings is not None:
         show(savings.table())
-    if report is not None:
-        cv.write_card(
-            out, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
-            data=f"{images.source(vit)}, test split",
-            command=shlex.join(["circuitvit", *sys.argv[1:]]),
-        )  # fmt: skip
     if level is CompileLevel.edge:
         typer.echo(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
@@ -261,6 +267,10 @@ def export(
     import circuitvit as cv
     from circuitvit.pretrained import load_saved
 
+    if to is None or to.value in ("onnx", "pt2"):
+        check_writable(out)
+    else:
+        check_folder_writable(out)
     precision = None if dtype is None else getattr(torch, dtype.value)
     kind = None if to is None else to.value
     cv.export(load_saved(model), out, to=kind, dtype=precision, opset=opset)

@@ -12,6 +12,7 @@ import typer
 from circuitvit.cli.app import app
 from circuitvit.cli.options import Images, takes_images
 from circuitvit.errors import CircuitError
+from circuitvit.files import check_folder_writable, check_writable
 
 if TYPE_CHECKING:
     from circuitvit.images import ImageSet, Splits
@@ -120,6 +121,9 @@ def train(
     import circuitvit as cv
     from circuitvit.html.chart import chart_page
 
+    check_folder_writable(out)
+    if gradient_flow is not None:
+        check_writable(gradient_flow)
     recipe = cv.Recipe(
         epochs=epochs, learning_rate=learning_rate, final_learning_rate=final_learning_rate,
         warmup_epochs=warmup_epochs, schedule_by=schedule_by.value, weight_decay=weight_decay,

@@ -29,6 +29,7 @@ from circuitvit.discover.state import Speedups
 from circuitvit.discover.streaming import is_out_of_memory
 from circuitvit.edge_graph import ORDER, Qkv, edges_of, units_of
 from circuitvit.errors import CircuitError
+from circuitvit.files import held
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric
 from circuitvit.progress import progress
@@ -174,12 +175,14 @@ def acdc(
         images_at_once=images_at_once, within=within, order=order, predict=predict,
         speedups=speedups,
     )  # fmt: skip
-    file = None if resume is None else ResumeFile(resume, question.record(tau))
-    decisions = undecided(question, tau)
-    if file is not None:
+    if resume is None:
+        return searched(question, undecided(question, tau), None)
+    with held(resume, "a search"):
+        file = ResumeFile(resume, question.record(tau))
+        decisions = undecided(question, tau)
         decisions.measured = list(file.earlier)
         decisions.start, decisions.scale, decisions.full = file.start, file.scale, file.full
-    return searched(question, decisions, file)
+        return searched(question, decisions, file)
 
 
 @in_default_modes

@@ -9,6 +9,7 @@ from typing import Any
 
 from circuitvit.circuit import Circuit
 from circuitvit.errors import CircuitError
+from circuitvit.files import held, inside, writing_folder
 from circuitvit.images import ImageSet, Pairs
 from circuitvit.overlap import Overlap, checked, shared_circuit
 from circuitvit.preprocessing import class_name
@@ -92,11 +93,12 @@ class ClassCircuits(Mapping[str, Circuit]):
         Raises:
             CircuitError: the folder can't be written.
         """
-        store = Store(folder, self._settings)
-        store.places.clear()  # what was there before is not of these circuits
-        for name, circuit in self.items():
-            store.keep(name, circuit)
-        self.overlap().save(folder)
+        with writing_folder(folder, owned=_written_before(folder)) as beside:
+            store = Store(beside, self._settings)
+            for name, circuit in self.items():
+                circuit.save(beside / store.place(name))
+            store.write_index()
+            self.overlap().save(beside)
         return Path(folder)
 
     @classmethod
@@ -109,11 +111,11 @@ class ClassCircuits(Mapping[str, Circuit]):
         Raises:
             CircuitError: the folder or a circuit in it is missing, cut short or something else.
         """
-        inside = CLASS_CIRCUITS.place(folder).parent
+        folder = CLASS_CIRCUITS.place(folder).parent
         settings, places = read_index(folder)
         if not places:
             raise CircuitError(f"{folder} holds no circuits yet. Find some first.")
-        circuits = {name: Circuit.load(inside / place) for name, place in places.items()}
+        circuits = {name: Circuit.load(inside(folder, place)) for name, place in places.items()}
         return cls(circuits, settings=settings)
 
 
@@ -142,29 +144,47 @@ class Store:
         if not (store.folder / INDEX).exists():
             return store
         theirs, store.places = read_index(store.folder)
-        different = [key for key in settings if theirs.get(key) != settings[key]]
-        if different:
-            told = ", ".join(
-                f"{k} {theirs.get(k)!r} there, {settings[k]!r} here" for k in different
-            )
-            raise CircuitError(
-                f"the circuits in {folder} were found with other settings ({told}). Name another "
-                "folder, or remove it to start anew."
-            )
+        store.check_settings(theirs)
         return store
+
+    def check_settings(self, theirs: Mapping[str, Any]) -> None:
+        """Refuse circuits that were found with other settings.
+
+        Raises:
+            CircuitError: as it says; the settings that differ are named.
+        """
+        own = self.settings
+        different = [key for key in own if theirs.get(key) != own[key]]
+        if different:
+            told = ", ".join(f"{k} {theirs.get(k)!r} there, {own[k]!r} here" for k in different)
+            raise CircuitError(
+                f"the circuits in {self.folder} were found with other settings ({told}). Name "
+                "another folder, or remove it to start anew."
+            )
 
     def kept(self, name: str, pairs: Pairs, model: str) -> Circuit | None:
         """The circuit of this name, if it is there and was found on these pairs and weights."""
-        if name not in self.places or not (self.folder / self.places[name]).exists():
+        if name not in self.places or not inside(self.folder, self.places[name]).exists():
             return None
-        circuit = Circuit.load(self.folder / self.places[name])
+        circuit = Circuit.load(inside(self.folder, self.places[name]))
         origin = circuit.provenance
         same = origin.data == pairs.fingerprint() and origin.model in (None, model)
         return circuit if same else None
 
     def keep(self, name: str, circuit: Circuit) -> None:
-        """Write a circuit into its file, then the list of all."""
-        circuit.save(self.folder / self.place(name))
+        """Write a circuit into its file, then the list of all, also of what others have added."""
+        with held(self.folder / INDEX, "a search for circuits by class", wait=True):
+            if (self.folder / INDEX).exists():
+                theirs, places = read_index(self.folder)
+                self.check_settings(theirs)
+                if name not in places and self.places.get(name) in places.values():
+                    del self.places[name]  # taken by another process, for another name
+                self.places = {**self.places, **places}
+            circuit.save(inside(self.folder, self.place(name)))
+            self.write_index()
+
+    def write_index(self) -> None:
+        """Write the list of all circuits."""
         body = {"settings": self.settings, "circuits": self.places}
         CLASS_CIRCUITS.write(self.folder / INDEX, body)
 
@@ -195,4 +215,14 @@ def read_index(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         raise CircuitError(
             f"{CLASS_CIRCUITS.place(folder)} was damaged or altered. Find the circuits again."
         )
+    for place in places.values():
+        inside(CLASS_CIRCUITS.place(folder).parent, place)
     return settings, places
+
+
+def _written_before(folder: str | os.PathLike[str]) -> list[str]:
+    """The files of the circuits that were saved in a folder before."""
+    try:
+        return [*read_index(folder)[1].values()]
+    except CircuitError:  # there is none, or it is damaged
+        return []

@@ -16,6 +16,7 @@ from circuitvit.discover.eap import METHODS, eap
 from circuitvit.discover.lasting_names import checked_name, lasting_name
 from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
+from circuitvit.files import check_folder_writable, inside
 from circuitvit.images import ImageSet, Pairs, fingerprint
 from circuitvit.images.judging import Judge
 from circuitvit.images.pairing import class_index, places_by_class
@@ -98,6 +99,7 @@ def class_circuits(
     search.check()
     if resume is not None:
         search.check_resumable()
+        check_folder_writable(resume)
     judge = Judge.of(images, right_for)
     tasks = _tasks(images, classes, count=count, seed=seed, judge=judge)
     settings = {**search.settings(), "count": count, "seed": seed}
@@ -196,7 +198,7 @@ class Search:
         known = store.kept(name, pairs, self.vit.fingerprint())
         if known is not None:
             return known
-        notes = (store.folder / store.place(name)).with_name(SEARCH)
+        notes = inside(store.folder, store.place(name)).with_name(SEARCH)
         circuit = self.circuit(pairs, notes)
         store.keep(name, circuit)
         notes.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import networkx as nx
 import numpy as np
 
-from circuitvit.files import write_text
+from circuitvit.files import write_text, writing_folder
 from circuitvit.html.drawing import Drawing, read
 from circuitvit.html.escaping import escape, json_in_script
 from circuitvit.html.plotly_figure import GHOST, SVG_EDGES, figure_of
@@ -77,7 +77,10 @@ def page(
         js=js,
     )
     if plotlyjs == "directory":
-        write_text(Path(path).parent / _PLOTLY_FILE, library)
+        with writing_folder(Path(path).parent) as beside:
+            write_text(beside / _PLOTLY_FILE, library)
+            write_text(beside / Path(path).name, text)
+        return Path(path)
     return write_text(path, text)
 
 

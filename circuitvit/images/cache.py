@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from circuitvit.files import replacing
 from circuitvit.images.decoding import Decoded, Look
 from circuitvit.images.table import Table
 from circuitvit.images.tensors import fingerprint
-from circuitvit.tensor_files import read_tensors
+from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 
 _FORMAT = 1
 
@@ -61,23 +60,25 @@ def _read(path: Path) -> Decoded | None:
 
     try:
         tensors, said = read_tensors(path)
-    except (OSError, SafetensorError):
+        skipped = told_in(said, "skipped")
+    except (OSError, SafetensorError, ValueError):
         return None
-    if not {"pixels", "kept"} <= set(tensors):
+    if not {"pixels", "kept"} <= set(tensors) or not _are_texts(skipped):
         return None
     pixels, kept = tensors["pixels"], tensors["kept"]
     if said.get("fingerprint") != fingerprint(pixels, kept):
         return None
-    return Decoded(pixels, kept.numpy(), tuple(json.loads(said["skipped"])))
+    return Decoded(pixels, kept.numpy(), tuple(skipped))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _write(path: Path, found: Decoded) -> None:
-    from safetensors.torch import save_file
-
     kept = torch.from_numpy(found.kept)
     said = {
         "fingerprint": fingerprint(found.pixels, kept),
         "skipped": json.dumps(found.skipped),
     }
-    with replacing(path) as beside:
-        save_file({"pixels": found.pixels.contiguous(), "kept": kept}, beside, said)
+    write_tensors(path, {"pixels": found.pixels, "kept": kept}, said)

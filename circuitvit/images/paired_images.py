@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, no_type_check
 
-import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, reason_of, warn
-from circuitvit.files import replacing
 from circuitvit.images.batches import Batches
 from circuitvit.images.recipe import PairRecipe, cast, cut
 from circuitvit.images.tensors import (
@@ -25,7 +22,7 @@ from circuitvit.images.tensors import (
     positions_of,
 )
 from circuitvit.records import another_kind
-from circuitvit.tensor_files import read_tensors
+from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
@@ -136,16 +133,9 @@ class PairedImages:
             CircuitError: the file can't be written.
         """
         given = {name: getattr(self, name) for name in TENSORS}
-        # Clones, because the format has no tensors that share memory.
-        tensors = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in given.items()
-            if tensor is not None
-        }
+        tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
         told = {"schema": SCHEMA, "recipe": self.recipe, "fingerprint": self.fingerprint()}
-        with replacing(path) as beside:
-            save_file(tensors, beside, metadata={"format": "pt", FORMAT: json.dumps(told)})
-        return Path(path)
+        return write_tensors(path, tensors, {"format": "pt", FORMAT: json.dumps(told)})
 
     @classmethod
     def load(cls: type[Own], path: str | os.PathLike[str]) -> Own:
@@ -232,7 +222,7 @@ def _target(images: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tensors, metadata = read_tensors(path)
-        told = json.loads(metadata.get(FORMAT, "null"))
+        told = told_in(metadata, FORMAT)
     except FileNotFoundError as cause:
         raise CircuitError(f"no pairs at {path}: there is no such file.") from cause
     except (OSError, SafetensorError, ValueError) as cause:

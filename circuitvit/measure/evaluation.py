@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text
+from circuitvit.files import write_text, writing_folder
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.panels import Panelled, panels
 from circuitvit.html.tables import html_table
@@ -215,9 +215,10 @@ class Evaluation:
         Raises:
             CircuitError: it can't be written to.
         """
-        EVALUATION.write(Path(folder) / "report.json", plain_evaluation(self, single_images=True))
-        write_text(Path(folder) / "report.md", self.markdown())
-        chart_page(Path(folder) / "figure.html", self.figure())
+        with writing_folder(folder) as beside:
+            EVALUATION.write(beside / "report.json", plain_evaluation(self, single_images=True))
+            write_text(beside / "report.md", self.markdown())
+            chart_page(beside / "figure.html", self.figure())
         return Path(folder)
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text
+from circuitvit.files import write_text, writing_folder
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
@@ -106,8 +106,9 @@ class Report:
         Raises:
             CircuitError: it can't be written to.
         """
-        REPORT.write(Path(folder) / "report.json", self.as_dict())
-        write_text(Path(folder) / "report.md", self.markdown())
+        with writing_folder(folder) as beside:
+            REPORT.write(beside / "report.json", self.as_dict())
+            write_text(beside / "report.md", self.markdown())
         return Path(folder)
 
     @classmethod

@@ -17,7 +17,7 @@ from circuitvit.circuit_vit import CircuitViT
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named, units_of
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text
+from circuitvit.files import write_text, writing_folder
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
@@ -95,8 +95,9 @@ class Savings:
         Raises:
             CircuitError: it can't be written to.
         """
-        SAVINGS.write(Path(folder) / "savings.json", self.as_dict())
-        write_text(Path(folder) / "savings.md", self.markdown())
+        with writing_folder(folder) as beside:
+            SAVINGS.write(beside / "savings.json", self.as_dict())
+            write_text(beside / "savings.md", self.markdown())
         return Path(folder)
 
     @classmethod

@@ -5,7 +5,6 @@ pooling, for which each library's usual ones are taken, and said. Where no choic
 layout), the architecture is asked for.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from circuitvit.pretrained.into_timm import mlp_ratio
 from circuitvit.pretrained.libraries import imported
 from circuitvit.pretrained.sources import Checkpoint, Opened
 from circuitvit.saved_model import CONFIG_KEY
+from circuitvit.tensor_files import told_in
 from circuitvit.vit import ViT
 
 Tensors = Mapping[str, Tensor]
@@ -63,8 +63,15 @@ def _ours(weights: Weights, heads: int | None) -> Opened:
     if path.name == "model.safetensors" and beside.is_file():
         return Opened(ViT.from_pretrained(path.parent), str(path))
     with torch.device("meta"):
-        vit = ViT.of_shape(json.loads(weights.metadata[CONFIG_KEY]))
+        vit = ViT.of_shape(_shape(weights))
     return Opened(vit.take_over(weights.tensors, source=str(path)), str(path))
+
+
+def _shape(weights: Weights) -> Any:
+    try:
+        return told_in(weights.metadata, CONFIG_KEY)
+    except ValueError as cause:
+        raise CircuitError(f"{weights.path} has a damaged config ({cause}).") from cause
 
 
 def _unknown_layout(path: Path, tensors: Tensors) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.files import read_json
+from circuitvit.files import read_json, settle
 from circuitvit.plain_weights import adapters_among
 from circuitvit.preprocessing import natural_key
 from circuitvit.pretrained import huggingface, timm, torchvision
@@ -38,11 +38,12 @@ def from_folder(
     Raises:
         CircuitError: the folder is none of a model, or its weights don't fit.
     """
+    settle(folder)
     if not (folder / "config.json").is_file():
         raise CircuitError(_no_model(folder))
     if (folder / "adapter_config.json").is_file() and not _has_whole_weights(folder):
         raise CircuitError(_adapter_of_peft(folder))
-    config = read_json(folder / "config.json", what="model config")
+    config = read_json(folder / "config.json", what="model config", finite=False)
     with torch.random.fork_rng(devices=[]):  # making a model draws weights first
         wrapped = isinstance(config, Mapping) and config.get("model_type") == "timm_wrapper"
         if isinstance(config, Mapping) and "architecture" in config and not wrapped:
@@ -82,7 +83,7 @@ def _has_whole_weights(folder: Path) -> bool:
 
 
 def _adapter_of_peft(folder: Path) -> str:
-    told = read_json(folder / "adapter_config.json", what="adapter config")
+    told = read_json(folder / "adapter_config.json", what="adapter config", finite=False)
     base = told.get("base_model_name_or_path") if isinstance(told, Mapping) else None
     kind = (told.get("peft_type") if isinstance(told, Mapping) else None) or "of unknown type"
     return (

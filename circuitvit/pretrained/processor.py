@@ -60,7 +60,7 @@ def processor_of(source: str) -> Processor:
             path = _file(source, name)
             if path is None:
                 continue
-            values = read_json(path, what="image processor")
+            values = read_json(path, what="image processor", finite=False)
             if name == NESTED:
                 values = values.get("image_processor") if isinstance(values, Mapping) else None
                 if not isinstance(values, Mapping):

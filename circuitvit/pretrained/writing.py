@@ -2,10 +2,6 @@
 
 import copy
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.files import read_json, write_json
+from circuitvit.files import read_json, settle, write_json, writing_folder
 from circuitvit.pretrained.conversion import compare
 from circuitvit.pretrained.going_back import check_vit
 from circuitvit.pretrained.into_huggingface import processor_dict, to_transformers
@@ -67,7 +63,7 @@ def write_folder(
             f"(only {', '.join(f'{eps:zg}' for eps in ARCHITECTURES)}; distilled only 1e-06). Use "
             "circuitvit.to_timm(vit) in Python, or to='transformers'."
         )
-    with _beside(target) as folder_beside:
+    with writing_folder(target, owned=WRITTEN) as folder_beside:
         if to == "timm":
             _write_timm(ours, module, folder_beside)
         else:
@@ -79,11 +75,12 @@ def write_folder(
 def _check_target(target: Path, to: str) -> None:
     if target.is_file():
         raise CircuitError(f"{target} is a file; name a folder for to={to!r}.")
+    settle(target)
     there = list(target.iterdir()) if target.is_dir() else []
     config = target / "config.json"
     if config not in there and all(map(_is_ours, there)):  # new, empty, or left by a kill
         return
-    known = read_json(config, what="model config") if config.is_file() else {}
+    known = read_json(config, what="model config", finite=False) if config.is_file() else {}
     if not isinstance(known, dict) or _MARKS[to] not in known:
         raise CircuitError(
             f"{target} holds something else than a model of {to}, which would be mixed up with it. "
@@ -94,17 +91,6 @@ def _check_target(target: Path, to: str) -> None:
 def _is_ours(path: Path) -> bool:
     """Whether a file is one of those that this writes."""
     return any(fnmatch(path.name, pattern) for pattern in WRITTEN)
-
-
-def _clear(target: Path) -> None:
-    """Take away what was written before, so that none of it goes with the new model.
-
-    The config goes first and comes last: a kill in between leaves a folder that doesn't load,
-    never new weights beside an old config.
-    """
-    old = [path for path in target.iterdir() if _is_ours(path)]
-    for path in sorted(old, key=lambda path: path.name != "config.json"):
-        path.unlink()
 
 
 def _write_timm(vit: ViT, module: nn.Module, folder: Path) -> None:
@@ -154,26 +140,3 @@ def _compare(vit: ViT, folder: Path, to: str) -> None:
     module = module.eval()
     ours = copy.deepcopy(vit).float() if to == "timm" else vit
     compare(ours, lambda x: getattr(out := module(x), "logits", out), source=f"{to} folder")
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside the target, whose files take their place when the block succeeds."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as cause:
-        raise CircuitError(
-            f"cannot write {target}: {cause.strerror or cause}. Name a folder that can be written."
-        ) from cause
-    try:
-        yield beside
-        beside.chmod(0o755)
-        if target.is_dir():
-            _clear(target)
-            for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
-                path.replace(target / path.name)
-        else:
-            beside.replace(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

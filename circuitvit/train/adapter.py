@@ -17,16 +17,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import replacing
 from circuitvit.precision import HALF
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.records import another_kind
-from circuitvit.tensor_files import read_tensors
+from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
@@ -238,7 +236,6 @@ class Adapter:
         Raises:
             CircuitError: it can't be written; a file that was there is left as it was.
         """
-        target = _file(path)
         record = {
             "schema": SCHEMA,
             "width": self.width,
@@ -247,14 +244,7 @@ class Adapter:
             "preprocessing": self.preprocessing.as_dict() if self.preprocessing else None,
         }
         metadata = {"format": "pt", _KEY: json.dumps(record)}
-        try:
-            with replacing(target) as beside:
-                save_file(dict(self.weights), beside, metadata=metadata)
-        except (OSError, SafetensorError) as cause:
-            raise CircuitError(
-                f"cannot write the adapter {target} ({cause}). Make room, or name another place."
-            ) from cause
-        return target
+        return write_tensors(_file(path), self.weights, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Adapter":
@@ -269,7 +259,7 @@ class Adapter:
         source = _file(path)
         try:
             weights, metadata = read_tensors(source)
-            record = json.loads(metadata[_KEY])
+            record = told_in(metadata, _KEY)
             schema, seen = record["schema"], record["preprocessing"]
             if schema == SCHEMA:
                 return cls(

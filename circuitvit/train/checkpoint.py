@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import replacing
-from circuitvit.plain_weights import to_own_memory
-from circuitvit.tensor_files import read_tensors
+from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"
@@ -84,24 +81,23 @@ class Checkpoint:
                 optimizer.state[parameter] = state
 
     def save(self, path: Path) -> None:
-        """Write the file in one step: a kill leaves the one before, and halves that go here.
+        """Write the file in one step: a kill leaves the one before.
 
         Raises:
             CircuitError: it can't be written, as on a full disk. The one before is left.
         """
         record = {"schema": 1, "run": dict(self.run), "history": list(self.history)}
-        tensors = to_own_memory(dict(self.tensors))
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        for half in path.parent.glob(f".{path.name}.*"):  # a kill amid writing left it
-            half.unlink(missing_ok=True)
+        for half in path.parent.glob(f".{path.name}.*"):  # that earlier versions left when killed
+            if half.is_file():
+                half.unlink(missing_ok=True)
         try:
-            with replacing(path) as beside:
-                save_file(tensors, beside, metadata={_KEY: json.dumps(record)})
-        except (OSError, SafetensorError) as cause:
+            write_tensors(path, self.tensors, {_KEY: json.dumps(record)})
+        except CircuitError as cause:
             kept = len(self.history) - 1
+            size = sum(tensor.nbytes for tensor in self.tensors.values())
             raise CircuitError(
-                f"cannot write the checkpoint {path} of {size / 1e6:z,.1f} MB after epoch "
-                f"{kept + 1} ({cause}). "
+                f"{cause} It was to be the checkpoint of {size / 1e6:z,.1f} MB after epoch "
+                f"{kept + 1}. "
                 + (f"That of epoch {kept} is left as it was. " if path.exists() else "")
                 + "Make room, twice its size, and run the same again: it goes on from there."
             ) from cause
@@ -115,9 +111,9 @@ class Checkpoint:
         """
         try:
             tensors, metadata = read_tensors(path)
-            record = json.loads(metadata[_KEY])
+            record = told_in(metadata, _KEY)
             return cls(record["run"], tuple(record["history"]), tensors)
-        except (OSError, SafetensorError, KeyError, ValueError) as cause:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
             raise CircuitError(
                 f"{path} is not a whole training checkpoint ({cause}). Delete it to train from the "
                 "start, or choose another folder."

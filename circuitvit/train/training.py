@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import check_writable
+from circuitvit.files import check_writable, held
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
 from circuitvit.progress import progress as progress_bar
@@ -92,31 +92,20 @@ def train(
     loop = _Loop(vit, training, validation, recipe, taught_by, accelerator)
     run = run_of(vit, training, validation, recipe, taught_by)
     path = None if folder is None else Path(folder) / CHECKPOINT
-    if path is not None and path.exists():
-        checkpoint = Checkpoint.load(path)
-        checkpoint.check_run(run, path)
-        loop.restore(checkpoint)
     main = accelerator.is_main_process
     if path is not None and main:
         check_writable(path)
+    alone = held(path, "a training") if path is not None and main else nullcontext()
     show = (sys.stderr.isatty() if progress is None else progress) and main
     loop.log = log if main and not show else None
     [loop.is_told] = broadcast_object_list([loop.log is not None])
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    total, done = recipe.epochs * loop.steps, len(loop.history) * loop.steps
-    with (
-        torch.random.fork_rng(devices),
-        dropped_paths(loop.body, recipe) as loop.dropped,
-        curves_in(tensorboard, loop.history, main=main) as curves,
-        progress_bar("training", total, done=done, show=show) as step_done,
-    ):
-        while not is_over(loop.history, recipe):
-            epoch = len(loop.history)
-            loop.take_down(loop.epoch(epoch, step_done))
-            curves(loop.history[-1])
-            if path is not None and main:
-                loop.checkpoint(run).save(path)
-            accelerator.wait_for_everyone()
+    with alone, torch.random.fork_rng(devices):
+        if path is not None and path.exists():
+            checkpoint = Checkpoint.load(path)
+            checkpoint.check_run(run, path)
+            loop.restore(checkpoint)
+        loop.run(tensorboard, run, path, show=show)
     return loop.result(next(vit.parameters()).device)
 
 
@@ -163,6 +152,25 @@ class _Loop:
     def body(self) -> AnyViT:
         """What has the blocks."""
         return self.model.backbone if isinstance(self.model, AdaptedViT) else self.model
+
+    def run(
+        self, tensorboard: str | Path | None, run: dict[str, Any], path: Path | None, *, show: bool
+    ) -> None:
+        """Train epoch by epoch, each with its checkpoint, until it is over."""
+        main = self.accelerator.is_main_process
+        total, done = self.recipe.epochs * self.steps, len(self.history) * self.steps
+        with (
+            dropped_paths(self.body, self.recipe) as self.dropped,
+            curves_in(tensorboard, self.history, main=main) as curves,
+            progress_bar("training", total, done=done, show=show) as step_done,
+        ):
+            while not is_over(self.history, self.recipe):
+                epoch = len(self.history)
+                self.take_down(self.epoch(epoch, step_done))
+                curves(self.history[-1])
+                if path is not None and main:
+                    self.checkpoint(run).save(path)
+                self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands."""

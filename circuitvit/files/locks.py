@@ -1,0 +1,154 @@
+"""Hidden folders that a process holds while it works, and their removal after a kill.
+
+Such a folder is locked by `flock`, which the system releases however the process ends. So one that
+can be locked by another process is litter.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from circuitvit.errors import CircuitError
+from circuitvit.files.troubles import checked_path, in_one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and no litter is cleared
+    fcntl = None
+
+ENDING = ".circuitvit-tmp"
+_LONGEST = 60
+"""Letters of a target's name that go into the name of a hidden folder."""
+
+
+@contextmanager
+def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iterator[None]:
+    """Let one process at a time work on a path; the lock ends with the process.
+
+    Args:
+        path: what is worked on; its folder is made.
+        work: what is done, for the message, such as `a training`.
+        wait: whether to wait for the other process instead of refusing.
+
+    Raises:
+        CircuitError: another process works on it, or the folder can't be written.
+    """
+    target = checked_path(path)
+    place = target.parent / f".{_short(target)}.lock{ENDING}"
+    with in_one_line(target, every=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = _locked_by_name(place, wait=wait)
+    if handle is None:
+        raise CircuitError(
+            f"{work} is at work on {target} in another process. Wait for it to end, or name "
+            "another place."
+        )
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            place.rmdir()
+        os.close(handle)
+
+
+@contextmanager
+def staging(parent: Path, target: Path) -> Iterator[Path]:
+    """Yield a new hidden folder in `parent` for what will become `target`; it goes afterwards.
+
+    When the block succeeds, what killed processes left in `parent` goes, too.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    place, handle = _new(parent, f".{_short(target)}.")
+    try:
+        yield place
+        clear_litter(parent)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(handle)
+
+
+def clear_litter(parent: Path) -> None:
+    """Remove the hidden folders that killed processes left in a folder."""
+    with suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if entry.name.endswith(ENDING) and entry.is_dir(follow_symlinks=False):
+                _clear(Path(entry.path))
+
+
+def is_staging(name: str) -> bool:
+    """Whether a file's name is that of a hidden folder of this module."""
+    return name.startswith(".") and name.endswith(ENDING)
+
+
+def _clear(place: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            if _lock(handle, wait=False):
+                shutil.rmtree(place, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _new(parent: Path, start: str) -> tuple[Path, int]:
+    """A new folder and its open, locked handle."""
+    while True:
+        place = Path(tempfile.mkdtemp(prefix=start, suffix=ENDING, dir=parent))
+        handle = _open(place)
+        if handle is not None and _lock(handle, wait=True) and _is_at(handle, place):
+            return place, handle
+        if handle is not None:  # taken for litter in the moment before it was locked
+            os.close(handle)
+
+
+def _locked_by_name(place: Path, *, wait: bool) -> int | None:
+    while True:
+        with suppress(FileExistsError):
+            place.mkdir()
+        handle = _open(place)
+        if handle is None:
+            continue
+        if not _lock(handle, wait=wait):
+            os.close(handle)
+            return None
+        if _is_at(handle, place):
+            return handle
+        os.close(handle)  # the one who held it before took it away
+
+
+def _open(place: Path) -> int | None:
+    try:
+        return os.open(place, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
+def _is_at(handle: int, place: Path) -> bool:
+    try:
+        found = place.stat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(handle)
+    return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock an open folder; False if another holds it. Without locks, everyone gets it to work."""
+    if fcntl is None:
+        return wait
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a network's file system that has no locks
+        return wait
+    return True
+
+
+def _short(target: Path) -> str:
+    return target.name.lstrip(".")[:_LONGEST] or "it"

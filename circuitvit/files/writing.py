@@ -1,0 +1,99 @@
+"""One file at a time, written beside its place and renamed: a kill never leaves half a file."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from circuitvit.errors import CircuitError
+from circuitvit.files.locks import staging
+from circuitvit.files.syncing import sync, with_ordinary_mode
+from circuitvit.files.troubles import checked_path, in_one_line
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a fresh path on the same disk; when the block succeeds, it becomes `path`.
+
+    It is on the disk, not only in memory, when the block ends.
+
+    Raises:
+        CircuitError: the folder can't be made or written to, or the disk is full. `path` is then as
+            it was.
+    """
+    target = checked_path(path)
+    with in_one_line(target):
+        if target.is_dir():
+            raise CircuitError(f"cannot write {target}: Is a directory. Name a file, not a folder.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with staging(target.parent, target) as place:
+            beside = place / target.name
+            yield beside
+            with_ordinary_mode(beside)
+            sync(beside)
+            beside.replace(target)
+            sync(target.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write `text` to `path` in one step and return the path."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON to `path` in one step and return the path.
+
+    Raises:
+        CircuitError: the file can't be written, or a value is none of JSON's; it is named.
+    """
+    return write_text(path, _encoded(value, indent=1) + "\n")
+
+
+def plain_json(value: Any) -> Any:
+    """What reading a value's JSON gives: lists for tuples, texts for the keys of dicts.
+
+    Raises:
+        CircuitError: a value is none of JSON's; it is named.
+    """
+    return json.loads(_encoded(value))
+
+
+def _encoded(value: Any, *, indent: int | None = None) -> str:
+    try:
+        text = json.dumps(
+            value, indent=indent, ensure_ascii=False, allow_nan=False, default=_number
+        )
+        text.encode("utf-8")
+    except (TypeError, ValueError) as cause:
+        place = next(_unencodable(value, ""), f"a value ({cause})")
+        raise CircuitError(
+            f"nothing was written, since a file of JSON can't hold {place}. Put a number, text, "
+            "list or dict there."
+        ) from cause
+    return text
+
+
+def _number(value: Any) -> Any:
+    """Python's own number for numpy's or torch's."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(type(value).__name__)
+
+
+def _unencodable(value: Any, where: str) -> Iterator[str]:
+    """The values that JSON has not, each with its place."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unencodable(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _unencodable(item, f"{where}[{place}]")
+    else:
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False, default=_number).encode()
+        except (TypeError, ValueError):
+            yield f"{where or 'it'} = {value!r}"
