@@ -146,7 +146,7 @@ def test_an_error_of_the_work_itself_is_not_renamed(tmp_path):
     with pytest.raises(KeyError), writing_folder(tmp_path / "model"):
         raise KeyError("x")
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "t.txt"):
-        open("/no/such/file")
+        Path("/no/such/file").read_text()
     assert os.listdir(tmp_path) == []
 
 
@@ -159,7 +159,8 @@ def test_the_limit_of_a_files_size_is_one_clear_line(tmp_path):
         "except ValueError as error: print(type(error).__name__, error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith("CircuitError cannot write") and "File too large" in done.stdout
+    assert done.stdout.startswith("CircuitError cannot write")
+    assert "File too large" in done.stdout
     assert os.listdir(tmp_path) == []
 
 
