@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import SHAPES, agree, random_images, random_vit, shape
+from models import ODD_ADDRESSES, SHAPES, agree, random_images, random_vit, shape
 
 import circuitvit as cv
 
@@ -134,6 +134,9 @@ def test_hooks_are_listed_by_the_functions_that_were_given():
     assert hooked.hook_dict["hook_embed"].fwd_hooks[0].user_hook is _in_place
 
 
+@pytest.mark.skipif(
+    ODD_ADDRESSES, reason="the imitated processor's errors are larger than those compared here"
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_layernorms_are_computed_in_single_as_the_vits_are(dtype):
     """Computed in half they were up to 1.6 times as far from the exact logits as the ViT's."""

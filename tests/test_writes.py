@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from models import SHAPES, random_images, random_pairs, random_vit, shape
+from models import ODD_ADDRESSES, SHAPES, random_images, random_pairs, random_vit, shape
 
 import circuitvit as cv
 from circuitvit import writes as module
@@ -53,7 +53,9 @@ def test_the_mean_of_many_images_in_single_precision_is_summed_in_double():
     mean = ablated_values(vit, "mean", reference=images)
     wanted = writer_values(vit, images).double().mean(dim=1, keepdim=True)
     assert mean.dtype == torch.float32
-    assert torch.allclose(mean.double(), wanted, rtol=1e-6, atol=1e-6)
+    # The imitated processor rounds a whole batch to one side, which a mean doesn't level out.
+    tolerance = 1e-5 if ODD_ADDRESSES else 1e-6
+    assert torch.allclose(mean.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
 def bad_calls():
