@@ -115,16 +115,24 @@ def demo(
         "seconds": round(time.perf_counter() - start, 1),
     }
     result = Demo(circuit, report, summary)
+    command = f"circuitvit demo --seed {seed} --epochs {epochs}"
+    _write(folder, result, dense, compiled, retrained, command)
+    return result
+
+
+def _write(
+    folder: str | os.PathLike[str], result: Demo, dense: ViT, compiled: ViT, retrained: ViT,
+    command: str,
+) -> None:  # fmt: skip
+    """Write everything, all at once."""
     with writing_folder(folder) as out:
         result.save(out)
         for name, model in (("dense", dense), ("compiled", compiled), ("retrained", retrained)):
             model.save_pretrained(out / name)
         write_card(
-            out / "compiled", compiled, dense=dense, circuit=circuit, ablation=ABLATION,
-            report=report, data="digits, test split",
-            command=f"circuitvit demo --seed {seed} --epochs {epochs}",
+            out / "compiled", compiled, dense=dense, circuit=result.circuit, ablation=ABLATION,
+            report=result.report, data="digits, test split", command=command,
         )  # fmt: skip
-    return result
 
 
 def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[str, Any]]]:

@@ -18,15 +18,14 @@ from circuitvit.cli.options import (
     Precision,
     takes_images,
 )
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.files import check_folder_writable, check_writable, writing_folder
+from circuitvit.readme import README, read_card
 
 if TYPE_CHECKING:
     from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import Examination
 
-_COMPILED = ("model.safetensors", "config.json", "README.md", "costs.json", "savings.*")
-"""What `compile` writes; what is there of a model compiled before goes."""
 CARD_ROUNDS = 7
 """How often `compile` times the models for the card; `evaluate` does it more often."""
 
@@ -77,10 +76,8 @@ def inspect(
     """Show a model's shape, size and edges, how it looks at images, and what loading folded."""
     from circuitvit.pretrained import examine
 
-    if out is not None and out.resolve() == Path(model).resolve():
-        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
     if out is not None:
-        check_folder_writable(out)
+        _check_out(out, model)
     loading: Any = {
         "heads": heads, "checkpoint": checkpoint, "image_size": image_size, "weights": weights,
     }  # fmt: skip
@@ -92,6 +89,13 @@ def inspect(
     if out is not None:
         found.vit.save_pretrained(out)
         typer.echo(f"Wrote {out}.")
+
+
+def _check_out(out: Path, model: str) -> None:
+    """Refuse a folder that can't be written, or that is the model's own."""
+    if out.resolve() == Path(model).resolve():
+        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
+    check_folder_writable(out)
 
 
 def _describe(found: "Examination") -> None:
@@ -202,9 +206,7 @@ def compile(  # noqa: A001
     import circuitvit as cv
     from circuitvit.measure import macs, parameters
 
-    if out.resolve() == Path(model).resolve():
-        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
-    check_folder_writable(out)
+    _check_out(out, model)
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
     needs_images = (card and not fresh) or ablation is Constant.mean
     splits, seed = images.splits(vit) if needs_images else None, images.seed
@@ -221,13 +223,13 @@ def compile(  # noqa: A001
     if splits and card and not fresh:
         pair, test = {"dense": vit, "compiled": small}, splits.test
         report = cv.measure(pair, test.images, test.labels, rounds=CARD_ROUNDS, seed=seed)
-    with writing_folder(out, owned=_COMPILED) as beside:
+    with writing_folder(out, owned=_written_before(out)) as beside:
         small.save_pretrained(beside)
         if costs is not None:
             costs.save(beside / "costs.json")
             savings = cv.savings(vit, small, costs)
             savings.save(beside)
-        if report is not None:
+        if report is not None and not _keeps_readme(out):
             cv.write_card(
                 beside, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
                 data=f"{images.source(vit)}, test split",
@@ -245,6 +247,20 @@ def compile(  # noqa: A001
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"
         f"{', random weights' if fresh else ''}."
     )
+
+
+def _written_before(out: Path) -> list[str]:
+    """What is in a folder of a model compiled before, and goes."""
+    card = [README] if read_card(out) is not None else []
+    return ["model.safetensors", "config.json", "costs.json", "savings.json", "savings.md", *card]
+
+
+def _keeps_readme(out: Path) -> bool:
+    """Whether a README that is no card of circuitvit stays; it says so."""
+    keeps = (out / README).exists() and read_card(out) is None
+    if keeps:
+        warn(f"{out / README} is no model card of circuitvit and stays; no card was written.")
+    return keeps
 
 
 @app.command()

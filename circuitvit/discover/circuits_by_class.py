@@ -111,11 +111,11 @@ class ClassCircuits(Mapping[str, Circuit]):
         Raises:
             CircuitError: the folder or a circuit in it is missing, cut short or something else.
         """
-        folder = CLASS_CIRCUITS.place(folder).parent
         settings, places = read_index(folder)
         if not places:
             raise CircuitError(f"{folder} holds no circuits yet. Find some first.")
-        circuits = {name: Circuit.load(inside(folder, place)) for name, place in places.items()}
+        home = CLASS_CIRCUITS.place(folder).parent
+        circuits = {name: Circuit.load(inside(home, place)) for name, place in places.items()}
         return cls(circuits, settings=settings)
 
 

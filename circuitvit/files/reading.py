@@ -66,7 +66,7 @@ def parsed(text: bytes, *, finite: bool = True) -> Any:
             text.decode("utf-8-sig"),
             parse_int=_whole,
             parse_constant=_refused if finite else None,
-            **({"parse_float": _finite} if finite and _LARGE.search(text) else {}),
+            parse_float=_finite if finite and _LARGE.search(text) else None,
         )
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None

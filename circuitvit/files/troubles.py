@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from circuitvit.errors import CircuitError
 
@@ -16,7 +17,7 @@ _OTHER = {
     errno.ENOTDIR: "A part of it is a file. Name a folder that can be written to.",
     errno.EISDIR: "Name a file, not a folder.",
     errno.ENOTEMPTY: "Name a file, not a folder.",
-    errno.EEXIST: "Name a folder, not a file.",
+    errno.EEXIST: "A part of it is a file. Name a folder that can be written to.",
 }
 _KNOWN = {*_NO_ROOM, *_UNWRITABLE, *_OTHER, errno.EIO, errno.ESTALE}
 _IN_TEXT = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
@@ -48,9 +49,8 @@ def in_one_line(target: str | os.PathLike[str], *, every: bool = False) -> Itera
 
 def _is_about(cause: BaseException, target: Path) -> bool:
     """Whether the system refused something in the target's folder."""
-    name = getattr(cause, "filename", None)
-    own = isinstance(cause, OSError) and isinstance(name, str | os.PathLike)
-    return own and Path(os.fspath(name)).is_relative_to(target.parent)
+    name: Any = cause.filename if isinstance(cause, OSError) else None
+    return isinstance(name, str) and Path(name).is_relative_to(target.parent)
 
 
 def unwritable(target: str | os.PathLike[str], cause: BaseException) -> CircuitError:
@@ -66,7 +66,8 @@ def unwritable(target: str | os.PathLike[str], cause: BaseException) -> CircuitE
 def bad_path(path: object) -> str | None:
     """Why something can't be the path of a file, if it can't; no file is looked at."""
     try:
-        text = os.fsdecode(os.fspath(path))  # pyright: ignore[reportArgumentType]
+        given: Any = path
+        text = os.fsdecode(given)
     except TypeError:
         return f"{path!r} is a {type(path).__name__}, expected a path"
     if "\0" in text:
