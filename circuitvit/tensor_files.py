@@ -151,7 +151,7 @@ def _each(items: Iterable[Item], work: Callable[[Item], Made]) -> list[Made]:
 
 
 def _hash(tensor: Tensor) -> bytes:
-    return xxhash.xxh3_128_digest(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return xxhash.xxh3_128_digest(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _digest(
