@@ -13,7 +13,7 @@ from torch import nn
 
 from circuitvit.circuit import Circuit
 from circuitvit.circuit_vit import CircuitViT
-from circuitvit.edge_graph import edge_names_of
+from circuitvit.edge_graph import edge_count
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.escaping import escape
@@ -164,7 +164,7 @@ def _shape(model: ViT | CircuitViT, dense: ViT) -> str:
 
 def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
     """How the circuit was found, as far as the circuit knows."""
-    origin, total = circuit.provenance, len(edge_names_of(circuit.config, circuit.qkv))
+    origin, total = circuit.provenance, edge_count(circuit.config, circuit.qkv)
     source = dense.fingerprint()
     rows = [
         ["edges", f"{len(circuit):,} of {total:,}"],

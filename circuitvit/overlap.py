@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from circuitvit.circuit import Circuit, Provenance, same_edge_set
-from circuitvit.edge_graph import edge_names_of, units_of
+from circuitvit.edge_graph import edge_count, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.chart import Figure, chart_page
@@ -96,7 +96,7 @@ class Overlap:
         names, config, qkv = checked(circuits)
         edges = [set(circuit.edges) for circuit in circuits.values()]
         units = [set(circuit.units()) for circuit in circuits.values()]
-        all_edges, all_units = len(edge_names_of(config, qkv)), len(units_of(config))
+        all_edges, all_units = edge_count(config, qkv), len(units_of(config))
         count = range(len(names))
         pairs = tuple(
             _likeness(

@@ -88,9 +88,10 @@ class Kind:
                 f"{source} is not {self.named}: it lacks the mark {self.mark!r}. "
                 + (f"It is {told}." if told else f"Name another file, or {self.again}.")
             )
-        if body.get("schema", self.schema if self.fields else None) != self.schema:
+        schema = body.get("schema", self.schema if self.fields else None)
+        if type(schema) is not int or schema != self.schema:
             raise CircuitError(
-                f"{source} has {self.short or self.noun} schema {body.get('schema')!r}, this "
+                f"{source} has {self.short or self.noun} schema {str(schema)[:60]!r}, this "
                 f"version reads {self.schema}. Update circuitvit, or {self.again}."
             )
         if self.sealed and body.pop("checksum", None) != checksum(body):
@@ -188,7 +189,7 @@ _FIRST_BYTES = {
 def checksum(body: Mapping[str, Any]) -> str:
     """The SHA-256 of plain JSON values, in hexadecimal digits."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def kind_of(body: object) -> Kind | None:

@@ -91,13 +91,13 @@ def inspect(
 
 def _describe(found: "Examination") -> None:
     """Print what a model is, in the order in which people ask."""
-    from circuitvit.edge_graph import edge_names_of, units_of
+    from circuitvit.edge_graph import edge_count, units_of
     from circuitvit.measure import macs, parameters
 
     vit, config = found.vit, found.vit.config
     side, seen = config.image_size, vit.preprocessing
     size = parameters(vit), macs(vit, (config.channels, side, side))
-    edges = {qkv: len(edge_names_of(config, qkv)) for qkv in ("split", "joint")}
+    edges = {qkv: edge_count(config, qkv) for qkv in ("split", "joint")}
     dtype = str(vit.positions.dtype).removeprefix("torch.")
     rows = [
         ["source", found.source],
