@@ -28,10 +28,10 @@ from circuitvit.edge_graph import (
     units_of,
     writers_of,
 )
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, printable
 from circuitvit.html import figure, notebook_html, page
 from circuitvit.records import CIRCUIT
-from circuitvit.restoring import load_record, naming, printable
+from circuitvit.restoring import load_record, naming
 
 if TYPE_CHECKING:
     import plotly.graph_objects

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Pooling = Literal["class", "mean", "mean_all", "class_mean", "class_distillation"]
@@ -100,8 +100,6 @@ class ViTConfig:
         layer_norm_eps: float = 1e-6,
         activation: Activation = "gelu",
     ) -> None:
-        if head_width is None:
-            head_width = _guessed_head_width(width, heads)
         per_block = {
             "heads": heads,
             "head_width": head_width,
@@ -111,6 +109,8 @@ class ViTConfig:
             "mlp_constant": mlp_constant,
         }
         depth = _depth(depth, per_block)
+        if head_width is None:
+            per_block["head_width"] = _guessed_head_width(width, heads)
         values = {
             "image_size": image_size,
             "patch_size": patch_size,
@@ -194,7 +194,7 @@ class ViTConfig:
         missing = sorted({"heads", "mlp_width", "width"} - set(values))
         if unknown or missing:
             raise CircuitError(
-                f"this is not the config of a ViT of circuitvit: unknown fields {_shown(unknown)}, "
+                f"this is not the config of a ViT of circuitvit: unknown fields {in_short(unknown)}, "
                 f"missing fields {missing}. It belongs to another library or a newer version."
             )
         try:
@@ -221,12 +221,14 @@ def _guessed_head_width(width: Any, heads: Any) -> int:
         return 1
     if len(set(listed)) > 1:
         raise CircuitError(
-            f"heads differ by block ({_shown(tuple(heads))}), so their width can't be guessed: "
+            f"heads differ by block ({in_short(tuple(heads))}), so their width can't be guessed: "
             "give head_width too."
         )
     count = listed[0]
     if width % count:
-        raise CircuitError(f"{count} heads do not divide width {width}: give head_width too.")
+        raise CircuitError(
+            f"{in_short(count)} heads do not divide width {in_short(width)}: give head_width too."
+        )
     return int(width) // count
 
 
@@ -234,12 +236,12 @@ def _depth(depth: int | None, per_block: Mapping[str, Any]) -> int:
     lengths = {name: len(v) for name, v in per_block.items() if _is_sequence(v)}
     if depth is not None:
         if not _is_count(_plain(depth), least=0):
-            raise CircuitError(f"depth is {_shown(depth)}, expected a whole number ≥ 0.")
+            raise CircuitError(f"depth is {in_short(depth)}, expected a whole number ≥ 0.")
         lengths["depth"] = _plain(depth)
     most = max(lengths, key=lambda name: lengths[name], default="depth")
     if lengths and lengths[most] > MOST_BLOCKS:
         raise CircuitError(
-            f"{most} tells of {_shown(lengths[most])} blocks, expected at most {MOST_BLOCKS:,}."
+            f"{most} tells of {in_short(lengths[most])} blocks, expected at most {MOST_BLOCKS:,}."
         )
     if len(set(lengths.values())) > 1:
         raise CircuitError(
@@ -287,11 +289,11 @@ def _problems(config: ViTConfig) -> Iterator[str]:
         each = value if name in PER_BLOCK else (value,)
         least = _LEAST.get(name)
         if name in _SWITCHES and not all(isinstance(item, bool) for item in each):
-            yield f"{name} is {_shown(value)}, expected True or False"
+            yield f"{name} is {in_short(value)}, expected True or False"
         elif least is not None and not all(_is_count(item, least=least) for item in each):
-            yield f"{name} is {_shown(value)}, expected whole numbers ≥ {least}"
+            yield f"{name} is {in_short(value)}, expected whole numbers ≥ {least}"
         elif least is not None and any(item > MOST for item in each):
-            yield f"{name} is {_shown(value)}, expected at most {MOST:,}"
+            yield f"{name} is {in_short(value)}, expected at most {MOST:,}"
     yield from _choice_problems(config)
 
 
@@ -316,7 +318,7 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
     if all(_is_count(size, least=1) for size in sizes) and sizes[0] % sizes[1]:
         yield f"patch_size {config.patch_size} does not divide image_size {config.image_size}"
     if config.pooling not in get_args(Pooling):
-        yield f"pooling is {_shown(config.pooling)}, expected one of {get_args(Pooling)}"
+        yield f"pooling is {in_short(config.pooling)}, expected one of {get_args(Pooling)}"
     elif config.pooling not in MEANS and config.class_token is False:
         yield f"pooling is {config.pooling!r} but there is no class token; use pooling='mean'"
     if config.pooling == "class_distillation" and config.register_tokens == 0:
@@ -324,25 +326,11 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
     if config.fc_norm is True and config.pooling not in MEANS:
         yield f"fc_norm goes with pooling in {MEANS} only"
     if config.activation not in get_args(Activation):
-        yield f"activation is {_shown(config.activation)}, expected one of {get_args(Activation)}"
+        yield f"activation is {in_short(config.activation)}, expected one of {get_args(Activation)}"
     eps = config.layer_norm_eps
     number = isinstance(eps, int | float) and not isinstance(eps, bool)
     if not number or not 0 < eps <= sys.float_info.max:
-        yield f"layer_norm_eps is {_shown(eps)}, expected a finite number > 0"
-
-
-def _shown(value: object) -> str:
-    """A value in a message, cut short."""
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of {value.bit_length()} bits"
-    if isinstance(value, tuple) and any(isinstance(v, int) and v.bit_length() > 64 for v in value):
-        return f"{len(value)} numbers, the largest of {max(map(_bits, value))} bits"
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _bits(value: object) -> int:
-    return value.bit_length() if isinstance(value, int) else 0
+        yield f"layer_norm_eps is {in_short(eps)}, expected a finite number > 0"
 
 
 def _is_count(value: object, *, least: int) -> bool:

@@ -39,6 +39,21 @@ def reason_of(cause: BaseException, *, most: int = 400) -> str:
     return safe if len(safe) <= most else safe[: most - 1] + "…"
 
 
+def in_short(value: object, *, most: int = 200) -> str:
+    """A value as Python writes it, cut short; also where Python refuses, as of huge numbers."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more than 4,300 digits, or nested too deeply
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def printable(name: str, *, most: int = 100) -> str:
+    """A name from outside in a message: cut short, and only with what can be printed."""
+    text = name if len(name) <= most else f"{name[:most]}…"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def warn(message: str) -> None:
     """Warn as of the line that called the package, however deep inside it this is."""
     frame, level = sys._getframe(1), 2

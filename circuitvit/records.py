@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.files import plain_json, read_json, write_json
 
 
@@ -91,7 +91,7 @@ class Kind:
         schema = body.get("schema", self.schema if self.fields else None)
         if type(schema) is not int or schema != self.schema:
             raise CircuitError(
-                f"{source} has {self.short or self.noun} schema {str(schema)[:60]!r}, this "
+                f"{source} has {self.short or self.noun} schema {in_short(schema, most=60)}, this "
                 f"version reads {self.schema}. Update circuitvit, or {self.again}."
             )
         if self.sealed and body.pop("checksum", None) != checksum(body):

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from circuitvit.errors import CircuitError, warn
+from circuitvit.errors import CircuitError, in_short, printable, warn
 from circuitvit.records import Kind
 
 Made = TypeVar("Made")
@@ -226,17 +226,4 @@ def _key(wanted: Any, key: str, where: str) -> Any:
 
 def _check(right: bool, where: str, value: Any, expected: str) -> None:
     if not right:
-        raise UnfitError(f"{printable(where) or 'it'} is {_told(value)}, expected {expected}.")
-
-
-def _told(value: Any) -> str:
-    """A value in a message: cut short, on one line."""
-    if isinstance(value, int) and abs(value) >= MOST:
-        return f"a number of {value.bit_length()} bits"
-    return repr(str(value)[:60])
-
-
-def printable(name: str, *, most: int = 100) -> str:
-    """A name from a file in a message: cut short, and only with what can be printed."""
-    text = name if len(name) <= most else f"{name[:most]}…"
-    return text if text.isprintable() else repr(text)[1:-1]
+        raise UnfitError(f"{printable(where) or 'it'} is {in_short(value, most=60)}, expected {expected}.")
