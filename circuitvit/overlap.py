@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,19 @@ class Overlap:
     in_every: int
     in_any: int
     pairs: tuple[Likeness, ...]
+
+    def __post_init__(self) -> None:
+        pairs = [(pair.one, pair.other) for pair in self.pairs]
+        if pairs != list(combinations(self.names, 2)) or len(set(self.names)) < len(self.names):
+            raise CircuitError(
+                f"an overlap of {len(self.names)} circuits has each two of their names in order, "
+                "each name once; make it with Overlap.of(circuits)."
+            )
+        if not len(self.names) == len(self.edges) == len(self.units):
+            raise CircuitError(
+                f"an overlap has {len(self.names)} names, {len(self.edges)} counts of edges and "
+                f"{len(self.units)} of units, expected as many of each."
+            )
 
     @classmethod
     def of(cls, circuits: Mapping[str, Circuit]) -> "Overlap":

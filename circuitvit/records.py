@@ -259,7 +259,7 @@ def _record(body: object) -> str | None:
     mark = str(body.get("format", ""))
     if {"heads", "mlp_width", "width"} <= set(body) or mark == "circuitvit.CircuitViT":
         return "the config of a model, whose folder circuitvit.load_vit reads"
-    return f"marked {mark!r}, which this version doesn't know" if mark else None
+    return f"marked {in_short(mark, most=60)}, which this version doesn't know" if mark else None
 
 
 def _weights(header: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from circuitvit.errors import CircuitError, in_short, printable, warn
+from circuitvit.files import plain_json
 from circuitvit.records import Kind
 
 Made = TypeVar("Made")
@@ -30,7 +31,8 @@ def load_record(
 ) -> Made:
     """Read a record that holds the fields of a dataclass.
 
-    It warns of fields that are not known.
+    It warns of fields that are not known, and of those that should follow from the others but
+    don't.
 
     Args:
         path: the file, or the folder that `save` wrote.
@@ -42,15 +44,46 @@ def load_record(
         CircuitError: the file is missing, cut short, of another kind, or a field is missing or of
             the wrong kind.
     """
-    body = {name: value for name, value in kind.read(path).items() if name not in derived}
-    surplus: list[str] = []
+    whole, surplus = kind.read(path), list[str]()
+    body = {name: value for name, value in whole.items() if name not in derived}
     with naming(kind.place(path), kind):
         result = restored(made, body, surplus=surplus)
         shows: Any = getattr(result, "table", None)
         if shows is not None:
             shows()  # what can't be shown doesn't fit together
+        own = plain_json(cast(Any, result).as_dict()) if derived else {}
     warn_of_surplus(kind.place(path), surplus)
+    warn_of_altered(kind.place(path), whole, own)
     return result
+
+
+def warn_of_altered(
+    path: str | os.PathLike[str], found: Mapping[str, Any], own: Mapping[str, Any]
+) -> None:
+    """Say once which fields of a file don't follow from the others, if any.
+
+    Args:
+        path: the file.
+        found: its fields.
+        own: as plain JSON values, what was made of them; fields that only one has don't count.
+    """
+    odd = [name for name in own.keys() & found.keys() if not _is_near(own[name], found[name])]
+    if odd:
+        warn(
+            f"{path} has fields that don't follow from its others and are computed anew "
+            f"({', '.join(sorted(odd))}): it was altered, or another version wrote it."
+        )
+
+
+def _is_near(one: Any, other: Any) -> bool:
+    """Whether plain values are the same, numbers but for rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_is_near(one[key], other[key]) for key in one.keys() & other.keys())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_near, one, other))
+    if isinstance(one, float | int) and _is_number(other):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(one == other)
 
 
 @contextmanager
@@ -69,7 +102,7 @@ def naming(path: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
             f"{kind.again}."
         ) from cause
     except (
-        ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+        ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError,
         ValueError,
     ) as cause:  # fmt: skip
         raise CircuitError(

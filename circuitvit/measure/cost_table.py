@@ -19,7 +19,7 @@ import torch
 
 from circuitvit.checks import whole
 from circuitvit.config import PER_BLOCK, ViTConfig
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.latency import WARM_UPS, interleaved
 from circuitvit.measure.machine import machine_of
@@ -85,7 +85,7 @@ class Costs:
         ]
         if bad:
             raise CircuitError(
-                f"{len(bad)} rows can't stand in a table of costs, such as {bad[0]}: expected an "
+                f"{len(bad)} rows can't stand in a table of costs, such as {in_short(bad[0])}: expected an "
                 "op among embed, attention (heads, head_width), mlp (neurons,), addition and "
                 "read_out, each shape once, with milliseconds ≥ 0."
             )

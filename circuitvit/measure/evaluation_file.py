@@ -80,8 +80,8 @@ class _File:
     class_names: tuple[str, ...]
 
 
-def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of the evaluation that a file holds.
+def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file holds, and the fields of the evaluation made of it.
 
     Raises:
         CircuitError: the file is missing, cut short, something else, or doesn't say which images
@@ -105,7 +105,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
             tuple(row for row, _ in rows), file.baseline, file.null, file.machine
         )  # fmt: skip
         warn_of_surplus(place, surplus)
-        return {
+        return body, {
             "report": report,
             "classified": {row.name: one for row, one in rows},
             "class_names": file.class_names,
