@@ -17,6 +17,7 @@ from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import (
     ORDER,
     Edge,
+    NodeLinks,
     Qkv,
     edge_count,
     edge_names_of,
@@ -357,67 +358,13 @@ class Circuit:
 
 
 @dataclass(frozen=True)
-class _Link:
-    """An edge as networkx's node-link layout has it."""
-
-    OPTIONAL: ClassVar = frozenset({"score"})
-
-    source: str
-    target: str
-    score: float | None = None
-
-    @property
-    def name(self) -> str:
-        return Edge(self.source, self.target).name
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A node as networkx's node-link layout has it."""
-
-    id: str
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A graph in networkx's node-link layout."""
-
-    OPTIONAL: ClassVar = frozenset({"directed", "multigraph", "graph"})
-
-    nodes: tuple[_Named, ...]
-    edges: tuple[_Link, ...]
-    directed: bool = True
-    multigraph: bool = False
-    graph: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Refuse a graph that a circuit isn't.
-
-        Raises:
-            CircuitError: it isn't directed, has an edge twice, or other nodes than its edges.
-        """
-        named, touched = [node.id for node in self.nodes], set[str]()
-        for edge in self.edges:
-            touched |= {edge.source, edge.target}
-        found = {
-            "it isn't directed": not self.directed or self.multigraph,
-            "it has attributes of its own": bool(self.graph),
-            "an edge is there twice": len({edge.name for edge in self.edges}) < len(self.edges),
-            "its nodes aren't those of its edges": sorted(named) != sorted(touched),
-        }
-        wrong = [text for text, is_so in found.items() if is_so]
-        if wrong:
-            raise CircuitError(f"graph is no circuit: {'; '.join(wrong)}.")
-
-
-@dataclass(frozen=True)
 class _File:
     """What the file of a circuit holds."""
 
     config: ViTConfig
     qkv: Qkv
     provenance: Provenance
-    graph: _Graph
+    graph: NodeLinks
 
 
 def same_edge_set(one: ViTConfig, other: ViTConfig) -> bool:

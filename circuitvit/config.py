@@ -128,7 +128,9 @@ class ViTConfig:
             "activation": activation,
         }
         for name, value in per_block.items():
-            each = list(value) if _is_sequence(value) else [value] * depth  # no more than MOST_BLOCKS
+            each = (
+                list(value) if _is_sequence(value) else [value] * depth
+            )  # no more than MOST_BLOCKS
             values[name] = tuple(_plain(item) for item in each)
         for name, value in values.items():
             object.__setattr__(self, name, value if name in per_block else _plain(value))
@@ -194,8 +196,8 @@ class ViTConfig:
         missing = sorted({"heads", "mlp_width", "width"} - set(values))
         if unknown or missing:
             raise CircuitError(
-                f"this is not the config of a ViT of circuitvit: unknown fields {in_short(unknown)}, "
-                f"missing fields {missing}. It belongs to another library or a newer version."
+                f"this is not the config of a ViT of circuitvit: unknown fields "
+                f"{in_short(unknown)}, missing fields {missing}. It belongs to another library or a newer version."
             )
         try:
             return cls(**values)

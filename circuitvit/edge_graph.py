@@ -6,11 +6,11 @@ The step from a reader to its own writer is not an edge. Knows no torch and no w
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import networkx as nx
 
@@ -228,6 +228,61 @@ def nodes_of(config: ViTConfig, qkv: Qkv) -> Iterator[str]:
             yield from (f"{unit}.{part}" for part in "qkv")
         yield unit
     yield "logits"
+
+
+@dataclass(frozen=True)
+class Link:
+    """An edge as networkx's node-link layout has it."""
+
+    OPTIONAL: ClassVar = frozenset({"score"})
+
+    source: str
+    target: str
+    score: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The pinned name."""
+        return Edge(self.source, self.target).name
+
+
+@dataclass(frozen=True)
+class Named:
+    """A node as networkx's node-link layout has it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class NodeLinks:
+    """A graph in networkx's node-link layout."""
+
+    OPTIONAL: ClassVar = frozenset({"directed", "multigraph", "graph"})
+
+    nodes: tuple[Named, ...]
+    edges: tuple[Link, ...]
+    directed: bool = True
+    multigraph: bool = False
+    graph: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse a graph that a circuit isn't.
+
+        Raises:
+            CircuitError: it isn't directed, has an edge twice, or other nodes than its edges.
+        """
+        named, touched = [node.id for node in self.nodes], set[str]()
+        for edge in self.edges:
+            touched |= {edge.source, edge.target}
+        found = {
+            "it isn't directed": not self.directed or self.multigraph,
+            "it has attributes of its own": bool(self.graph),
+            "an edge is there twice": len({edge.name for edge in self.edges}) < len(self.edges),
+            "its nodes aren't those of its edges": sorted(named) != sorted(touched),
+        }
+        wrong = [text for text, is_so in found.items() if is_so]
+        if wrong:
+            raise CircuitError(f"graph is no circuit: {'; '.join(wrong)}.")
 
 
 def _check_qkv(qkv: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 import warnings
 
 _BETWEEN = ("circuitvit", "contextlib", "jaxtyping", "torch")
@@ -50,8 +51,22 @@ def in_short(value: object, *, most: int = 200) -> str:
 
 def printable(name: str, *, most: int = 100) -> str:
     """A name from outside in a message: cut short, and only with what can be printed."""
-    text = name if len(name) <= most else f"{name[:most]}…"
-    return text if text.isprintable() else repr(text)[1:-1]
+    return visible(name if len(name) <= most else f"{name[:most]}…").replace("\n", "\\n")
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: what could command it (ESC, bells, overwriting) is shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode() if _commands(letter) else letter for letter in text
+    )
+
+
+def _commands(letter: str) -> bool:
+    """Whether a terminal acts on a character, or writes what follows in another direction."""
+    category = unicodedata.category(letter)
+    return letter not in "\n\t\u200c\u200d" and category in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def warn(message: str) -> None:

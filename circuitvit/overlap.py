@@ -20,7 +20,6 @@ from circuitvit.edge_graph import edge_count, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text
 from circuitvit.html.chart import Figure, chart_page
-from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import heatmap
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.records import OVERLAP
@@ -190,10 +189,9 @@ class Overlap:
 
     def markdown(self) -> str:
         """The table and what it means, as Markdown."""
-        cells = [[_in_cell(cell) for cell in row] for row in self.table()]
         return (
-            f"{markdown_table(cells)}\n\nJaccard index of the edges: those that both circuits have "
-            "over those that either has; in brackets its mean over random circuits of the same "
+            f"{markdown_table(self.table())}\n\nJaccard index of the edges: those that both "
+            "circuits have over those that either has; in brackets its mean over random circuits of the same "
             f"sizes. {self.told()}.\n"
         )
 
@@ -384,8 +382,3 @@ def expected_jaccard(one: int, other: int, total: int) -> float:
 @lru_cache(maxsize=4)
 def _log_factorials(most: int) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 1)))])
-
-
-def _in_cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table."""
-    return escape(" ".join(text.split())).replace("|", "\\|")

@@ -259,4 +259,6 @@ def _key(wanted: Any, key: str, where: str) -> Any:
 
 def _check(right: bool, where: str, value: Any, expected: str) -> None:
     if not right:
-        raise UnfitError(f"{printable(where) or 'it'} is {in_short(value, most=60)}, expected {expected}.")
+        raise UnfitError(
+            f"{printable(where) or 'it'} is {in_short(value, most=60)}, expected {expected}."
+        )

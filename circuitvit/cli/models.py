@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitvit.cli.app import app, show
+from circuitvit.cli.app import app, say, show
 from circuitvit.cli.options import (
     CompileLevel,
     Constant,
@@ -40,11 +40,11 @@ def demo(
     result = run(out, seed=seed, epochs=epochs, say=typer.echo)
     show(result.report.table())
     faithful = result.summary["faithfulness"]
-    typer.echo(
+    say(
         f"Faithfulness on held-out pairs: ACDC {faithful['acdc']:z.3f}, random circuits of its "
         f"size {faithful['random_median']:z.3f} (median of {len(faithful['random'])})."
     )
-    typer.echo(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
+    say(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
 
 
 @app.command()
@@ -86,7 +86,7 @@ def inspect(
     _describe(found)
     if out is not None:
         found.vit.save_pretrained(out)
-        typer.echo(f"Wrote {out}.")
+        say(f"Wrote {out}.")
 
 
 def _describe(found: "Examination") -> None:
@@ -120,7 +120,7 @@ def _describe(found: "Examination") -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        typer.echo(f"{name:{width}}  {text}")
+        say(f"{name:{width}}  {text}")
 
 
 def _agreement(difference: float | None) -> str:
@@ -230,11 +230,11 @@ def compile(  # noqa: A001
             command=shlex.join(["circuitvit", *sys.argv[1:]]),
         )  # fmt: skip
     if level is CompileLevel.edge:
-        typer.echo(small.explain())
+        say(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
     saved = 1 - macs(small, image) / macs(vit, image)
     heads, _ = small.units_kept()
-    typer.echo(
+    say(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"
         f"{', random weights' if fresh else ''}."
@@ -264,4 +264,4 @@ def export(
     precision = None if dtype is None else getattr(torch, dtype.value)
     kind = None if to is None else to.value
     cv.export(load_saved(model), out, to=kind, dtype=precision, opset=opset)
-    typer.echo(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")
+    say(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")
