@@ -16,6 +16,7 @@ from circuitvit.circuit import Circuit
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.edge_graph import edge_count
 from circuitvit.errors import CircuitError, in_short
+from circuitvit.files import write_text
 from circuitvit.html.escaping import markdown_lines, markdown_text
 from circuitvit.html.tables import markdown_table
 from circuitvit.measure import Report, macs, parameters

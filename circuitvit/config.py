@@ -197,7 +197,8 @@ class ViTConfig:
         if unknown or missing:
             raise CircuitError(
                 f"this is not the config of a ViT of circuitvit: unknown fields "
-                f"{in_short(unknown)}, missing fields {missing}. It belongs to another library or a newer version."
+                f"{in_short(unknown)}, missing fields {missing}. It belongs to another "
+                "library or a newer version."
             )
         try:
             return cls(**values)

@@ -191,8 +191,8 @@ class Overlap:
         """The table and what it means, as Markdown."""
         return (
             f"{markdown_table(self.table())}\n\nJaccard index of the edges: those that both "
-            "circuits have over those that either has; in brackets its mean over random circuits of the same "
-            f"sizes. {self.told()}.\n"
+            "circuits have over those that either has; in brackets its mean over random circuits "
+            f"of the same sizes. {self.told()}.\n"
         )
 
     def as_dict(self) -> dict[str, Any]:

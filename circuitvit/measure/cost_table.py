@@ -86,9 +86,9 @@ class Costs:
         ]
         if bad:
             raise CircuitError(
-                f"{len(bad)} rows can't stand in a table of costs, such as {in_short(bad[0])}: expected "
-                "an op among embed, attention (heads, head_width), mlp (neurons,), addition and "
-                "read_out, each shape once, with milliseconds ≥ 0."
+                f"{len(bad)} rows can't stand in a table of costs, such as {in_short(bad[0])}: "
+                "expected an op among embed, attention (heads, head_width), mlp (neurons,), "
+                "addition and read_out, each shape once, with milliseconds ≥ 0."
             )
 
     def predict(self, config: ViTConfig) -> float:
