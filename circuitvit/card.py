@@ -4,6 +4,7 @@ Nothing is said that wasn't computed here or handed in; what was not measured is
 """
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from torch import nn
 
 from circuitvit.circuit import Circuit
 from circuitvit.circuit_vit import CircuitViT
-from circuitvit.edge_graph import edge_names_of
-from circuitvit.errors import CircuitError
+from circuitvit.edge_graph import edge_count
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.files import write_text
-from circuitvit.html.escaping import escape
+from circuitvit.html.escaping import markdown_lines, markdown_text
 from circuitvit.html.tables import markdown_table
 from circuitvit.measure import Report, macs, parameters
 from circuitvit.readme import FINGERPRINT, README
@@ -65,10 +66,10 @@ def write_card(
     Raises:
         CircuitError: the report is about other models, or the card can't be written.
     """
-    _check(model, dense, ablation, report, row)
+    _check(model, dense, ablation, report, row, license)
     parts = [
         _front_matter(model, license),
-        f"# {_text(Path(folder).resolve().name)}",
+        f"# {markdown_text(Path(folder).resolve().name)}",
         _summary(model, ablation),
         _shape(model, dense),
         _origin(dense, circuit, ablation),
@@ -79,10 +80,16 @@ def write_card(
 
 
 def _check(
-    model: ViT | CircuitViT, dense: ViT, ablation: str, report: Report | None, row: str
-) -> None:
+    model: ViT | CircuitViT, dense: ViT, ablation: str, report: Report | None, row: str,
+    license: str | None,  # noqa: A002
+) -> None:  # fmt: skip
     if ablation not in REMOVED:
         raise CircuitError(f"ablation is {ablation!r}, expected one of {tuple(REMOVED)}.")
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", license, re.ASCII):
+        raise CircuitError(
+            f"license is {in_short(license, most=60)}, expected its name on the hub, such as "
+            "'apache-2.0'."
+        )
     if report is None:
         return
     names = [item.name for item in report.rows]
@@ -164,7 +171,7 @@ def _shape(model: ViT | CircuitViT, dense: ViT) -> str:
 
 def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
     """How the circuit was found, as far as the circuit knows."""
-    origin, total = circuit.provenance, len(edge_names_of(circuit.config, circuit.qkv))
+    origin, total = circuit.provenance, edge_count(circuit.config, circuit.qkv)
     source = dense.fingerprint()
     rows = [
         ["edges", f"{len(circuit):,} of {total:,}"],
@@ -185,7 +192,7 @@ def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
         ["fingerprint of the reference images", origin.reference],
         ["versions", ", ".join(f"{name} {v}" for name, v in origin.versions.items())],
     ]
-    known = [[name, _text(value)] for name, value in rows if value not in (None, "")]
+    known = [[name, _told(value)] for name, value in rows if value not in (None, "")]
     text = "## From which circuit\n\n" + markdown_table([["", ""], *known])
     if origin.model not in (None, source):
         text += "\n\nThe circuit was found on **other weights** than those that were compiled."
@@ -197,11 +204,11 @@ def _figures(report: Report | None, row: str, data: str | None) -> str:
     if report is None:
         return head + "Accuracy and latency were not measured."
     pair = replace(report, rows=(report[report.baseline], report[row]))
-    lines = [f"On these images: {_text(data)}." if data else "", pair.markdown().rstrip()]
+    lines = [f"On these images: {markdown_text(data)}." if data else "", pair.markdown().rstrip()]
     batches = sorted(report.null)
     if batches:
         times = [
-            f"{_text(item.name)} "
+            f"{markdown_text(item.name)} "
             + ", ".join(f"{item.latency[batch].median_ms:z.3g}" for batch in batches)
             for item in pair.rows
         ]
@@ -215,11 +222,8 @@ def _figures(report: Report | None, row: str, data: str | None) -> str:
 def _command(command: str | None) -> str:
     if command is None:
         return "## Made by\n\nThe command that made it is not known."
-    lines = "\n".join(f"    {line}" for line in command.splitlines())
-    return f"## Made by\n\n{lines}"
+    return f"## Made by\n\n{markdown_lines(command)}"
 
 
-def _text(value: object) -> str:
-    """Text from outside as it may stand in a cell of a table."""
-    plain = f"{value:z.4g}" if isinstance(value, float) else " ".join(str(value).split())
-    return escape(plain).replace("|", "\\|")
+def _told(value: object) -> str:
+    return f"{value:z.4g}" if isinstance(value, float) else str(value)

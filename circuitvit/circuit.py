@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import networkx as nx
 
@@ -17,16 +17,19 @@ from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import (
     ORDER,
     Edge,
+    NodeLinks,
     Qkv,
-    edge_graph,
+    edge_count,
     edge_names_of,
     edges_of,
     graph_of,
+    in_order,
     node_named,
+    nodes_of,
     units_of,
     writers_of,
 )
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, printable
 from circuitvit.html import figure, notebook_html, page
 from circuitvit.records import CIRCUIT
 from circuitvit.restoring import load_record, naming
@@ -82,6 +85,9 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
     pairs: Mapping[str, Any] | None = field(default=None, hash=False)
 
+    OPTIONAL: ClassVar[frozenset[str]]
+    """Fields that a file may lack: they came one after the other."""
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; `pairs` only where there is a recipe."""
         told = asdict(self)
@@ -89,12 +95,8 @@ class Provenance:
             del told["pairs"]
         return told
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
-        """Make one from what `as_dict` gave; fields that are not known are left out."""
-        names = [item.name for item in fields(cls) if item.name in values]
-        known: dict[str, Any] = {name: values[name] for name in names}
-        return cls(**{**known, "ties": tuple(known.get("ties", ()))})
+
+Provenance.OPTIONAL = frozenset(field.name for field in fields(Provenance))
 
 
 class Circuit:
@@ -128,20 +130,19 @@ class Circuit:
                 f"expected Circuit(vit.config, [edge names]), got a {type(config).__name__} and "
                 f"{type(edges).__name__}."
             )
-        kept = set(edges)
-        order = edge_names_of(config, qkv)
-        unknown = kept - set(order)
+        ordered, unknown = in_order(config, edges, qkv)
         if unknown:
-            names = ", ".join(sorted(unknown)[:5])
+            names = ", ".join(map(printable, sorted(map(str, unknown))[:5]))
+            last = writers_of(config)[-1]
             raise CircuitError(
-                f"{len(unknown)} edges do not exist in this ViT ({names}). It has {len(order)} "
-                f"edges with qkv={qkv!r}, such as {order[0]}; "
+                f"{len(unknown)} edges do not exist in this ViT ({names}). It has "
+                f"{edge_count(config, qkv)} edges with qkv={qkv!r}, such as {last}->logits; "
                 f"edge_graph(vit.config, {qkv!r}) lists them."
             )
         self.config = config
         self.qkv: Qkv = qkv
-        self.edges: tuple[str, ...] = tuple(name for name in order if name in kept)
-        self._kept = frozenset(kept)
+        self.edges: tuple[str, ...] = tuple(edge.name for edge in ordered)
+        self._kept = frozenset(self.edges)
         self.scores: Mapping[str, float] = MappingProxyType(
             {name: float(scores[name]) for name in self.edges if scores and name in scores}
         )
@@ -184,7 +185,7 @@ class Circuit:
         return hash((self.edges, self.qkv))
 
     def __repr__(self) -> str:
-        total = len(edge_names_of(self.config, self.qkv))
+        total = edge_count(self.config, self.qkv)
         return f"Circuit({len(self)} of {total} edges, {self.provenance.method})"
 
     def _repr_html_(self) -> str:
@@ -239,11 +240,11 @@ class Circuit:
 
         Its nodes are `embed`, `logits` and every node that a kept edge touches.
         """
-        kept = tuple(edge for edge in edges_of(self.config, self.qkv) if edge.name in self)
+        kept, _ = in_order(self.config, self.edges, self.qkv)
         touched = {"embed", "logits"}
         for edge in kept:
             touched |= {edge.writer, edge.reader, node_named(edge.reader).unit}
-        nodes = tuple(n for n in edge_graph(self.config, self.qkv).nodes if n in touched)
+        nodes = tuple(n for n in nodes_of(self.config, self.qkv) if n in touched)
         graph = graph_of(kept, nodes=nodes, qkv=self.qkv)
         everything = ["embed", *units_of(self.config), "logits"]
         graph.graph["units"] = [node_named(name) for name in everything]
@@ -321,9 +322,9 @@ class Circuit:
         """
         file = load_record(path, CIRCUIT, _File)
         with naming(path, CIRCUIT):
-            graph = nx.node_link_graph(dict(file.graph), edges="edges")
-            found = {Edge(w, r).name: data.get("score") for w, r, data in graph.edges(data=True)}
-            scores = {name: score for name, score in found.items() if score is not None}
+            file.graph.check()
+            scores = {link.name: link.score for link in file.graph.edges if link.score is not None}
+            found = [link.name for link in file.graph.edges]
             return cls(file.config, found, qkv=file.qkv, scores=scores, provenance=file.provenance)
 
     def figure(self) -> "plotly.graph_objects.Figure":
@@ -358,12 +359,12 @@ class Circuit:
 
 @dataclass(frozen=True)
 class _File:
-    """What the file of a circuit holds; `graph` is in networkx's node-link layout."""
+    """What the file of a circuit holds."""
 
     config: ViTConfig
     qkv: Qkv
     provenance: Provenance
-    graph: Mapping[str, Any]
+    graph: NodeLinks
 
 
 def same_edge_set(one: ViTConfig, other: ViTConfig) -> bool:

@@ -6,12 +6,13 @@ tokens: one a token, or 1, the same at every token (or the first token, where no
 a table of 0 rows is not there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from circuitvit.config import ViTConfig
-from circuitvit.errors import CircuitError
+from circuitvit.config import MOST, ViTConfig
+from circuitvit.errors import CircuitError, in_short, printable
+from circuitvit.restoring import UnfitError, restored
 
 Part = Literal["q", "k", "v"]
 EMBED = 0
@@ -33,6 +34,8 @@ class Read:
     values: tuple[int, ...]
     table: int | None
     rows: int
+    OPTIONAL: ClassVar = frozenset({"first", "sum"})
+
     first: bool = False
     sum: int | None = None
 
@@ -191,16 +194,44 @@ class Plan:
         Raises:
             CircuitError: it is not one.
         """
+        surplus = list[str]()
         try:
-            blocks = tuple(map(_block, values["blocks"]))
-            plan = cls(blocks, _read(values["logits"]), tuple(values["tables"]))
+            _check_sizes(values)
+            told = restored(_Plan, values, surplus=surplus)
+            if surplus:
+                raise UnfitError(f"{', '.join(map(printable, surplus[:5]))} are not known")
+            plan = cls(told.blocks, told.logits, told.tables)
             _check_numbers(plan)
             return plan
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as cause:
+        except (LookupError, TypeError, ValueError) as cause:
             raise CircuitError(
-                f"this is not the plan of a compiled circuit ({cause!r}): it was damaged, or "
-                "belongs to a newer version. Compile and save the circuit again."
+                f"this is not the plan of a compiled circuit ({in_short(cause)}): it was damaged, "
+                "or belongs to a newer version. Compile and save the circuit again."
             ) from cause
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The fields of a plan, as a file has them."""
+
+    blocks: tuple[BlockPlan, ...]
+    logits: Read
+    tables: tuple[int, ...]
+
+
+def _check_sizes(values: Any) -> None:
+    """Refuse numbers that no plan has.
+
+    Raises:
+        ValueError: a number is negative or too large.
+    """
+    left = [values]
+    while left:
+        item = left.pop()
+        if isinstance(item, int | float) and not 0 <= item <= MOST:
+            raise ValueError(f"{in_short(item, most=60)} is not in 0 to {MOST:,}")
+        if isinstance(item, dict | list):
+            left += item.values() if isinstance(item, dict) else item
 
 
 def _check_numbers(plan: Plan) -> None:
@@ -235,28 +266,6 @@ def _check_sources(block: BlockPlan) -> None:
             slots = block.projections[source.projection].slots
             if source.start + source.heads > slots:
                 raise ValueError(f"slots beyond the {slots} of a projection are used")
-
-
-def _read(values: Mapping[str, Any]) -> Read:
-    return Read(**{**values, "values": tuple(values["values"])})
-
-
-def _call(values: Mapping[str, Any]) -> Call:
-    sources = {part: tuple(Source(**source) for source in values[part]) for part in "qkv"}
-    lists = {name: tuple(values[name]) for name in ("heads", "tables")}
-    return Call(**{**values, **sources, **lists})
-
-
-def _block(values: Mapping[str, Any]) -> BlockPlan:
-    mlp = values["mlp"]
-    return BlockPlan(
-        head_width=values["head_width"],
-        projections=tuple(Projection(_read(p["read"]), p["slots"]) for p in values["projections"]),
-        calls=tuple(map(_call, values["calls"])),
-        writes=tuple(Write(**write) for write in values["writes"]),
-        mlp=None if mlp is None else MLPPlan(**{**mlp, "read": _read(mlp["read"])}),
-        constant=tuple(values["constant"]),
-    )
 
 
 def block_macs(config: ViTConfig, block: BlockPlan) -> int:

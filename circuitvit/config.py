@@ -3,17 +3,23 @@
 Knows no torch, so that a saved circuit can be read and drawn anywhere.
 """
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Pooling = Literal["class", "mean", "mean_all", "class_mean", "class_distillation"]
 MEANS = ("mean", "mean_all")
 """The poolings after which a LayerNorm may come."""
+MOST_BLOCKS = 1000
+MOST_HEADS = 2**16
+"""In all blocks; a ViT-22B has 2,304."""
+MOST = 2**20
+"""No width, side or count is larger, nor is the number of tokens; a ViT-22B's MLPs have 24,576."""
+MOST_PARAMETERS = 2**42
 
 
 @dataclass(frozen=True, init=False)
@@ -94,8 +100,6 @@ class ViTConfig:
         layer_norm_eps: float = 1e-6,
         activation: Activation = "gelu",
     ) -> None:
-        if head_width is None:
-            head_width = _guessed_head_width(width, heads)
         per_block = {
             "heads": heads,
             "head_width": head_width,
@@ -105,6 +109,8 @@ class ViTConfig:
             "mlp_constant": mlp_constant,
         }
         depth = _depth(depth, per_block)
+        if head_width is None:
+            per_block["head_width"] = _guessed_head_width(width, heads)
         values = {
             "image_size": image_size,
             "patch_size": patch_size,
@@ -122,11 +128,13 @@ class ViTConfig:
             "activation": activation,
         }
         for name, value in per_block.items():
-            each = list(value) if _is_sequence(value) else [value] * depth
+            each = (
+                list(value) if _is_sequence(value) else [value] * depth
+            )  # no more than MOST_BLOCKS
             values[name] = tuple(_plain(item) for item in each)
         for name, value in values.items():
             object.__setattr__(self, name, value if name in per_block else _plain(value))
-        problems = list(_problems(self))
+        problems = list(_problems(self)) or list(_size_problems(self))
         if problems:
             raise CircuitError("a ViTConfig cannot be made: " + "; ".join(problems) + ".")
 
@@ -184,12 +192,13 @@ class ViTConfig:
                 "expected named fields."
             )
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(map(str, set(values) - known))
         missing = sorted({"heads", "mlp_width", "width"} - set(values))
         if unknown or missing:
             raise CircuitError(
-                f"this is not the config of a ViT of circuitvit: unknown fields {unknown}, missing "
-                f"fields {missing}. It belongs to another library or a newer version."
+                f"this is not the config of a ViT of circuitvit: unknown fields "
+                f"{in_short(unknown)}, missing fields {missing}. It belongs to another "
+                "library or a newer version."
             )
         try:
             return cls(**values)
@@ -200,7 +209,7 @@ class ViTConfig:
 
 
 def _is_sequence(value: object) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, str)
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping)
 
 
 def _plain(value: Any) -> Any:
@@ -210,17 +219,19 @@ def _plain(value: Any) -> Any:
 
 def _guessed_head_width(width: Any, heads: Any) -> int:
     """Width over heads; where these are not even numbers, any: they are refused later."""
-    each = {_plain(item) for item in (heads if _is_sequence(heads) else [heads])}
-    if len(each) > 1:
+    listed = [_plain(item) for item in (heads if _is_sequence(heads) else [heads])]
+    if not all(_is_count(item, least=1) for item in (*listed, _plain(width))) or not listed:
+        return 1
+    if len(set(listed)) > 1:
         raise CircuitError(
-            f"heads differ by block ({tuple(heads)}), so their width can't be guessed: "
+            f"heads differ by block ({in_short(tuple(heads))}), so their width can't be guessed: "
             "give head_width too."
         )
-    if not all(_is_count(item, least=1) for item in (*each, _plain(width))) or not each:
-        return 1
-    count = each.pop()
+    count = listed[0]
     if width % count:
-        raise CircuitError(f"{count} heads do not divide width {width}: give head_width too.")
+        raise CircuitError(
+            f"{in_short(count)} heads do not divide width {in_short(width)}: give head_width too."
+        )
     return int(width) // count
 
 
@@ -228,8 +239,13 @@ def _depth(depth: int | None, per_block: Mapping[str, Any]) -> int:
     lengths = {name: len(v) for name, v in per_block.items() if _is_sequence(v)}
     if depth is not None:
         if not _is_count(_plain(depth), least=0):
-            raise CircuitError(f"depth is {depth!r}, expected a whole number ≥ 0.")
+            raise CircuitError(f"depth is {in_short(depth)}, expected a whole number ≥ 0.")
         lengths["depth"] = _plain(depth)
+    most = max(lengths, key=lambda name: lengths[name], default="depth")
+    if lengths and lengths[most] > MOST_BLOCKS:
+        raise CircuitError(
+            f"{most} tells of {in_short(lengths[most])} blocks, expected at most {MOST_BLOCKS:,}."
+        )
     if len(set(lengths.values())) > 1:
         raise CircuitError(
             f"the fields disagree on the number of blocks: {lengths}. "
@@ -274,11 +290,30 @@ def _problems(config: ViTConfig) -> Iterator[str]:
     for name in (*_LEAST, *_SWITCHES):
         value = getattr(config, name)
         each = value if name in PER_BLOCK else (value,)
-        if name in _LEAST and not all(_is_count(item, least=_LEAST[name]) for item in each):
-            yield f"{name} is {value!r}, expected whole numbers ≥ {_LEAST[name]}"
-        elif name in _SWITCHES and not all(isinstance(item, bool) for item in each):
-            yield f"{name} is {value!r}, expected True or False"
+        least = _LEAST.get(name)
+        if name in _SWITCHES and not all(isinstance(item, bool) for item in each):
+            yield f"{name} is {in_short(value)}, expected True or False"
+        elif least is not None and not all(_is_count(item, least=least) for item in each):
+            yield f"{name} is {in_short(value)}, expected whole numbers ≥ {least}"
+        elif least is not None and any(item > MOST for item in each):
+            yield f"{name} is {in_short(value)}, expected at most {MOST:,}"
     yield from _choice_problems(config)
+
+
+def _size_problems(config: ViTConfig) -> Iterator[str]:
+    """What no computer holds, of fields that are each in order."""
+    if sum(config.heads) > MOST_HEADS:
+        yield f"there are {sum(config.heads):,} heads in all, expected at most {MOST_HEADS:,}"
+    if config.tokens > MOST:
+        yield f"there are {config.tokens:,} tokens, expected at most {MOST:,}"
+    count = config.width * (config.tokens + config.channels * config.patch_size**2)
+    count += config.width * config.pooled * config.classes
+    for heads, head_width, neurons in zip(
+        config.heads, config.head_width, config.mlp_width, strict=True
+    ):
+        count += config.width * (4 * heads * head_width + 2 * neurons)
+    if count > MOST_PARAMETERS:
+        yield f"there are {count:,} parameters, expected at most {MOST_PARAMETERS:,}"
 
 
 def _choice_problems(config: ViTConfig) -> Iterator[str]:
@@ -286,7 +321,7 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
     if all(_is_count(size, least=1) for size in sizes) and sizes[0] % sizes[1]:
         yield f"patch_size {config.patch_size} does not divide image_size {config.image_size}"
     if config.pooling not in get_args(Pooling):
-        yield f"pooling is {config.pooling!r}, expected one of {get_args(Pooling)}"
+        yield f"pooling is {in_short(config.pooling)}, expected one of {get_args(Pooling)}"
     elif config.pooling not in MEANS and config.class_token is False:
         yield f"pooling is {config.pooling!r} but there is no class token; use pooling='mean'"
     if config.pooling == "class_distillation" and config.register_tokens == 0:
@@ -294,10 +329,11 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
     if config.fc_norm is True and config.pooling not in MEANS:
         yield f"fc_norm goes with pooling in {MEANS} only"
     if config.activation not in get_args(Activation):
-        yield f"activation is {config.activation!r}, expected one of {get_args(Activation)}"
+        yield f"activation is {in_short(config.activation)}, expected one of {get_args(Activation)}"
     eps = config.layer_norm_eps
-    if not isinstance(eps, int | float) or not 0 < eps < math.inf:
-        yield f"layer_norm_eps is {eps!r}, expected a number > 0"
+    number = isinstance(eps, int | float) and not isinstance(eps, bool)
+    if not number or not 0 < eps <= sys.float_info.max:
+        yield f"layer_norm_eps is {in_short(eps)}, expected a finite number > 0"
 
 
 def _is_count(value: object, *, least: int) -> bool:

@@ -6,10 +6,11 @@ The step from a reader to its own writer is not an edge. Knows no torch and no w
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, cast, get_args
+from operator import itemgetter
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import networkx as nx
 
@@ -19,6 +20,8 @@ from circuitvit.errors import CircuitError
 Qkv = Literal["split", "joint"]
 Kind = Literal["embed", "head", "mlp", "logits"]
 ORDER = "reverse-topological"
+MOST_EDGES = 2**26
+"""A graph with more edges is refused; a ViT-22B has 8 million with split q, k and v."""
 
 _NAME = re.compile(r"a(?P<ablock>\d+)\.h(?P<head>\d+)(?:\.(?P<part>[qkv]))?|m(?P<mblock>\d+)")
 
@@ -134,9 +137,54 @@ def readers_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[str, ...]:
     return tuple(names)
 
 
+def edge_count(config: ViTConfig, qkv: Qkv = "split") -> int:
+    """How many edges there are, by a formula: nothing is made for each of them.
+
+    Raises:
+        CircuitError: there are more than `MOST_EDGES`.
+    """
+    _check_qkv(qkv)
+    readers, writers, count = 3 if qkv == "split" else 1, 1, 0
+    for heads, mlp_width in zip(config.heads, config.mlp_width, strict=True):
+        count += readers * heads * writers
+        writers += heads
+        if mlp_width:
+            count += writers
+            writers += 1
+    count += writers
+    if count > MOST_EDGES:
+        raise CircuitError(
+            f"a ViT of {config.depth} blocks with {sum(config.heads):,} heads has {count:,} edges "
+            f"with qkv={qkv!r}, expected at most {MOST_EDGES:,}. Take a smaller model"
+            + (", or qkv='joint'." if qkv == "split" else ".")
+        )
+    return count
+
+
+def in_order(
+    config: ViTConfig, names: Iterable[str], qkv: Qkv = "split"
+) -> tuple[tuple[Edge, ...], tuple[str, ...]]:
+    """The edges of some names in the pinned order, each once, and the names that no edge has.
+
+    Takes time and memory for the names alone, not for every edge of the ViT.
+    """
+    edge_count(config, qkv)
+    places, before = places_of(config), writers_before(config)
+    readers = {name: place for place, name in enumerate(readers_of(config, qkv))}
+    found, unknown = list[tuple[int, int, Edge]](), list[str]()
+    for name in dict.fromkeys(names):
+        writer, _, reader = str(name).partition("->")
+        if reader in readers and places.get(writer, len(places)) < before[node_named(reader).unit]:
+            found.append((readers[reader], -places[writer], Edge(writer, reader)))
+        else:
+            unknown.append(name)
+    return tuple(edge for *_, edge in sorted(found, key=itemgetter(0, 1))), tuple(unknown)
+
+
 @lru_cache(maxsize=64)
 def edges_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[Edge, ...]:
     """Every edge in the pinned order: reader by reader, for each the latest writer first."""
+    edge_count(config, qkv)
     names, before = writers_of(config), writers_before(config)
     return tuple(
         Edge(writer, reader)
@@ -162,7 +210,7 @@ def edge_graph(config: ViTConfig, qkv: Qkv = "split") -> nx.DiGraph:
         A DiGraph over node names. Nodes carry a frozen `Node` as attribute `node`, edges a frozen
         `Edge` as attribute `edge`; both are in forward order, and `graph.graph` holds `qkv`.
     """
-    return graph_of(edges_of(config, qkv), nodes=tuple(_nodes_forward(config, qkv)), qkv=qkv)
+    return graph_of(edges_of(config, qkv), nodes=tuple(nodes_of(config, qkv)), qkv=qkv)
 
 
 def graph_of(kept: tuple[Edge, ...], *, nodes: tuple[str, ...], qkv: Qkv) -> nx.DiGraph:
@@ -173,13 +221,68 @@ def graph_of(kept: tuple[Edge, ...], *, nodes: tuple[str, ...], qkv: Qkv) -> nx.
     return graph
 
 
-def _nodes_forward(config: ViTConfig, qkv: Qkv) -> Iterator[str]:
+def nodes_of(config: ViTConfig, qkv: Qkv) -> Iterator[str]:
     """Every node, readers of a head before their writer."""
     for unit in writers_of(config):
         if qkv == "split" and node_named(unit).kind == "head":
             yield from (f"{unit}.{part}" for part in "qkv")
         yield unit
     yield "logits"
+
+
+@dataclass(frozen=True)
+class Link:
+    """An edge as networkx's node-link layout has it."""
+
+    OPTIONAL: ClassVar = frozenset({"score"})
+
+    source: str
+    target: str
+    score: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The pinned name."""
+        return Edge(self.source, self.target).name
+
+
+@dataclass(frozen=True)
+class Named:
+    """A node as networkx's node-link layout has it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class NodeLinks:
+    """A graph in networkx's node-link layout."""
+
+    OPTIONAL: ClassVar = frozenset({"directed", "multigraph", "graph"})
+
+    nodes: tuple[Named, ...]
+    edges: tuple[Link, ...]
+    directed: bool = True
+    multigraph: bool = False
+    graph: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse a graph that a circuit isn't.
+
+        Raises:
+            CircuitError: it isn't directed, has an edge twice, or other nodes than its edges.
+        """
+        named, touched = [node.id for node in self.nodes], set[str]()
+        for edge in self.edges:
+            touched |= {edge.source, edge.target}
+        found = {
+            "it isn't directed": not self.directed or self.multigraph,
+            "it has attributes of its own": bool(self.graph),
+            "an edge is there twice": len({edge.name for edge in self.edges}) < len(self.edges),
+            "its nodes aren't those of its edges": sorted(named) != sorted(touched),
+        }
+        wrong = [text for text, is_so in found.items() if is_so]
+        if wrong:
+            raise CircuitError(f"graph is no circuit: {'; '.join(wrong)}.")
 
 
 def _check_qkv(qkv: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 import warnings
 
 _BETWEEN = ("circuitvit", "contextlib", "jaxtyping", "torch")
@@ -37,6 +38,35 @@ def reason_of(cause: BaseException, *, most: int = 400) -> str:
     if isinstance(cause, KeyError | AttributeError | ArithmeticError):
         safe = f"{type(cause).__name__}: {safe}"
     return safe if len(safe) <= most else safe[: most - 1] + "…"
+
+
+def in_short(value: object, *, most: int = 200) -> str:
+    """A value as Python writes it, cut short; also where Python refuses, as of huge numbers."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more than 4,300 digits, or nested too deeply
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def printable(name: str, *, most: int = 100) -> str:
+    """A name from outside in a message: cut short, and only with what can be printed."""
+    return visible(name if len(name) <= most else f"{name[:most]}…").replace("\n", "\\n")
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: what could command it (ESC, bells, overwriting) is shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode() if _commands(letter) else letter for letter in text
+    )
+
+
+def _commands(letter: str) -> bool:
+    """Whether a terminal acts on a character, or writes what follows in another direction."""
+    category = unicodedata.category(letter)
+    return letter not in "\n\t\u200c\u200d" and category in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def warn(message: str) -> None:

@@ -9,17 +9,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from circuitvit.circuit import Circuit, Provenance, same_edge_set
-from circuitvit.edge_graph import edge_names_of, units_of
+from circuitvit.edge_graph import edge_count, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text, writing_folder
 from circuitvit.html.chart import Figure, chart_page
-from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import heatmap
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.records import OVERLAP
@@ -82,6 +82,19 @@ class Overlap:
     in_any: int
     pairs: tuple[Likeness, ...]
 
+    def __post_init__(self) -> None:
+        pairs = [(pair.one, pair.other) for pair in self.pairs]
+        if pairs != list(combinations(self.names, 2)) or len(set(self.names)) < len(self.names):
+            raise CircuitError(
+                f"an overlap of {len(self.names)} circuits has each two of their names in order, "
+                "each name once; make it with Overlap.of(circuits)."
+            )
+        if not len(self.names) == len(self.edges) == len(self.units):
+            raise CircuitError(
+                f"an overlap has {len(self.names)} names, {len(self.edges)} counts of edges and "
+                f"{len(self.units)} of units, expected as many of each."
+            )
+
     @classmethod
     def of(cls, circuits: Mapping[str, Circuit]) -> "Overlap":
         """Compare circuits, each with every other.
@@ -96,7 +109,7 @@ class Overlap:
         names, config, qkv = checked(circuits)
         edges = [set(circuit.edges) for circuit in circuits.values()]
         units = [set(circuit.units()) for circuit in circuits.values()]
-        all_edges, all_units = len(edge_names_of(config, qkv)), len(units_of(config))
+        all_edges, all_units = edge_count(config, qkv), len(units_of(config))
         count = range(len(names))
         pairs = tuple(
             _likeness(
@@ -176,11 +189,10 @@ class Overlap:
 
     def markdown(self) -> str:
         """The table and what it means, as Markdown."""
-        cells = [[_in_cell(cell) for cell in row] for row in self.table()]
         return (
-            f"{markdown_table(cells)}\n\nJaccard index of the edges: those that both circuits have "
-            "over those that either has; in brackets its mean over random circuits of the same "
-            f"sizes. {self.told()}.\n"
+            f"{markdown_table(self.table())}\n\nJaccard index of the edges: those that both "
+            "circuits have over those that either has; in brackets its mean over random circuits "
+            f"of the same sizes. {self.told()}.\n"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -370,8 +382,3 @@ def expected_jaccard(one: int, other: int, total: int) -> float:
 @lru_cache(maxsize=4)
 def _log_factorials(most: int) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 1)))])
-
-
-def _in_cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table."""
-    return escape(" ".join(text.split())).replace("|", "\\|")

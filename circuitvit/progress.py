@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from circuitvit.errors import visible
+
 _SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
 """The bar around this one: two at once would write over each other."""
 
@@ -51,12 +53,12 @@ def progress(
         yield from _line(around, what, total, done)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         token = _SHOWN.set(bar)
@@ -69,10 +71,10 @@ def progress(
 def _line(
     bar: Progress, what: str, total: int, done: int, *, stays: bool = False
 ) -> Iterator[Callable[..., None]]:
-    task = bar.add_task(what, total=total, completed=done, note="")
+    task = bar.add_task(visible(what), total=total, completed=done, note="")
 
     def advance(note: str = "", steps: int = 1) -> None:
-        bar.update(task, advance=steps, note=note)
+        bar.update(task, advance=steps, note=visible(note))
 
     try:
         yield advance

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.files import plain_json, read_json, settle, write_json
 from circuitvit.files.reading import parsed
 
@@ -102,9 +102,10 @@ class Kind:
                 f"{source} is not {self.named}: it lacks the mark {self.mark!r}. "
                 + (f"It is {told}." if told else f"Name another file, or {self.again}.")
             )
-        if body.get("schema", self.schema if self.fields else None) != self.schema:
+        schema = body.get("schema", self.schema if self.fields else None)
+        if type(schema) is not int or schema != self.schema:
             raise CircuitError(
-                f"{source} has {self.short or self.noun} schema {body.get('schema')!r}, this "
+                f"{source} has {self.short or self.noun} schema {in_short(schema, most=60)}, this "
                 f"version reads {self.schema}. Update circuitvit, or {self.again}."
             )
         seal = body.pop("checksum", None)
@@ -211,7 +212,7 @@ _FIRST_BYTES = {
 def checksum(body: Mapping[str, Any]) -> str:
     """The SHA-256 of plain JSON values, in hexadecimal digits."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def without(value: Any, places: Collection[str]) -> Any:
@@ -297,7 +298,7 @@ def _record(body: object) -> str | None:
     mark = str(body.get("format", ""))
     if {"heads", "mlp_width", "width"} <= set(body) or mark == "circuitvit.CircuitViT":
         return "the config of a model, whose folder circuitvit.load_vit reads"
-    return f"marked {mark!r}, which this version doesn't know" if mark else None
+    return f"marked {in_short(mark, most=60)}, which this version doesn't know" if mark else None
 
 
 def _weights(header: dict[str, Any]) -> str:

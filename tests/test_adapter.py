@@ -242,3 +242,24 @@ def test_a_later_schema_and_altered_weights_are_told(training, tmp_path):
     save_file(weights, path, metadata=metadata)
     with pytest.raises(cv.CircuitError, match=f"{lost} is missing; more is surplus"):
         cv.Adapter.load(path).apply(make_vit())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_names": "abc"}, {"class_names": [1, 2, 3]}, {"class_names": ["a"]},
+        {"class_names": ["a", "a", "b"]}, {"class_names": None}, {"class_names": []},
+        {"width": "4"}, {"width": True}, {"width": 2.5}, {"width": 10**30}, {"width": 0},
+        {"backbone": 7}, {"backbone": None}, {"preprocessing": []}, {"schema": "1"},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_refused(changes, training, tmp_path):
+    from safetensors import safe_open
+
+    path = training.adapter.save(tmp_path)
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["circuitvit.adapter"])
+    metadata = {"format": "pt", "circuitvit.adapter": json.dumps(record | changes)}
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(cv.CircuitError, match="not a whole adapter|is of schema '1'"):
+        cv.Adapter.load(path)

@@ -129,7 +129,7 @@ def test_text_from_a_circuits_file_stays_in_its_cell(made, tmp_path):
     origin = cv.Provenance(method="<b>|\n# mine", tau=0.5)
     circuit = cv.Circuit(made[0].config, made[1].edges, provenance=origin)
     text = written(tmp_path, made, circuit=circuit)
-    assert "| found by | &lt;b&gt;\\| # mine |" in text
+    assert "| found by | &lt;b&gt;\\| \\# mine |" in text
     assert "metric |" not in text
 
 
@@ -140,6 +140,7 @@ def test_a_report_about_other_models_and_bad_input_are_refused(made, tmp_path, a
         ({"row": "third"}, "the report's row 'third' is about another model"),
         ({"dense": small}, "the report's row 'dense' is about another model"),
         ({"ablation": "patch"}, "ablation is 'patch', expected one of"),
+        ({"license": "mit\n---\n# <b>"}, "license is .*expected its name on the hub"),
     ):
         with pytest.raises(cv.CircuitError, match=message):
             written(tmp_path, made, **options)
@@ -147,3 +148,20 @@ def test_a_report_about_other_models_and_bad_input_are_refused(made, tmp_path, a
     with pytest.raises(cv.CircuitError, match="cannot write"):
         written(tmp_path / "file", made)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_from_outside_is_markup_in_the_card(made, tmp_path):
+    from test_escaping import elements_and_text
+
+    outside = "<script>x</script> [a](javascript:b) `c` ![](http://d)"
+    folder = tmp_path / "a<b>_c_"
+    folder.mkdir()
+    origin = cv.Provenance(method=outside, selection="a|b", versions={"<i>": outside})
+    circuit = cv.Circuit(made[0].config, made[1].edges, provenance=origin)
+    command = f"{outside}\n\n# {outside}\n---"
+    text = written(folder, made, circuit=circuit, data=outside, command=command)
+    body = text.split("---\n", 2)[2]
+    elements, shown = elements_and_text(body)
+    assert elements <= {"h2", "strong"}
+    assert shown.count(outside) == 5
+    assert "a<b>_c_" in shown

@@ -255,3 +255,21 @@ def test_a_folder_that_can_not_be_written_to_is_refused_before_any_step(tmp_path
     with pytest.raises(CircuitError, match=r"cannot write .*Name a folder that can be written to"):
         cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path / "file" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [], None, 1, {}, {"schema": 1, "run": [], "history": []},
+        {"schema": 1, "run": {}, "history": {}}, {"schema": 1, "run": {}, "history": [1]},
+        {"schema": 1, "run": {}, "history": [{"loss": "low"}]}, {"schema": "1", "run": {},
+        "history": []}, {"schema": 1, "run": {"a": 10**400}, "history": []},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_refused(record, tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"x": torch.ones(1)}, path, metadata={"circuitvit.training": json.dumps(record)})
+    with pytest.raises(CircuitError, match="not a whole training checkpoint"):
+        Checkpoint.load(path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuitvit.cli.app import show
+from circuitvit.cli.app import say, show
 
 TABLE = [
     ["model", "top-1", "ms, batch 64", *(f"column {index}" for index in range(9))],
@@ -36,3 +36,19 @@ def test_rows_that_say_nothing_in_a_part_are_left_out_there(monkeypatch, capsys)
     monkeypatch.setenv("COLUMNS", "200")
     show([["unit", "value"], ["a0.h0", ""]])
     assert "a0.h0" in capsys.readouterr().out
+
+
+def test_names_are_no_markup_and_can_not_command_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    show([["model [bold]x", "n"], ["[link=http://x]a[/link]", "[red]"], ["\x1b[31mb\x07\r", "1"]])
+    say("class \x1b]0;title\x07 \u202eabc, é, \U0001f600")
+    printed = capsys.readouterr().out
+    for shown in (
+        "model [bold]x",
+        "[link=http://x]a[/link]",
+        "[red]",
+        r"\x1b[31mb\x07\r",
+        r"\x1b]0;title\x07 \u202eabc, é, \U0001f600".replace(r"\U0001f600", "\U0001f600"),
+    ):
+        assert shown in printed
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(printed)

@@ -73,3 +73,30 @@ def test_numpys_numbers_are_numbers(as_users_call):
     assert config == cv.ViTConfig(width=12, heads=(2, 3), head_width=3, mlp_width=4)
     assert type(config.width) is type(config.heads[0]) is int
     assert cv.ViTConfig(heads=[]).depth == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(depth=100_000), "depth tells of 100000 blocks, expected at most 1,000"),
+        (dict(depth=10**5000), "too large to be shown"),
+        (dict(heads=[1] * 10**6), "heads tells of 1000000 blocks"),
+        (dict(heads=10**8, head_width=1), "heads is .*expected at most 1,048,576"),
+        (dict(heads=10**4, head_width=1), "120,000 heads in all, expected at most 65,536"),
+        (dict(width=2**63, heads=1), "width is .*expected at most 1,048,576"),
+        (dict(width=2**20, heads=1, depth=1000), "parameters, expected at most"),
+        (dict(image_size=2**20, patch_size=1), "tokens, expected at most 1,048,576"),
+        (dict(heads=[[1]], head_width=None), r"heads is \(\[1\],\), expected whole numbers"),
+        (dict(heads={"a": 1}), "heads is .*expected whole numbers"),
+        (dict(layer_norm_eps=10**400), "layer_norm_eps is .*expected a finite number"),
+        (dict(layer_norm_eps=True), "layer_norm_eps is True"),
+    ],
+)
+def test_what_no_computer_holds_is_refused_before_it_is_made(fields, message, as_users_call):
+    with pytest.raises(cv.CircuitError, match=message):
+        cv.ViTConfig(**fields)
+
+
+def test_the_largest_vits_are_within_the_bounds():
+    config = cv.ViTConfig(width=6144, depth=48, heads=48, mlp_width=24576, patch_size=14)
+    assert (config.depth, sum(config.heads)) == (48, 2304)

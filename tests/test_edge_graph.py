@@ -4,7 +4,17 @@ import pytest
 from models import SHAPES, shape
 
 import circuitvit as cv
-from circuitvit.edge_graph import Edge, Node, edge_names_of, node_named, readers_of, writers_of
+from circuitvit.edge_graph import (
+    Edge,
+    Node,
+    edge_count,
+    edge_names_of,
+    edges_of,
+    in_order,
+    node_named,
+    readers_of,
+    writers_of,
+)
 
 
 def config_of(depth, heads, **more):
@@ -80,3 +90,34 @@ def test_every_node_reads_back_its_name():
     config = shape()
     for name in cv.edge_graph(config):
         assert node_named(name).name == name
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("qkv", ["split", "joint"])
+def test_counted_and_ordered_without_the_graph_as_with_it(name, qkv):
+    config = shape(name)
+    names = edge_names_of(config, qkv)
+    assert edge_count(config, qkv) == len(names)
+    assert in_order(config, reversed(names), qkv) == (edges_of(config, qkv), ())
+    wrong = ["embed", "", "->", "logits->embed", "m9->logits", "embed->a9.h9"]
+    assert in_order(config, [names[0], *wrong, names[0]], qkv) == (
+        (Edge(*names[0].split("->")),),
+        tuple(wrong),
+    )
+
+
+def test_a_circuit_of_a_vit_22b_is_made_without_its_eight_million_edges():
+    config = cv.ViTConfig(width=6144, depth=48, heads=48)
+    circuit = cv.Circuit(config, ["a4.h2->logits", "embed->a0.h0.q"])
+    assert edge_count(config) == 8_026_057
+    assert circuit.edges == ("a4.h2->logits", "embed->a0.h0.q")
+    assert set(circuit.graph().nodes) == {
+        "embed", "logits", "a0.h0.q", "a0.h0", "a4.h2",
+    }  # fmt: skip
+
+
+def test_a_graph_that_no_computer_holds_is_refused_by_its_count():
+    config = cv.ViTConfig(width=60, depth=1000, heads=60)
+    for ask in (edge_count, edges_of, edge_names_of, cv.edge_graph):
+        with pytest.raises(cv.CircuitError, match="5,515,281,501 edges .*at most 67,108,864"):
+            ask(config)

@@ -115,6 +115,30 @@ def test_nothing_is_pickled():
         assert "torch.load" not in text or "weights_only=True" in text, path
 
 
+FLAGS = {
+    "torch.load": "weights_only=True", "np.load": "allow_pickle=False",
+    "NpzFile": "allow_pickle=False",
+}  # fmt: skip
+NEVER = ("eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.hub.load")
+
+
+def test_nothing_from_outside_is_run():
+    for path in (*SOURCES, *EXPERIMENTS):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            name = ast.unparse(call.func)
+            given = {f"{item.arg}={ast.unparse(item.value)}" for item in call.keywords}
+            assert name not in NEVER, f"{path}: {name}"
+            wanted = next((flag for end, flag in FLAGS.items() if name.endswith(end)), None)
+            receiver, _, method = name.rpartition(".")
+            if method == "from_pretrained" and not receiver.endswith(("ViT", "__class__")):
+                wanted = "trust_remote_code=False"
+            assert wanted is None or wanted in given, f"{path}: {name}(…) without {wanted}"
+    # Its version 5 knows no scripts of data sets, and so no flag that would keep it from them.
+    assert '"datasets>=5,<6"' in (HOUSE / "pyproject.toml").read_text()
+
+
 def test_the_readme_is_short_and_its_pictures_and_links_exist():
     assert len(README.splitlines()) < 150
     for target in re.findall(r"\]\(([^)#:]+)\)", README):

@@ -8,8 +8,9 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +18,11 @@ app = typer.Typer(
     help="Find the circuit inside a Vision Transformer and compile it into a smaller one.",
     epilog="Start with 'circuitvit demo', or: inspect, discover, draw, compile, evaluate, export.",
 )
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text; names from outside can't command the terminal."""
+    typer.echo(visible(text), err=err)
 
 
 def show(table: Sequence[Sequence[str]]) -> None:
@@ -38,20 +44,21 @@ def show(table: Sequence[Sequence[str]]) -> None:
 
 
 def _drawn(table: Sequence[Sequence[str]], start: int, end: int) -> Table:
-    header, *rows = [[row[0], *row[start:end]] for row in table]
+    header, *rows = [[visible(cell) for cell in (row[0], *row[start:end])] for row in table]
     drawn = Table(box=box.SIMPLE_HEAD, padding=0)
     for index, name in enumerate(header):
         justify = "right" if index else "left"
-        drawn.add_column(name.replace(", ", "\n"), justify=justify, no_wrap=index > 0)
+        drawn.add_column(Text(name.replace(", ", "\n")), justify=justify, no_wrap=index > 0)
     whole = len(header) == len(table[0])
     for cells in rows:
         if whole or any(cells[1:]):
-            drawn.add_row(cells[0], *(cell.replace(" (", "\n(") for cell in cells[1:]))
+            below = (cell.replace(" (", "\n(") for cell in cells[1:])
+            drawn.add_row(*map(Text, (cells[0], *below)))  # brackets are no mark-up
     return drawn
 
 
 def _one_line(message: Warning | str, *_: object) -> None:
-    typer.echo(f"circuitvit: warning: {message}", err=True)
+    say(f"circuitvit: warning: {message}", err=True)
 
 
 def main() -> None:
@@ -60,5 +67,5 @@ def main() -> None:
     try:
         app()
     except CircuitError as error:
-        typer.echo(f"circuitvit: {error}", err=True)
+        say(f"circuitvit: {error}", err=True)
         sys.exit(2)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from circuitvit.cli.app import app, show
+from circuitvit.cli.app import app, say, show
 from circuitvit.cli.options import Ablation, Images, Model, takes_images
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, check_writable
@@ -74,15 +74,15 @@ def discover(
             circuit = cv.acdc(vit, chosen, tau=tau, resume=resume, **common)
         except KeyboardInterrupt:
             again = f"the same command goes on from {resume}" if resume else "nothing was kept"
-            typer.echo(f"circuitvit: interrupted; {again}.", err=True)
+            say(f"circuitvit: interrupted; {again}.", err=True)
             raise typer.Exit(130) from None
     else:
         scores = cv.eap(vit, chosen, method=method, seed=seed, **common)
         circuit = scores.top(max(1, len(scores) // 10) if edges is None else edges)
     circuit.save(out)
-    typer.echo(f"Wrote {out}: {circuit!r} with {len(circuit.units())} units on a path.")
+    say(f"Wrote {out}: {circuit!r} with {len(circuit.units())} units on a path.")
     if not circuit.units():
-        typer.echo("No unit is on a path to the logits: try a smaller --tau, or more --edges.")
+        say("No unit is on a path to the logits: try a smaller --tau, or more --edges.")
 
 
 def _check_method(method: str, tau: float | None, edges: int | None, resume: Path | None) -> None:
@@ -140,7 +140,7 @@ def class_circuits(
     found = cv.ClassCircuits.load(out)  # with what earlier runs have found
     found.overlap().save(out)
     show(found.overlap().table())
-    typer.echo(f"Wrote {out}: {len(found)} circuits, overlap.json, overlap.md and overlap.html.")
+    say(f"Wrote {out}: {len(found)} circuits, overlap.json, overlap.md and overlap.html.")
 
 
 def _wanted(only: list[str], clean: list[str], corrupt: list[str]) -> list[Any] | None:
@@ -165,4 +165,4 @@ def draw(
 
     check_writable(out)
     cv.Circuit.load(circuit).to_html(out, title=title)
-    typer.echo(f"Wrote {out}.")
+    say(f"Wrote {out}.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from circuitvit.cli.app import app, show
+from circuitvit.cli.app import app, say, show
 from circuitvit.cli.options import Images, takes_images
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, read_json
@@ -64,9 +64,9 @@ def evaluate(
     found = cv.evaluate(ordered, test.images, test.labels, class_names=names, seed=seed)
     show(found.table())
     for line in str(found.advice()).splitlines():
-        typer.echo(line)
+        say(line)
     if out is not None:
-        typer.echo(f"Wrote {found.save(out)}: report.json, report.md and figure.html.")
+        say(f"Wrote {found.save(out)}: report.json, report.md and figure.html.")
 
 
 def _found_below(folder: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
     if not loaded:
         raise CircuitError(f"no model could be loaded; {'; '.join(wrong)}")
     for line in wrong:
-        typer.echo(line, err=True)
+        say(line, err=True)
     return loaded
 
 

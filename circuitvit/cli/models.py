@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitvit.cli.app import app, show
+from circuitvit.cli.app import app, say, show
 from circuitvit.cli.options import (
     CompileLevel,
     Constant,
@@ -42,11 +42,11 @@ def demo(
     result = run(out, seed=seed, epochs=epochs, say=typer.echo)
     show(result.report.table())
     faithful = result.summary["faithfulness"]
-    typer.echo(
+    say(
         f"Faithfulness on held-out pairs: ACDC {faithful['acdc']:z.3f}, random circuits of its "
         f"size {faithful['random_median']:z.3f} (median of {len(faithful['random'])})."
     )
-    typer.echo(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
+    say(f"Wrote {out}: report.md, report.json, circuit.json, graph.html and three models.")
 
 
 @app.command()
@@ -88,7 +88,7 @@ def inspect(
     _describe(found)
     if out is not None:
         found.vit.save_pretrained(out)
-        typer.echo(f"Wrote {out}.")
+        say(f"Wrote {out}.")
 
 
 def _check_out(out: Path, model: str) -> None:
@@ -100,13 +100,13 @@ def _check_out(out: Path, model: str) -> None:
 
 def _describe(found: "Examination") -> None:
     """Print what a model is, in the order in which people ask."""
-    from circuitvit.edge_graph import edge_names_of, units_of
+    from circuitvit.edge_graph import edge_count, units_of
     from circuitvit.measure import macs, parameters
 
     vit, config = found.vit, found.vit.config
     side, seen = config.image_size, vit.preprocessing
     size = parameters(vit), macs(vit, (config.channels, side, side))
-    edges = {qkv: len(edge_names_of(config, qkv)) for qkv in ("split", "joint")}
+    edges = {qkv: edge_count(config, qkv) for qkv in ("split", "joint")}
     dtype = str(vit.positions.dtype).removeprefix("torch.")
     rows = [
         ["source", found.source],
@@ -129,7 +129,7 @@ def _describe(found: "Examination") -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        typer.echo(f"{name:{width}}  {text}")
+        say(f"{name:{width}}  {text}")
 
 
 def _agreement(difference: float | None) -> str:
@@ -238,11 +238,11 @@ def compile(  # noqa: A001
     if savings is not None:
         show(savings.table())
     if level is CompileLevel.edge:
-        typer.echo(small.explain())
+        say(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
     saved = 1 - macs(small, image) / macs(vit, image)
     heads, _ = small.units_kept()
-    typer.echo(
+    say(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"
         f"{', random weights' if fresh else ''}."
@@ -290,4 +290,4 @@ def export(
     precision = None if dtype is None else getattr(torch, dtype.value)
     kind = None if to is None else to.value
     cv.export(load_saved(model), out, to=kind, dtype=precision, opset=opset)
-    typer.echo(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")
+    say(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitvit.cli.app import app
+from circuitvit.cli.app import app, say
 from circuitvit.cli.options import Images, takes_images
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, visible
 from circuitvit.files import check_folder_writable, check_writable
 
 if TYPE_CHECKING:
@@ -150,13 +150,13 @@ def train(
         )  # fmt: skip
     except KeyboardInterrupt:
         again = "the same command goes on after the last whole epoch"
-        typer.echo(f"circuitvit: interrupted; {again}.", err=True)
+        say(f"circuitvit: interrupted; {again}.", err=True)
         raise typer.Exit(130) from None
     if gradient_flow is not None:
-        typer.echo(f"Wrote {chart_page(gradient_flow, result.gradient_flow())}.")
+        say(f"Wrote {chart_page(gradient_flow, result.gradient_flow())}.")
     if patience is not None:
         done = f"{len(result.history)} epochs of at most {epochs}"
-        typer.echo(f"Saved is epoch {result.best_epoch}, the best of {done}.")
+        say(f"Saved is epoch {result.best_epoch}, the best of {done}.")
     _save(result.best or result.vit, splits.test, out, start_from)
 
 
@@ -193,7 +193,7 @@ def _started(source: str, images: Images, image_size: int | None) -> tuple[Any, 
     splits = images.splits(SimpleNamespace(config=view, preprocessing=bare))
     names = splits.train.class_names
     if seen is None or seen.class_names != names:
-        typer.echo(f"The head is a new one, of {len(names)} classes.")
+        say(f"The head is a new one, of {len(names)} classes.")
         vit = with_new_head(vit, len(names), seed=images.seed)
     return vit, splits
 
@@ -206,15 +206,15 @@ def _save(trained: Any, test: "ImageSet", out: Path, start_from: str | None) -> 
     written = out
     if isinstance(trained, AdaptedViT):
         written = trained.adapter.save(out)
-        typer.echo(
+        say(
             f"An adapter of {trained.adapter.parameters:,} numbers; "
             f"cv.Adapter.load({str(out)!r}).apply(cv.load_vit({start_from!r})) is the whole model."
         )
     else:
         trained.save_pretrained(out)
     found = accuracy(trained, test.images, test.labels)
-    typer.echo(f"Wrote {written}. Test accuracy {found.top1:z.2%} ({found.images} images).")
+    say(f"Wrote {written}. Test accuracy {found.top1:z.2%} ({found.images} images).")
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)

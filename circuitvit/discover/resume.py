@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from circuitvit.discover.search import Decisions
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.records import SEARCH
+from circuitvit.restoring import load_record
 
 SECONDS_APART = 2.0
 SHARE_OF_TIME = 0.02
@@ -40,28 +42,20 @@ class ResumeFile:
             self._write(Decisions(tau=0.0, tie=0.0))
 
     def _read(self) -> None:
-        known = SEARCH.read(self._path)
-        theirs = known.get("question", {})
+        known = load_record(self._path, SEARCH, _File)
+        theirs = known.question
         different = [key for key in self._question if theirs.get(key) != self._question[key]]
         if different:
-            told = ", ".join(f"{k} {theirs.get(k)!r} there, {self._question[k]!r} here"
-                             for k in different)  # fmt: skip
+            told = ", ".join(
+                f"{k} {in_short(theirs.get(k))} there, {in_short(self._question[k])} here"
+                for k in different
+            )
             raise CircuitError(
                 f"{self._path} belongs to another search ({told}). Name another file, or remove "
                 "it to start anew."
             )
-        measured, start, scale = (known.get(key) for key in ("measured", "start", "scale"))
-        full = known.get("full")
-        if (
-            not isinstance(measured, list)
-            or not isinstance(start, int | float)
-            or not all(isinstance(value, int | float | None) for value in (*measured, scale, full))
-        ):
-            raise CircuitError(
-                f"{self._path} is not a whole record of a search: it was damaged or altered. "
-                "Remove it, or name another, to start anew."
-            )
-        self.earlier, self.start, self.scale, self.full = measured, float(start), scale, full
+        self.earlier, self.start = list(known.measured), known.start
+        self.scale, self.full = known.scale, known.full
 
     def note(self, decisions: Decisions, *, now: bool = False) -> None:
         """Save what was measured so far, if it is time to."""
@@ -75,3 +69,16 @@ class ResumeFile:
     def _write(self, decisions: Decisions) -> None:
         found = {name: getattr(decisions, name) for name in ("start", "scale", "full", "measured")}
         SEARCH.write(self._path, {"question": self._question, **found})
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the file holds."""
+
+    OPTIONAL: ClassVar = frozenset({"full"})  # which came later
+
+    question: Mapping[str, Any]
+    start: float
+    scale: float | None
+    measured: tuple[float | None, ...]
+    full: float | None = None

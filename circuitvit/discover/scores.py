@@ -12,8 +12,8 @@ from typing import Literal
 from circuitvit.checks import real, whole
 from circuitvit.circuit import Circuit, Provenance, edges_among
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import Qkv, edge_names_of, edges_of, node_named, units_of
-from circuitvit.errors import CircuitError
+from circuitvit.edge_graph import Qkv, edge_count, edge_names_of, edges_of, node_named, units_of
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.records import SCORES
 from circuitvit.restoring import load_record, naming
 
@@ -47,11 +47,12 @@ class EdgeScores(Mapping[str, float]):
         provenance: Provenance,
         positions: Positions | None = None,
     ) -> None:
-        names = names_at(config, provenance.level, qkv, positions)
-        if set(names) != set(values):
+        count = count_at(config, provenance.level, qkv, positions)
+        names = names_at(config, provenance.level, qkv, positions) if len(values) == count else ()
+        if not names or set(names) != set(values):
             raise CircuitError(
-                f"got {len(values)} scores, expected one for each of the {len(names)} names of "
-                f"level={provenance.level!r} in a ViT of this shape."
+                f"got {len(values)} scores, expected one for each of the {count} names of "
+                f"level={in_short(provenance.level, most=60)} in a ViT of this shape."
             )
         self.config = config
         self.positions: Positions | None = positions
@@ -278,6 +279,22 @@ def _signed_ranks(scores: Mapping[str, float]) -> dict[str, float]:
         ranks |= {name: math.copysign(rank, scores[name]) for name in names}
         place += len(names)
     return ranks
+
+
+def count_at(config: ViTConfig, level: str, qkv: Qkv, positions: str | None = None) -> int:
+    """How many names `names_at` gives, without making them.
+
+    Raises:
+        CircuitError: there are too many edges.
+    """
+    each = 1 if positions is None else len(positions.split("/"))
+    if level == "edge":
+        return each * edge_count(config, qkv)
+    if level == "neuron":
+        return each * sum(config.mlp_width)
+    if level == "node":
+        return each * (sum(config.heads) + sum(map(bool, config.mlp_width)))
+    return each * config.depth
 
 
 def names_at(

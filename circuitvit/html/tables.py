@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from circuitvit.html.escaping import escape
+from circuitvit.html.escaping import escape, markdown_text
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as a Markdown table."""
-    header, *body = rows
+    """The rows as a Markdown table, escaped."""
+    header, *body = [[markdown_text(cell) for cell in cells] for cells in rows]
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

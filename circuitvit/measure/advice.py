@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuitvit.errors import CircuitError
+from circuitvit.html.escaping import markdown_text
 
 if TYPE_CHECKING:
     from circuitvit.measure.evaluation import Evaluation
@@ -54,13 +55,16 @@ class Advice:
     def lines(self) -> list[str]:
         """The advice as a Markdown list."""
         told = [
-            f"- **{one.aim}: {one.model}.** {' '.join(one.reasons)}"
+            f"- **{one.aim}: {markdown_text(one.model)}.** {markdown_text(' '.join(one.reasons))}"
             for one in self.recommendations
         ]  # fmt: skip
-        return [*told, *(f"- {text}" for text in self.left_out), f"- {SAME_IMAGES}"]
+        return [*told, *(f"- {markdown_text(text)}" for text in self.left_out), f"- {SAME_IMAGES}"]
 
     def __str__(self) -> str:
-        return "\n".join(line.replace("**", "") for line in self.lines())
+        told = [
+            f"- {one.aim}: {one.model}. {' '.join(one.reasons)}" for one in self.recommendations
+        ]
+        return "\n".join([*told, *(f"- {text}" for text in self.left_out), f"- {SAME_IMAGES}"])
 
 
 def advise(found: "Evaluation", *, give: float) -> Advice:

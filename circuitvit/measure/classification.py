@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitvit.errors import CircuitError
 from circuitvit.measure.accuracy import Accuracy, accuracy_and_guesses
 from circuitvit.measure.bootstrap import Estimate, resampled_means
 
@@ -35,6 +36,10 @@ class Bin:
     confidence: float | None
     accuracy: float | None
     images: int
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise CircuitError(f"a bin has {self.images} images, expected 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import torch
 
 from circuitvit.checks import whole
 from circuitvit.config import PER_BLOCK, ViTConfig
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
+from circuitvit.html.escaping import markdown_text
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.latency import WARM_UPS, interleaved
 from circuitvit.measure.machine import machine_of
@@ -85,9 +86,9 @@ class Costs:
         ]
         if bad:
             raise CircuitError(
-                f"{len(bad)} rows can't stand in a table of costs, such as {bad[0]}: expected an "
-                "op among embed, attention (heads, head_width), mlp (neurons,), addition and "
-                "read_out, each shape once, with milliseconds ≥ 0."
+                f"{len(bad)} rows can't stand in a table of costs, such as {in_short(bad[0])}: "
+                "expected an op among embed, attention (heads, head_width), mlp (neurons,), "
+                "addition and read_out, each shape once, with milliseconds ≥ 0."
             )
 
     def predict(self, config: ViTConfig) -> float:
@@ -137,7 +138,7 @@ class Costs:
         machine = ", ".join(f"{key} {value}" for key, value in (self.machine or {}).items())
         notes = f"{self.config.tokens} tokens of width {self.config.width}, {self.dtype}"
         notes = f"{notes}; {self.rounds} interleaved rounds; {machine or 'machine not stated'}"
-        return f"{markdown_table(self.table())}\n\n{notes}.\n"
+        return f"{markdown_table(self.table())}\n\n{markdown_text(notes)}.\n"
 
     def _repr_html_(self) -> str:
         return html_table(self.table())

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.files import write_text, writing_folder
+from circuitvit.files import plain_json, write_text, writing_folder
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.panels import Panelled, panels
 from circuitvit.html.tables import html_table
@@ -27,7 +27,7 @@ from circuitvit.measure.latency import NULL
 from circuitvit.measure.report import Report, checked_baseline, side_by_side
 from circuitvit.progress import progress
 from circuitvit.records import EVALUATION
-from circuitvit.restoring import naming
+from circuitvit.restoring import naming, warn_of_altered
 from circuitvit.torch_modes import in_default_modes
 
 
@@ -232,9 +232,12 @@ class Evaluation:
             CircuitError: the file is missing, cut short, something else, or of a version that
                 didn't keep which images a model gets right.
         """
-        found = cls(**read_evaluation(path))
+        body, fields = read_evaluation(path)
         with naming(path, EVALUATION):
+            found = cls(**fields)
             found.markdown()  # what can't be shown doesn't fit together
+            own = plain_json(plain_evaluation(found, single_images=True))
+        warn_of_altered(EVALUATION.place(path), body, own)
         return found
 
 

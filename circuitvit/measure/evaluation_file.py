@@ -80,14 +80,14 @@ class _File:
     class_names: tuple[str, ...]
 
 
-def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of the evaluation that a file holds.
+def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file holds, and the fields of the evaluation made of it.
 
     Raises:
         CircuitError: the file is missing, cut short, something else, or doesn't say which images
             are got right.
     """
-    body, surplus = EVALUATION.read(path), list[str]()
+    (body, check), surplus = EVALUATION.opened(path), list[str]()
     place = EVALUATION.place(path)
     with naming(place, EVALUATION):
         plain = {name: value for name, value in body.items() if name not in ("pareto", "advice")}
@@ -104,8 +104,9 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         report = Report(
             tuple(row for row, _ in rows), file.baseline, file.null, file.machine
         )  # fmt: skip
+        check(surplus)
         warn_of_surplus(place, surplus)
-        return {
+        return body, {
             "report": report,
             "classified": {row.name: one for row, one in rows},
             "class_names": file.class_names,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from circuitvit.html.escaping import escape
+from circuitvit.html.escaping import markdown_code, markdown_text
 from circuitvit.html.tables import markdown_table
 from circuitvit.measure.report import changed, ratio_text
 
@@ -49,19 +49,20 @@ def evaluation_markdown(found: "Evaluation") -> str:
     machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
     images = report.rows[0].accuracy.images
     timed = f"latency at a batch of {found.batch}" if found.batch is not None else "GFLOPs"
+    base = markdown_code(report.baseline)
     parts = [
         "# Evaluation",
-        f"{images:,} images, {len(found.class_names)} classes; baseline `{report.baseline}`; "
-        f"{machine}.",
+        f"{images:,} images, {len(found.class_names)} classes; baseline {base}; "
+        f"{markdown_text(machine)}.",
         "## Advice",
-        "\n".join(found.advice().lines()).replace("<", "&lt;"),
+        "\n".join(found.advice().lines()),
         f"Pareto set (top-1 against {timed}; no other model is at least as good in both and "
-        f"better in one), the quickest first: {', '.join(map(_plain, found.pareto()))}.",
+        f"better in one), the quickest first: {', '.join(map(markdown_text, found.pareto()))}.",
         "## Classification",
         markdown_table(_classification(found)),
         "## Cost",
         markdown_table(_cost(found)),
-        f"Shares of `{report.baseline}`'s time were measured side by side in one process, round by "
+        f"Shares of {base}'s time were measured side by side in one process, round by "
         "round; ms are its median × the share.",
         "## By class",
         *_by_class(found),
@@ -81,7 +82,7 @@ def _classification(found: "Evaluation") -> list[list[str]]:
         numbers = [one.precision, one.recall, one.f1, one.accuracy.loss, one.confidence]
         numbers += [one.confidence_right, one.confidence_wrong, one.gap, one.entropy]
         numbers.append(one.calibration_error)
-        rows.append([_plain(name), top1, _share(one.accuracy.top5), *map(_number, numbers)])
+        rows.append([name, top1, _share(one.accuracy.top5), *map(_number, numbers)])
     return rows
 
 
@@ -95,7 +96,7 @@ def _cost(found: "Evaluation") -> list[list[str]]:
     rows = [header]
     for row in report.rows:
         sizes = changed(row.parameters, base.parameters), changed(row.macs, base.macs)
-        cell = [_plain(row.name), *sizes, f"{found.gflops(row.name):z.4g}"]
+        cell = [row.name, *sizes, f"{found.gflops(row.name):z.4g}"]
         for batch in batches:
             one, own = row.latency[batch], row.name == report.baseline
             share = f"1 (itself: {ratio_text(report.null[batch])})" if own else ratio_text(one)
@@ -113,16 +114,11 @@ def _by_class(found: "Evaluation") -> list[str]:
     if len(seen) > ALL_CLASSES:
         order = sorted(seen, key=lambda place: base.per_class[place] or 0.0)[:HARDEST]
         note = [f"The {HARDEST} of {len(seen)} classes that are hardest for the baseline."]
-    rows = [["class", "images", *map(_plain, found.names)]]
+    rows = [["class", "images", *found.names]]
     for place in order:
         shares = [_share(found[name].per_class[place]) for name in found.names]
-        rows.append([_plain(found.class_names[place]), str(base.support[place]), *shares])
+        rows.append([found.class_names[place], str(base.support[place]), *shares])
     return [*note, markdown_table(rows)]
-
-
-def _plain(name: str) -> str:
-    """A name that stays in its cell and is no mark-up."""
-    return " ".join(escape(name).replace("|", r"\|").split())
 
 
 def _share(value: float | None) -> str:

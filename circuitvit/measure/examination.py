@@ -19,7 +19,7 @@ from torch import Tensor
 from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_pairs, in_single_at_least
 from circuitvit.circuit import Ablation, Circuit, Provenance
-from circuitvit.edge_graph import edge_names_of, writers_of
+from circuitvit.edge_graph import edge_count, edge_names_of, writers_of
 from circuitvit.errors import CircuitError, warn
 from circuitvit.images import Pairs, fingerprint
 from circuitvit.measure.bootstrap import resampled_means
@@ -264,7 +264,7 @@ class Examination:
 
     def _mask(self, circuit: Circuit) -> EdgeMask | None:
         """The mask of a circuit; None for the model itself, which need not run again."""
-        if len(circuit) == len(edge_names_of(circuit.config, circuit.qkv)):
+        if len(circuit) == edge_count(circuit.config, circuit.qkv):
             return None
         return EdgeMask.of(self.vit.config, circuit.edges, circuit.qkv)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitvit.checks import check_circuit, check_vit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Provenance
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import Qkv, edge_names_of
+from circuitvit.edge_graph import Qkv, edge_count, edge_names_of
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.measure.bootstrap import Estimate
@@ -162,7 +162,7 @@ def _checked_shares(shares: Sequence[float] | None) -> list[float]:
 
 
 def _all_edges(circuit: Circuit) -> int:
-    return len(edge_names_of(circuit.config, circuit.qkv))
+    return edge_count(circuit.config, circuit.qkv)
 
 
 def _random_families(family: Family, controls: int, seed: int) -> dict[str, Family]:

@@ -10,6 +10,7 @@ from circuitvit.checks import whole
 from circuitvit.circuit import Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, chart_page
+from circuitvit.html.escaping import markdown_text
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.examination import Conditions
 from circuitvit.records import Kind
@@ -42,7 +43,8 @@ class Measurement:
 
     def markdown(self) -> str:
         """The table and the conditions, as Markdown."""
-        return f"{markdown_table(self.table())}\n\n{self.conditions}; 95% intervals over images.\n"
+        conditions = markdown_text(self.conditions)
+        return f"{markdown_table(self.table())}\n\n{conditions}; 95% intervals over images.\n"
 
     def _repr_html_(self) -> str:
         return html_table(self.table())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text, writing_folder
+from circuitvit.html.escaping import markdown_code, markdown_text
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.cost import macs, parameters
@@ -90,8 +91,9 @@ class Report:
         text = markdown_table(self.table())
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         images = self.rows[0].accuracy.images
-        notes = f"{images} images; latency as a ratio to `{self.baseline}`, measured in one process"
-        return f"{text}\n\n{notes} (95% interval); {machine}.\n"
+        base = markdown_code(self.baseline)
+        notes = f"{images} images; latency as a ratio to {base}, measured in one process"
+        return f"{text}\n\n{notes} (95% interval); {markdown_text(machine)}.\n"
 
     def _repr_html_(self) -> str:
         return html_table(self.table())

@@ -1,5 +1,6 @@
 """Local folders that circuitvit, transformers or timm wrote; told apart by config.json."""
 
+import copy
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +17,12 @@ from circuitvit.plain_weights import adapters_among
 from circuitvit.preprocessing import natural_key
 from circuitvit.pretrained import huggingface, timm, torchvision
 from circuitvit.pretrained.checkpoints import NO_MODEL, read_checkpoint
+from circuitvit.pretrained.claims import (
+    asks_for_code,
+    check_config,
+    check_shards,
+    check_size,
+)
 from circuitvit.pretrained.fitting import filled, fitted, of_another_model
 from circuitvit.pretrained.libraries import imported, quiet_transformers
 from circuitvit.pretrained.recognition import check_readable
@@ -45,6 +52,8 @@ def from_folder(
         raise CircuitError(_adapter_of_peft(folder))
     config = read_json(folder / "config.json", what="model config", finite=False)
     with torch.random.fork_rng(devices=[]):  # making a model draws weights first
+        if isinstance(config, Mapping) and ("architecture" in config or "model_type" in config):
+            check_config(folder, config)
         wrapped = isinstance(config, Mapping) and config.get("model_type") == "timm_wrapper"
         if isinstance(config, Mapping) and "architecture" in config and not wrapped:
             return _timm(folder, config, checkpoint, weights)
@@ -165,12 +174,16 @@ def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: Checkpoin
     if checkpoint is not None:
         return _transformers_with(folder, cls, settings, checkpoint)
     _check_files(folder)
+    check_shards(folder)
     if config.get("quantization_config"):
         raise CircuitError(
             f"{folder} holds a quantised model (quantization_config in its config.json). Load it "
             "with transformers, call model.dequantize(), and give that, or give the model as it "
             "was before."
         )
+    with quiet_transformers():
+        weights = [path for path in folder.iterdir() if _holds_weights(path)]
+        check_size(folder / "config.json", lambda: cls(copy.deepcopy(settings)), weights)
     try:
         with quiet_transformers():
             module, told = cls.from_pretrained(
@@ -179,6 +192,8 @@ def _transformers(folder: Path, config: Mapping[str, Any], checkpoint: Checkpoin
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to name them all
                 dtype="auto",
+                trust_remote_code=False,
+                weights_only=True,
             )
     except Exception as cause:
         raise CircuitError(
@@ -203,11 +218,11 @@ def _class_of(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Any]:
             "…ForImageClassification class of its kind, train the head, and save that."
         )
     try:
-        settings = library.AutoConfig.from_pretrained(str(folder))
+        settings = library.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as cause:
         raise CircuitError(
             f"transformers {library.__version__} can't read {folder / 'config.json'}, of a model "
-            f"of type {config['model_type']!r}: {reason_of(cause)}."
+            f"of type {config['model_type']!r}: {reason_of(cause)}.{asks_for_code(config)}"
         ) from cause
     mapping = library.AutoModelForImageClassification._model_mapping
     mapped = mapping.get(type(settings), ())
@@ -260,6 +275,7 @@ def _transformers_with(folder: Path, cls: Any, settings: Any, file: Checkpoint) 
     head = next((tensors[name] for name in heads if name in tensors), None)
     if head is not None:
         settings.num_labels = len(head)
+    check_size(folder / "config.json", lambda: cls(copy.deepcopy(settings)), [file.path])
     try:
         module = cls(settings)
     except Exception as cause:

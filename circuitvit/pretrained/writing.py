@@ -131,7 +131,9 @@ def _compare(vit: ViT, folder: Path, to: str) -> None:
             else:
                 auto = library.AutoModelForImageClassification
                 with quiet_transformers():
-                    module = auto.from_pretrained(str(folder), dtype="auto")
+                    module = auto.from_pretrained(
+                        str(folder), dtype="auto", trust_remote_code=False, weights_only=True
+                    )
     except Exception as cause:
         raise CircuitError(
             f"{to} can't read what was written: {reason_of(cause)}. It is not kept; please report "

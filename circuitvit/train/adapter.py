@@ -24,6 +24,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.precision import HALF
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.records import another_kind
+from circuitvit.restoring import UnfitError, restored, warn_of_surplus
 from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
@@ -260,15 +261,18 @@ class Adapter:
         try:
             weights, metadata = read_tensors(source)
             record = told_in(metadata, _KEY)
-            schema, seen = record["schema"], record["preprocessing"]
+            schema = record["schema"]
             if schema == SCHEMA:
-                return cls(
-                    int(record["width"]),
-                    str(record["backbone"]),
-                    tuple(record["class_names"]),
-                    None if seen is None else Preprocessing.from_dict(seen),
-                    weights,
-                )
+                surplus = list[str]()
+                told = restored(_Record, record, surplus=surplus)
+                names = told.class_names
+                if told.width < 1 or not names or len(set(names)) < len(names):
+                    raise UnfitError("width is below 1, or class_names are none or not distinct")
+                head = weights.get("head.bias")
+                if head is not None and head.shape != (len(names),):
+                    raise UnfitError(f"{len(names)} class_names for a head of {len(head)}")
+                warn_of_surplus(source, surplus)
+                return cls(told.width, told.backbone, names, told.preprocessing, weights)
         except FileNotFoundError as cause:
             raise CircuitError(f"no adapter at {source}: there is no such file.") from cause
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
@@ -280,6 +284,17 @@ class Adapter:
             f"{source} is of schema {schema!r}, this circuitvit reads {SCHEMA}. Use the "
             "circuitvit that wrote it, or a newer one."
         )
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the metadata of an adapter's file says."""
+
+    schema: int
+    width: int
+    backbone: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing | None
 
 
 _AGAIN = "Save it again with Training.adapter.save(path)."

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
+from circuitvit.restoring import UnfitError, restored
 from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 from circuitvit.train.recipe import Recipe
 
@@ -111,8 +112,8 @@ class Checkpoint:
         """
         try:
             tensors, metadata = read_tensors(path)
-            record = told_in(metadata, _KEY)
-            return cls(record["run"], tuple(record["history"]), tensors)
+            record = restored(_Record, told_in(metadata, _KEY))
+            return cls(record.run, record.history, tensors)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
             raise CircuitError(
                 f"{path} is not a whole training checkpoint ({cause}). Delete it to train from the "
@@ -142,3 +143,19 @@ class Checkpoint:
 def _came_later(name: str, *runs: Mapping[str, Any]) -> bool:
     """Whether only one of the runs can tell of it."""
     return name.startswith(_LATER) and not all(name in run for run in runs)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the metadata of a checkpoint's file says."""
+
+    schema: int
+    run: Mapping[str, Any]
+    history: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        for entry in self.history:
+            odd = [name for name, value in entry.items()
+                   if isinstance(value, bool | str | list | dict)]  # fmt: skip
+            if odd:
+                raise UnfitError(f"{in_short(odd[0])} of an epoch is no number")
