@@ -52,7 +52,7 @@ def load_record(
         if shows is not None:
             shows()  # what can't be shown doesn't fit together
         own = plain_json(cast(Any, result).as_dict()) if derived else {}
-    check([*surplus, *derived])
+    check(surplus)
     warn_of_surplus(kind.place(path), surplus)
     warn_of_altered(kind.place(path), whole, own)
     return result
