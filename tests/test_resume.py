@@ -224,7 +224,7 @@ def test_a_file_that_is_no_record_is_refused_before_any_work(text, message, tmp_
         {"scale": "1"},
         {"full": True},
         {"start": 10**400},
-    ],  # fmt: skip
+    ],
 )
 def test_a_record_that_was_tampered_with_is_refused(damage, tmp_path):
     vit, pairs, options = question()
