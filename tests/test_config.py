@@ -84,7 +84,7 @@ def test_numpys_numbers_are_numbers(as_users_call):
         (dict(heads=10**8, head_width=1), "heads is .*expected at most 1,048,576"),
         (dict(heads=10**4, head_width=1), "120,000 heads in all, expected at most 65,536"),
         (dict(width=2**63, heads=1), "width is .*expected at most 1,048,576"),
-        (dict(width=2**20, heads=1, depth=1000), "parameters, expected at most"),
+        (dict(width=2**20, heads=1, mlp_width=1, depth=1000), "parameters, expected at most"),
         (dict(image_size=2**20, patch_size=1), "tokens, expected at most 1,048,576"),
         (dict(heads=[[1]], head_width=None), r"heads is \(\[1\],\), expected whole numbers"),
         (dict(heads={"a": 1}), "heads is .*expected whole numbers"),

@@ -78,7 +78,7 @@ def test_a_circuit_of_a_graph_that_is_too_large_is_refused_at_once(tmp_path, as_
     path = cv.Circuit(cv.ViTConfig(**SHAPE), ["embed->logits"]).save(tmp_path / "circuit.json")
     body = json.loads(path.read_text())
     for heads, message in (
-        ([60_000], "edges with qkv"),
+        ([30_000] * 2, "edges with qkv"),
         ([10**8], "at most"),
         ([1] * 2000, "1,000"),
     ):

@@ -154,8 +154,10 @@ class _Record:
     history: tuple[dict[str, Any], ...]
 
     def __post_init__(self) -> None:
-        for entry in self.history:
-            odd = [name for name, value in entry.items()
-                   if isinstance(value, bool | str | list | dict)]  # fmt: skip
-            if odd:
-                raise UnfitError(f"{in_short(odd[0])} of an epoch is no number")
+        left: list[Any] = [value for entry in self.history for value in entry.values()]
+        while left:
+            item = left.pop()
+            if isinstance(item, bool | str):
+                raise UnfitError(f"{in_short(item, most=60)} in the history is no number")
+            if isinstance(item, list | dict):
+                left += item.values() if isinstance(item, dict) else item
