@@ -1,6 +1,7 @@
 """The one exception that users of circuitvit meet, other libraries' reasons, and warnings."""
 
 import re
+import reprlib
 import sys
 import warnings
 
@@ -37,6 +38,28 @@ def reason_of(cause: BaseException, *, most: int = 400) -> str:
     if isinstance(cause, KeyError | AttributeError | ArithmeticError):
         safe = f"{type(cause).__name__}: {safe}"
     return safe if len(safe) <= most else safe[: most - 1] + "…"
+
+
+def shown(value: object, *, most: int = 80) -> str:
+    """A value as Python writes it, cut to so many characters; its type where it can't be written.
+
+    For values that may be of any size, as those from files are.
+    """
+    brief = _Brief(most).repr(value)
+    return brief if len(brief) <= most else brief[: most - 1] + "…"
+
+
+class _Brief(reprlib.Repr):
+    """Writes no more of large values than is shown."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.maxstring = self.maxlong = self.maxother = most
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 12
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 3 // 10
+        return f"a number of some {digits} digits" if digits > 300 else super().repr_int(x, level)
 
 
 def warn(message: str) -> None:

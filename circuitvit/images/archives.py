@@ -88,7 +88,7 @@ def _checked(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return found
 
 
-def _check_claim(info: zipfile.ZipInfo, file: io.BufferedIOBase) -> None:
+def _check_claim(info: zipfile.ZipInfo, file: Any) -> None:
     """Refuse an array whose header promises another size than its member has."""
     version = np.lib.format.read_magic(file)
     header: Any = {
@@ -96,7 +96,9 @@ def _check_claim(info: zipfile.ZipInfo, file: io.BufferedIOBase) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if header is None:
-        raise ValueError(f"{info.filename!r} is of the .npy version {version}, as no plain array is")
+        raise ValueError(
+            f"{info.filename!r} is of the .npy version {version}, as no plain array is"
+        )
     shape, _, dtype = header(file)
     if dtype.hasobject:
         raise ValueError(f"{info.filename!r} is an array of Python objects")

@@ -91,9 +91,9 @@ def npz_table(path: Path) -> Table:
             found[split][role] = name
     if not found or any(len(roles) < 2 for roles in found.values()):
         raise CircuitError(
-            f"{path} has the arrays [{some(list(arrays))}], expected x_train and y_train, train_images and "
-            "train_labels, or images and labels; likewise for test and validation, each images "
-            "with their labels. Name them so."
+            f"{path} has the arrays [{some(list(arrays))}], expected x_train and y_train, "
+            "train_images and train_labels, or images and labels; likewise for test and "
+            "validation, each images with their labels. Name them so."
         )
     splits = {s: (arrays[roles["images"]], arrays[roles["labels"]]) for s, roles in found.items()}
     return arrays_table(splits, None if names is None else [str(name) for name in names])

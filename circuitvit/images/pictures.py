@@ -5,9 +5,8 @@ pictures come without an ending or with a wrong one, and what is no picture lies
 """
 
 from functools import cache
-from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from circuitvit.errors import reason_of
 
@@ -94,7 +93,7 @@ def kind_of(path: Path) -> tuple[Kind, str]:
     return ("stranger", "") if known is None else ("unreadable", known)
 
 
-def opened(file: BufferedIOBase) -> "Image":
+def opened(file: Any) -> "Image":
     """The picture in a file, turned as its camera was held.
 
     Raises:
@@ -121,7 +120,7 @@ def opened(file: BufferedIOBase) -> "Image":
     return image
 
 
-def _check_size(image: "Image", file: BufferedIOBase) -> None:
+def _check_size(image: "Image", file: Any) -> None:
     """Refuse what takes far more memory than its file, before it does."""
     width, height = image.size
     if max(width, height) > _MOST_SIDE:
