@@ -1,6 +1,7 @@
 """The one exception that users of circuitvit meet, other libraries' reasons, and warnings."""
 
 import re
+import reprlib
 import sys
 import unicodedata
 import warnings
@@ -40,13 +41,29 @@ def reason_of(cause: BaseException, *, most: int = 400) -> str:
     return safe if len(safe) <= most else safe[: most - 1] + "…"
 
 
-def in_short(value: object, *, most: int = 200) -> str:
-    """A value as Python writes it, cut short; also where Python refuses, as of huge numbers."""
+def in_short(value: object, *, most: int = 120) -> str:
+    """A value as Python writes it, cut to so many characters; its type where it can't be written.
+
+    For values that may be of any size, as those from files are. Nested ones may be cut before.
+    """
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # more than 4,300 digits, or nested too deeply
-        return f"a {type(value).__name__} that is too large to be shown"
-    return text if len(text) <= most else f"{text[:most]}…"
+        brief = _Brief(most).repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that can't be shown"
+    return brief if len(brief) <= most else brief[: most - 1] + "…"
+
+
+class _Brief(reprlib.Repr):
+    """Writes no more of large values than is shown."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.maxstring = self.maxlong = self.maxother = most
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 12
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 3 // 10
+        return f"a number of some {digits} digits" if digits > 300 else super().repr_int(x, level)
 
 
 def printable(name: str, *, most: int = 100) -> str:

@@ -1,6 +1,8 @@
 """Pictures as models look at them: against timm's and torchvision's own transforms."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +222,59 @@ def test_what_contradicts_the_model_is_refused_together():
         load_splits("digits", model=torch.nn.Linear(2, 2), preprocessing={"mean": 0.5})
     with pytest.raises(CircuitError, match=r"has 7 classes, the data 'digits' have 10"):
         load_splits("digits", model=model(classes=7))
+
+
+def png(width: int, height: int, claims: int | None = None) -> bytes:
+    """A PNG of black pixels, as small as that can be."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    packed, row = zlib.compressobj(1), bytes(width + 1)
+    rows = [packed.compress(row) for _ in range(height)] + [packed.flush()]
+    head = struct.pack(">IIBBBBB", claims or width, height, 8, 0, 0, 0, 0)
+    told = (chunk(b"IHDR", head), chunk(b"IDAT", b"".join(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(told)
+
+
+def encoded_as(form: str, image: Image.Image) -> bytes:
+    image.save(buffer := io.BytesIO(), form)
+    return buffer.getvalue()
+
+
+def text_bomb() -> bytes:
+    whole, packed = png(8, 8), b"Comment\0\0" + zlib.compress(bytes(20 * 2**20))
+    data = b"zTXt" + packed
+    text = struct.pack(">I", len(packed)) + data + zlib.crc32(data).to_bytes(4)
+    return whole[:33] + text + whole[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lambda: png(8, 1, claims=89_000_000), "89000000×1 pixels, expected at most 65535"),
+        (lambda: png(70_000, 2), "70000×2 pixels, expected at most 65535 a side"),
+        (lambda: png(1, 70_000), "1×70000 pixels, expected at most 65535 a side"),
+        (lambda: png(60_000, 1), "would be resized to 480000×8"),
+        (lambda: png(6000, 6000), "claims 6000×6000 pixels in a file of"),
+        (lambda: encoded_as("GIF", Image.new("P", (6000, 6000))), "claims 6000×6000 pixels"),
+        (text_bomb, "too large"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a program, which is not"),
+    ],
+)  # fmt: skip
+def test_pictures_that_unpack_to_far_more_than_they_are_are_left_out(data, reason, monkeypatch):
+    monkeypatch.setattr("circuitvit.images.decoding._MOST_PIXELS", 480_000)
+    asked, table = asked_for(None, cv.Preprocessing(), 8, None), table_of([{"bytes": data()}])
+    found = decode(table, np.arange(1), asked.look(table))
+    assert len(found.kept) == 0
+    assert reason in found.skipped[0]
+
+
+def test_large_photographs_and_many_frames_are_read():
+    coarse = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((6400, 4800), Image.Resampling.BILINEAR)
+    frames = [Image.new("L", (8, 8), grey) for grey in range(99)]
+    frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
+    raws = [{"bytes": encoded_as("JPEG", large)}, {"bytes": buffer.getvalue()}]
+    raws.append({"bytes": encoded_as("JPEG", Image.new("RGB", (6400, 6400)))})
+    assert seen(raws, cv.Preprocessing(), 8).shape == (3, 3, 8, 8)

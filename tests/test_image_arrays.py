@@ -1,5 +1,9 @@
 """Images from arrays, in memory and in `.npz` files."""
 
+import tracemalloc
+import zipfile
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +202,73 @@ def test_broken_and_missing_files_are_told(tmp_path):
         load_splits(str(tmp_path / "none.npz"))
     with pytest.raises(CircuitError, match=r"can't be streamed"):
         load_splits(str(tmp_path / "set.npz"), streaming=True, limit=3)
+
+
+def header(shape: tuple, kind="|u1") -> bytes:
+    """The beginning of a `.npy` file of an array of any claimed shape."""
+    said = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    said = said.ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said
+
+
+def archived(path, **members: bytes):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+LABELLED = header((3,), "<i8") + bytes(24)
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (header((10**7, 10**4, 10**4)), "931,322.6 GiB, but holds 0 bytes"),
+        (header((3, 4, 4)) + bytes(47), "48 bytes, but holds 47"),
+        (header((3, 4, 4)) + bytes(49), "48 bytes, but holds 49"),
+        (header((-3, -4, 4)) + bytes(48), "but holds"),
+        (header((2, 10**400)), "can't be read"),
+        (header((3, 4, 4), "|O") + bytes(384), "Python objects"),
+        (b"\x93NUMPY\x03\x00" + header((3, 4, 4))[8:] + bytes(48), "version"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(99), "can't be read"),
+        (header((3, 4, 4))[:30], "can't be read"),
+        (header((3, 4, 4)) + bytes(100 * 2**20), "more than 200 times"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_claims_more_than_it_holds_is_refused_unread(tmp_path, images, reason):
+    path = archived(tmp_path / "set.npz", images=images, labels=LABELLED)
+    tracemalloc.start()
+    with pytest.raises(CircuitError, match=rf"set\.npz can't be read.*{reason}|{reason}"):
+        load_splits(path)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
+def test_an_archive_needs_the_memory_that_is_free(tmp_path, monkeypatch):
+    path = archived(tmp_path / "set.npz", images=header((3, 4, 4)) + bytes(48), labels=LABELLED)
+    free = SimpleNamespace(available=100)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(CircuitError, match="claims .* bytes of arrays, and 100 bytes are free"):
+        load_splits(path)
+    monkeypatch.undo()
+    raw = np.zeros((100, 4, 4), np.uint8)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(CircuitError, match="100 images of 4×4 pixels take .* Give a limit"):
+        ImageSet.from_arrays(raw, np.arange(100) % 2)
+
+
+def test_an_archive_of_a_thousand_arrays_is_none_of_images(tmp_path):
+    path = archived(tmp_path / "set.npz", **{f"x{n}": b"" for n in range(1001)})
+    with pytest.raises(CircuitError, match="holds 1001 arrays, expected at most 1000"):
+        load_splits(path)
+
+
+def test_labels_beyond_any_class_and_of_strange_shapes_are_told():
+    with pytest.raises(CircuitError, match=r"labels go up to 18446744073709551615"):
+        ImageSet.from_arrays(RGB[:1], np.array([2**64 - 1], np.uint64), ("a",))
+    endless = np.broadcast_to(np.array(0), (10**9,))
+    with pytest.raises(CircuitError, match=r"shape \(1000000000,\), expected \(10,\)"):
+        ImageSet.from_arrays(RGB, endless)
+    with pytest.raises(CircuitError, match="class_names is 5, expected a name for each"):
+        ImageSet.from_arrays(RGB, LABELS, 5)

@@ -1,5 +1,7 @@
 """Folders of images: links are followed, and the class folders must be clear."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,9 @@ from PIL import Image
 
 from circuitvit.errors import CircuitError
 from circuitvit.images import load_splits
+from circuitvit.images.decoding import Look, decode
+from circuitvit.images.folders import layout_of, walked
+from circuitvit.images.table import Table
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +177,87 @@ def test_a_split_without_images_is_told_and_carved(tmp_path):
     with pytest.warns(UserWarning, match=r"no images, so they are left out: pets/test"):
         splits = load_splits(tmp_path / "pets")
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [12, 4, 4]
+
+
+@pytest.mark.timeout(60)
+def test_folders_that_are_all_linked_to_one_another_are_read_once(tmp_path):
+    names = [f"c{number:02}" for number in range(24)]
+    for name in names:
+        write(tmp_path / name, 1)
+    for name in names:
+        for other in names:
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    inside = walked(tmp_path)
+    assert [file.parent.name for file in inside.files] == names
+    assert len(inside.again) == 24 * 23
+    with pytest.warns(UserWarning, match=r"^552 links lead to folders that are read already.*more"):
+        assert len(layout_of(tmp_path, inside).splits["train"]) == 24
+
+
+def test_what_a_link_leads_to_keeps_its_own_name_where_it_lies_in_the_folder(tmp_path):
+    pets = tmp_path / "pets"
+    write(pets / "cat", 6)
+    write(pets / "dog", 6)
+    (pets / "ant").symlink_to(pets / "dog")
+    with pytest.warns(UserWarning, match=r"^1 links lead to folders .* read already.*pets/ant"):
+        assert counts(pets) == {"cat": 6, "dog": 6}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_pipes_are_never_opened(tmp_path):
+    pets = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        write(pets / name)
+    for name in ("cat/x.png", "cat/y", "metadata.csv", "data.parquet"):
+        os.mkfifo(pets / name)
+    with pytest.warns(UserWarning, match=r"^1 images are no files but pipes.*cat/x\.png"):
+        assert counts(pets) == {"cat": 10, "dog": 10}
+    with pytest.raises(CircuitError, match="there is nothing at"):
+        load_splits(pets / "data.parquet")
+    raws = [{"path": str(pets / "cat/x.png"), "bytes": None}]
+    table = Table(np.zeros(1, np.int64), ("a",), {"train": (1, lambda places: raws)})
+    found = decode(table, np.arange(1), Look(8, 8, 3, "bicubic", "shortest"))
+    assert found.skipped[0].endswith("cat/x.png): there is no such file")
+
+
+def test_metadata_may_name_no_pictures_outside_their_folder(tmp_path):
+    write(tmp_path / "other")
+    nest = write(tmp_path / "nest")
+    for name in ("../other/1.png", str(tmp_path / "other" / "1.png"), "1.png\0"):
+        rows = [{"file_name": f"{n}.png", "label": "ab"[n % 2]} for n in range(9)]
+        rows.append({"file_name": name, "label": "a"})
+        (nest / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(CircuitError, match="nest can't be read"):
+            load_splits(nest)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("a\0b", "characters that no path has"),
+        ("a\ud800b", "characters that no path has"),
+        ("x" * 5000, "longer than a path may be"),
+        ("~nobody-of-this-name/x", "home folder is not known"),
+    ],
+)
+def test_texts_that_are_no_paths_are_told(place, reason):
+    for given in (place, Path(place), f"{place}.npz"):
+        with pytest.raises(CircuitError, match=f"source is .*{reason}"):
+            load_splits(given)
+    with pytest.raises(CircuitError, match=f"cache is .*{reason}"):
+        load_splits("digits", cache=place)
+
+
+def test_a_parquet_file_that_claims_more_rows_than_bytes_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 10**6), pyarrow.array([b"x"]))
+    parquet.write_table(pyarrow.table({"image": same, "label": same}), tmp_path / "a.parquet")
+    with pytest.raises(CircuitError, match=r"a\.parquet claims 1000000 rows"):
+        load_splits(tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-20] + b"\xff" * 12 + whole[-8:])
+    with pytest.raises(CircuitError, match=r"a\.parquet can't be read"):
+        load_splits(tmp_path / "a.parquet")

@@ -1,15 +1,18 @@
 """Labels: coded from 0, classes kept in an order, and matched to a model's by name."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from models import random_vit, shape
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError
-from circuitvit.images import ANIMALS, ImageSet, categories, load_splits
-from circuitvit.images.labels import coded, matched, selected
+from circuitvit.images import ANIMALS, ImageSet, Pairs, categories, load_splits
+from circuitvit.images.labels import as_one, coded, matched, selected
+from circuitvit.preprocessing import class_name
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 NAMES = ("ant", "bee", "cat", "dog")
@@ -260,3 +263,32 @@ def test_a_model_whose_normalisation_is_not_known_is_warned_of():
     with pytest.warns(UserWarning, match="normalised is not known; mean and std 0.5 are taken"):
         cv.load_splits("digits", model=vit, limit=20)
     cv.load_splits("digits", model=vit, preprocessing=cv.Preprocessing(), limit=20)
+
+
+def test_ten_thousand_classes_take_no_longer_than_they_must():
+    names = tuple(f"class {number}" for number in range(10_000))
+    labels = np.arange(10_000)
+    start = time.process_time()
+    assert selected((labels, names), names[::-1])[1] == names[::-1]
+    assert (matched((labels, names), names[::-1])[0] == labels[::-1]).all()
+    assert as_one((labels, names), names)[1] == names
+    with pytest.raises(CircuitError) as told:
+        selected((labels, names), [f"{name}?" for name in names] * 2)
+    assert len(str(told.value)) < 1000
+    with pytest.raises(CircuitError) as told:
+        matched((labels, tuple(f"{name}?" for name in names)), names)
+    assert len(str(told.value)) < 1000
+    images = ImageSet(torch.arange(1e4).view(-1, 1, 1, 1), torch.from_numpy(labels), names)
+    assert Pairs.noised(images, clean="class 7", count=1).labels.tolist() == [7]
+    pairs = Pairs.by_class(images, count=500)
+    assert (pairs.labels != pairs.corrupt_labels).all()
+    with pytest.raises(CircuitError, match=r"'nope', which is no class.* and 9988 more") as told:
+        Pairs.by_class(images, clean="nope", count=1)
+    assert len(str(told.value)) < 1000
+    assert time.process_time() - start < 10
+
+
+def test_names_that_are_no_text_are_spelled_out():
+    """A folder's name of another encoding can't be saved as it is."""
+    assert class_name("caf\udce9") == "caf\\udce9"
+    assert cv.Preprocessing(class_names=("caf\udce9", "é")).class_names == ("caf\\udce9", "é")

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import torch
 from models import random_images, random_vit, shape
 
 import circuitvit as cv
+from circuitvit.images import load_splits
+from circuitvit.preprocessing import natural_key
 
 SEEN = cv.Preprocessing(
     mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", resize="squash", crop=0.875,
@@ -115,3 +118,62 @@ def test_what_is_no_preprocessing_is_refused_before_anything_is_written(tmp_path
             other.save_pretrained(tmp_path / folder)
     assert (tmp_path / "old" / "model.safetensors").read_bytes() == before
     assert not (tmp_path / "new").exists()
+
+
+HOSTILE = (
+    [], {}, None, True, False, -1, 0, 1, 1.5, 10**400, 10**5000, 2**63, 1e308, 1e-300, 5e-324,
+    float("nan"), float("inf"), "", "x" * 10_000, "\0", "\ud800", b"x", [[]], [[1]], [None], {"a": 1},
+    [1e308], [10**400], ["1"], [True], ["a", "a"], ["\ud800"], np.zeros((2, 2)), torch.zeros(2, 2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEN.as_dict())
+def test_no_value_of_any_kind_is_an_error_of_another_type(name):
+    lengths = [0]
+    for value in HOSTILE:
+        try:
+            made = cv.Preprocessing.from_dict({**SEEN.as_dict(), name: value})
+        except cv.CircuitError as cause:
+            lengths.append(len(str(cause)))
+            continue
+        json.dumps(made.as_dict(), ensure_ascii=False).encode()
+        assert made.resized_side(224) <= 22_400
+        assert np.isfinite(np.float32(1) / np.float32(made.std)).all()
+    assert max(lengths) < 1000
+
+
+def test_what_is_no_preprocessing_at_all_is_told():
+    for value in HOSTILE:
+        if not isinstance(value, dict) or value:
+            with pytest.raises(cv.CircuitError, match="this is not a preprocessing"):
+                cv.Preprocessing.from_dict(value)
+
+
+def test_numbers_that_no_normalised_picture_has_are_told():
+    for name, value in (("mean", 10**400), ("std", 5e-324), ("std", 1e308), ("crop", 1e-300)):
+        with pytest.raises(cv.CircuitError, match=f"{name} is "):
+            cv.Preprocessing(**{name: value})
+    for value in ((0, 10**400), (-1e308, 1e308), ("a", "b"), (0, 1, 2), 5):
+        with pytest.raises(
+            cv.CircuitError, match="pixel_range is .*two numbers, black below white"
+        ):
+            load_splits("digits", pixel_range=value)
+    with pytest.raises(cv.CircuitError, match="image_size is 9223372036854775808, .*at most 16384"):
+        load_splits("digits", image_size=2**63)
+
+
+def test_a_hundred_thousand_names_take_no_longer_than_they_must():
+    names = tuple(f"class {number}" for number in range(100_000))
+    start = time.process_time()
+    assert cv.Preprocessing(class_names=names).class_names == names
+    with pytest.raises(cv.CircuitError) as told:
+        cv.Preprocessing(class_names=(*names, *names))
+    assert time.process_time() - start < 2
+    assert len(str(told.value)) < 200
+
+
+def test_numbers_of_any_length_are_sorted_by_value():
+    names = ["b1", "a1" + "0" * 5000, "a" + "9" * 5000, "a10", "a010", "a2"]
+    assert sorted(names, key=natural_key) == [
+        "a2", "a010", "a10", "a" + "9" * 5000, "a1" + "0" * 5000, "b1",
+    ]  # fmt: skip

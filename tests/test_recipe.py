@@ -103,7 +103,7 @@ def test_other_images_are_refused():
         (lambda recipe: None, "there is no recipe"),
         (lambda recipe: {}, "this is no recipe of pairs"),
         (lambda recipe: "by_class", "this is no recipe of pairs"),
-        (lambda recipe: {**recipe, "casts": ["float3"]}, "this is no recipe of pairs"),
+        (lambda recipe: {**recipe, "casts": ["float3"]}, "altered or damaged"),
         (lambda recipe: {**recipe, "made": "by_moon"}, "says 'by_moon'.*Update circuitvit"),
         (lambda recipe: {**recipe, "clean": [999]}, "altered or damaged"),
         (lambda recipe: {**recipe, "corrupt": None}, "altered or damaged"),
@@ -170,3 +170,41 @@ def test_a_page_tells_of_the_recipe_in_a_few_words(tmp_path):
     page = circuit.to_html(tmp_path / "circuit.html", plotlyjs="directory").read_text()
     assert "<dt>pairs</dt><dd>by_category, seed 4</dd>" in page
     assert "mammal" not in page
+
+
+HOSTILE = (
+    [], {}, None, True, -1, 1.5, 10**400, 10**5000, 2**63, 1e308, 1e-300, float("nan"), "", "\ud800",
+    "x" * 10_000, [[1]], [None], [1e308], [True], ["1"], [-1], [[[]]] * 12, {"a": 1},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["by_class", "by_category", "occluded", "noised", "against_mean"])
+@pytest.mark.filterwarnings("ignore:.* corrupt images equal")
+def test_no_field_of_any_kind_is_an_error_of_another_type(name):
+    recipe = MADE[name]().recipe
+    lengths, inside = list[int](), [("arguments", key) for key in recipe["arguments"]]
+    for field, key in [*inside, *((field, None) for field in recipe)]:
+        for value in HOSTILE:
+            changed = {**recipe[field], key: value} if key else value
+            try:
+                made = Pairs.remake({**recipe, field: changed}, IMAGES)
+            except CircuitError as cause:
+                lengths.append(len(str(cause)))
+            else:
+                assert len(made) == len(recipe["clean"])
+    assert max(lengths) < 1000
+
+
+def test_places_in_a_recipe_are_those_of_the_images_alone():
+    recipe = MADE["by_class"]().recipe
+    for field in ("clean", "corrupt"):
+        for place in (-1, len(IMAGES), True, 1.0):
+            with pytest.raises(CircuitError, match=f"{field} is .*places below {len(IMAGES)}"):
+                Pairs.remake({**recipe, field: [*recipe[field][1:], place]}, IMAGES)
+    noised = MADE["noised"]().recipe
+    for std in (1e308, 10**400, [1], True):
+        with pytest.raises(CircuitError, match="std is .*expected a number > 0"):
+            Pairs.remake({**noised, "arguments": {"std": std}}, IMAGES)
+    for std in (1e308, 10**400):
+        with pytest.raises(CircuitError, match="std is .*expected a number > 0"):
+            Pairs.noised(IMAGES, count=1, std=std)

@@ -117,7 +117,10 @@ def test_a_saved_score_that_is_no_number_is_refused(files, tmp_path):
     for value in ("NaN", "Infinity", '"1.5"', "true", "null"):
         path = tmp_path / "s.json"
         path.write_text(text.replace(first, f'"embed->logits": {value},'))
-        with pytest.raises(cv.CircuitError, match="altered after it was saved|no number of JSON|expected a finite number"):
+        with pytest.raises(
+            cv.CircuitError,
+            match="altered after it was saved|no number of JSON|expected a finite number",
+        ):
             cv.EdgeScores.load(path)
 
 

@@ -1,6 +1,7 @@
 """A circuit for each class, or for pairs of classes, in one call."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,7 +265,10 @@ def _tasks(
 
 def _each(images: ImageSet, classes: Any) -> Iterator[Any]:
     if classes is None:
-        yield from (_key(images, index) for index in range(len(images.class_names)))
+        counts = Counter(images.class_names)
+        yield from (
+            name if counts[name] == 1 else index for index, name in enumerate(images.class_names)
+        )
     elif isinstance(classes, str | int | tuple) or not isinstance(classes, Iterable):
         yield classes
     else:

@@ -1,8 +1,6 @@
 """Images from arrays: in memory, in `.npz` files, and scikit-learn's digits."""
 
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import torch
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.images.labels import coded
+from circuitvit.images.archives import arrays_of
+from circuitvit.images.labels import coded, some
 from circuitvit.images.slices import split_of
 from circuitvit.images.table import Table
 
@@ -53,12 +52,12 @@ def arrays_table(
         if raw is not None:
             images[split], wrong = _images(raw, f"{split} images")
             problems += wrong
-        if flat is not None:
+        if raw is not None and flat is not None:
             flat = flat[:, 0] if flat.ndim == 2 and flat.shape[1] == 1 else flat
             flat = _whole(flat)
-            values += flat.tolist() if flat.ndim == 1 else []
-        if raw is not None and flat is not None:
-            problems += _label_problems(flat, len(raw) if raw.ndim else 0, f"{split} labels")
+            wrong = _label_problems(flat, len(raw) if raw.ndim else 0, f"{split} labels")
+            values += [] if wrong else flat.tolist()  # a shape may claim more than there is room
+            problems += wrong
     if problems:
         raise CircuitError("these arrays can't be used: " + "; ".join(problems) + ".")
     labels, names = coded(values, class_names)
@@ -78,15 +77,7 @@ def npz_table(path: Path) -> Table:
     Raises:
         CircuitError: the file can't be read, or its arrays are not such.
     """
-    try:
-        # Opened here, as numpy leaves open what it can't read; told to be one, as it takes others.
-        with path.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
-        raise CircuitError(
-            f"{path} can't be read: {reason_of(cause)}. Write it with numpy.savez, without Python "
-            "objects."
-        ) from cause
+    arrays = arrays_of(path)
     names = arrays.pop("class_names", None)
     found: dict[str, dict[str, str]] = {}
     for name in arrays:
@@ -100,9 +91,9 @@ def npz_table(path: Path) -> Table:
             found[split][role] = name
     if not found or any(len(roles) < 2 for roles in found.values()):
         raise CircuitError(
-            f"{path} has the arrays {list(arrays)}, expected x_train and y_train, train_images and "
-            "train_labels, or images and labels; likewise for test and validation, each images "
-            "with their labels. Name them so."
+            f"{path} has the arrays [{some(list(arrays))}], expected x_train and y_train, "
+            "train_images and train_labels, or images and labels; likewise for test and "
+            "validation, each images with their labels. Name them so."
         )
     splits = {s: (arrays[roles["images"]], arrays[roles["labels"]]) for s, roles in found.items()}
     return arrays_table(splits, None if names is None else [str(name) for name in names])

@@ -9,11 +9,14 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from circuitvit.errors import CircuitError, warn
+from circuitvit.errors import CircuitError, in_short, warn
 from circuitvit.images.decoding import Look
 from circuitvit.images.table import Table
 from circuitvit.images.tensors import is_number, is_whole
 from circuitvit.preprocessing import Preprocessing
+
+_MOST_SIDE = 16_384
+"""Pixels of an image: each then takes 3 GiB in a model."""
 
 
 @runtime_checkable
@@ -118,24 +121,26 @@ def asked_for(
 
 
 def _size_problems(image_size: Any, channels: Any) -> Iterator[str]:
-    if image_size is not None and not (is_whole(image_size) and image_size >= 1):
-        yield f"image_size is {image_size!r}, expected at least 1 pixel, a whole number"
+    if image_size is not None and not (is_whole(image_size) and 1 <= image_size <= _MOST_SIDE):
+        most = f"; at most {_MOST_SIDE}" if is_whole(image_size) and image_size > 1 else ""
+        yield f"image_size is {in_short(image_size)}, expected at least 1 pixel, a whole number{most}"
     if channels is not None and not (is_whole(channels) and channels in (1, 3)):
-        yield f"channels is {channels!r}, expected 1 (grey) or 3 (RGB)"
+        yield f"channels is {in_short(channels)}, expected 1 (grey) or 3 (RGB)"
 
 
 def _range_problems(pixel_range: Any) -> Iterator[str]:
     if pixel_range is None:
         return
     pair = pixel_range if isinstance(pixel_range, tuple | list) else ()
-    if (
-        len(pair) != 2
-        or not all(map(is_number, pair))
-        or not -math.inf < pair[0] < pair[1] < math.inf
-    ):
+    try:
+        black, white = map(float, pair if all(map(is_number, pair)) else ())
+        is_right = black < white and math.isfinite(white - black)
+    except (OverflowError, ValueError):  # too large, or not two
+        is_right = False
+    if not is_right:
         yield (
-            f"pixel_range is {pixel_range!r}, expected two numbers, black below white, such as "
-            "(0, 65535)"
+            f"pixel_range is {in_short(pixel_range)}, expected two numbers, black below white, such "
+            "as (0, 65535)"
         )
 
 

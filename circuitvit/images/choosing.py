@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from circuitvit.errors import CircuitError, warn
+from circuitvit.errors import CircuitError, in_short, warn
 from circuitvit.images.labels import (
     LEFT_OUT,
     UNLABELLED,
@@ -82,8 +82,8 @@ def with_classes(table: Table, own: Parts, wish: Wish) -> tuple[Table, Parts]:
             "classes=[…]."
         )
         raise CircuitError(
-            f"this model has {wish.count} classes, the data {wish.source!r} have {len(names)}. "
-            f"{remedy}"
+            f"this model has {wish.count} classes, the data {in_short(wish.source)} have "
+            f"{len(names)}. {remedy}"
         )
     if wish.is_open and wish.order is None:
         warn_of_order(
@@ -126,9 +126,9 @@ def _warn_of_slices(table: Table, train: np.ndarray, split: Split) -> None:
     every = np.unique(table.labels[table.labels >= 0])
     if lost := _names(table, np.setdiff1d(every, table.labels[train])):
         warn(
-            f"split={split!r} leaves no training images of {len(lost)} of {len(every)} classes "
-            f"({_listed(lost)}): a slice is of the stored order. limit=... draws evenly over the "
-            "classes."
+            f"split={in_short(split)} leaves no training images of {len(lost)} of {len(every)} "
+            f"classes ({_listed(lost)}): a slice is of the stored order. limit=... draws evenly "
+            "over the classes."
         )
 
 

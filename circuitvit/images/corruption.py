@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
-from circuitvit.images.tensors import is_whole
+from circuitvit.errors import CircuitError, in_short
+from circuitvit.images.tensors import is_number, is_whole
 from circuitvit.torchvision_ops import register_missing_ops
 
 Fill = Literal["inpaint", "blur"]
+MOST_NOISE = 1e6
+"""The largest deviation of noise: beyond it nothing of the image is left, nor of half precision."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,25 @@ class Patch:
         """
         side, problems = min(height, width), list[str]()
         if fill not in get_args(Fill):
-            problems.append(f"fill is {fill!r}, expected one of {get_args(Fill)}")
+            problems.append(f"fill is {in_short(fill)}, expected one of {get_args(Fill)}")
         step = 1 if align is None else align
         if not is_whole(step) or not 1 <= step < side:
-            problems.append(f"align is {align!r}, expected the patch size of a model below {side}")
+            problems.append(
+                f"align is {in_short(align)}, expected the patch size of a model below {side}"
+            )
             step = 1
         pixels = _pixels(size, side, int(step))
         if pixels is None or not 1 <= pixels < side:
             problems.append(
-                f"size is {size!r}, expected 1 to {side - 1} pixels of an image of "
+                f"size is {in_short(size)}, expected 1 to {side - 1} pixels of an image of "
                 f"{height}×{width}, or a share of its side above 0 and below 1"
             )
         elif pixels % step:
             problems.append(f"size is {size}, expected a multiple of align={step}")
         if place is not None and not _fits(place, pixels or 1, int(step), height, width):
             problems.append(
-                f"place is {place!r}, expected (row, column) of the patch's first pixel, such that "
-                f"a patch of {pixels} pixels lies in {height}×{width}"
+                f"place is {in_short(place)}, expected (row, column) of the patch's first pixel, such "
+                f"that a patch of {pixels} pixels lies in {height}×{width}"
                 + (f", both multiples of align={step}" if step != 1 else "")
             )
         if problems:
@@ -150,6 +154,12 @@ def noisy(
     drawn = np.random.default_rng([seed, 4, index]).standard_normal(tuple(image.shape))
     noise = torch.from_numpy(drawn).to(image.device)
     return (image.detach().double() + std * noise).to(image.dtype)
+
+
+def is_noise(std: object) -> bool:
+    """Whether a value is a deviation of noise."""
+    number: Any = std
+    return is_number(number) and 0 < number <= MOST_NOISE
 
 
 def mean_image(

@@ -1,5 +1,6 @@
 """From stored pictures to pixels of one size: resized and cropped as torchvision and timm do."""
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
+_MOST_PIXELS = 2**27
+"""In a picture that is resized, before its middle is cut out."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class _Sheet:
     def add(self, pixels: np.ndarray) -> None:
         if not self.shapes:
             height, width, channels = pixels.shape
+            _check_memory(self.count * pixels.nbytes, f"{self.count} images of {height}×{width}")
             self.pixels = np.empty((self.count, channels, height, width), dtype=pixels.dtype)
         self.shapes.add(pixels.shape[:2])
         if len(self.shapes) == 1:
@@ -115,6 +120,15 @@ class _Sheet:
                 "image_size: they are then resized and cropped to their middle."
             )
         return torch.from_numpy(self.pixels[: self.filled])
+
+
+def _check_memory(size: int, what: str) -> None:
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise CircuitError(
+            f"{what} pixels take {size / 2**30:z.1f} GiB, and {free / 2**30:z.1f} GiB are free. "
+            "Give a limit, or a smaller image_size."
+        )
 
 
 @contextmanager
@@ -136,18 +150,17 @@ def _quiet() -> Iterator[None]:
 
 def _pixels(raw: Raw, look: Look) -> np.ndarray | str:
     """A picture as [height width channel]; or why it can't be read."""
-    if isinstance(raw, np.ndarray) and raw.dtype != np.uint8:
-        return _of_floats(raw, look)
     try:
+        if isinstance(raw, np.ndarray) and raw.dtype != np.uint8:
+            return _of_floats(raw, look)
         image = _opened(raw)
         if image.mode.startswith(("I", "F")):
             return _of_deep(image, look)
         if image.mode == "P":  # else the transparency of a palette gets lost with a warning
             image = image.convert("RGBA")
-        image = image.convert(_MODES[look.channels])
+        image = _fitted(image.convert(_MODES[look.channels]), look)
     except Exception as cause:  # PIL's formats raise some dozen types at broken files
         return reason_of(cause)
-    image = _fitted(image, look)
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     # With a range, some are floats; those of one set have to be of one type.
     return pixels if look.pixel_range is None else pixels.astype(np.float32) / 255
@@ -181,10 +194,11 @@ def _opened(raw: Raw) -> "Image":
     if data is None and path is None:
         raise ValueError("there is no picture")
     if data is None and path is not None and os.path.isfile(path):
-        data = Path(path).read_bytes()  # PIL would leave a file open that it can't read
+        with Path(path).open("rb") as file:  # PIL would leave open what it can't read
+            return opened(file)
     if data is not None:
-        return opened(data)
-    if path is not None and os.path.isabs(path) and "://" not in path:
+        return opened(io.BytesIO(data))
+    if path is not None and "://" not in path:  # nor is a pipe read, which may never end
         raise ValueError("there is no such file")
     from datasets import Image as Feature
 
@@ -219,6 +233,11 @@ def _fitted(image: "Image", look: Look) -> "Image":
     size = (side, side)
     if look.resize == "shortest":
         size = (int(side * width / short), int(side * height / short))
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise ValueError(
+            f"its {width}×{height} pixels would be resized to {size[0]}×{size[1]}, too many; cut "
+            "it, or ask for smaller images"
+        )
     if image.size != size:
         image = image.resize(size, Resampling[look.interpolation.upper()])
     left, top = round((image.width - keep) / 2), round((image.height - keep) / 2)

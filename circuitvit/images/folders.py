@@ -35,30 +35,80 @@ class Layout:
         return any(is_metadata(path) for paths in self.splits.values() for path in paths)
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files at any depth, hidden ones and those in hidden folders apart, in order.
+@dataclass(frozen=True)
+class Walked:
+    """What lies in a folder.
 
-    A link that leads back to a folder above it is left out.
+    Attributes:
+        files: all at any depth, hidden ones and those in hidden folders apart, in order.
+        again: links to folders that are read already, by another path than a folder above them.
+    """
+
+    files: list[Path]
+    again: list[Path]
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Files whose endings are those of pictures."""
+        return [path for path in self.files if path.suffix.lower() in picture_endings()]
+
+
+def walked(folder: Path) -> Walked:
+    """What lies in a folder; each folder is read once, however many links lead to it.
+
+    What is in it counts before what links lead to, so that it keeps its own name.
 
     Raises:
         CircuitError: a folder can't be read.
     """
+    files, links, again = list[Path](), [folder], list[Path]()
+    seen = set[tuple[int, int]]()
     try:
-        return sorted(_walked(folder, (os.path.realpath(folder),)))
+        while links:
+            found = list[Path]()
+            for place in sorted(links):
+                if _is_new(place, seen):
+                    _read_into(place, seen, files, found)
+                elif not _leads_up(place):
+                    again.append(place)
+            links = found
     except OSError as cause:
         raise CircuitError(
             f"{folder} can't be read: {reason_of(cause)}. Check its permissions."
         ) from cause
+    return Walked(sorted(files, key=lambda path: path.parts), sorted(again))
 
 
-def _walked(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    for place in folder.iterdir():
-        if place.name.startswith("."):
-            continue
-        if not place.is_dir():
-            yield place
-        elif (real := os.path.realpath(place)) not in above:
-            yield from _walked(place, (*above, real))
+def _leads_up(link: Path) -> bool:
+    return Path(os.path.realpath(link.parent)).is_relative_to(os.path.realpath(link))
+
+
+def _read_into(
+    folder: Path, seen: set[tuple[int, int]], files: list[Path], links: list[Path]
+) -> None:
+    """Add the files in a folder and in those in it, and the links to other folders."""
+    inside = [folder]
+    while inside:
+        with os.scandir(inside.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                place = Path(entry.path)
+                if entry.is_symlink():
+                    (links if place.is_dir() else files).append(place)
+                elif not entry.is_dir():
+                    files.append(place)
+                elif _is_new(place, seen):
+                    inside.append(place)
+
+
+def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not met before, by whatever path."""
+    status = folder.stat()
+    key = status.st_dev, status.st_ino
+    is_new = key not in seen
+    seen.add(key)
+    return is_new
 
 
 def is_metadata(path: Path) -> bool:
@@ -66,7 +116,7 @@ def is_metadata(path: Path) -> bool:
     return path.name in _METADATA
 
 
-def layout_of(folder: Path) -> Layout:
+def layout_of(folder: Path, inside: Walked) -> Layout:
     """The images of a folder by split; what is left out is named in one warning.
 
     Folders named after splits are such where all that hold images are so named: a class may be
@@ -75,12 +125,12 @@ def layout_of(folder: Path) -> Layout:
     Raises:
         CircuitError: there are no images, or which folders are the classes is not clear.
     """
-    files = files_below(folder)
+    files = inside.files
     images, unreadable, strangers = _sorted_out(f for f in files if f.is_file())
     if all(map(is_metadata, images)):
         raise CircuitError(_nothing_in(folder, unreadable, strangers))
     splits, roots = _by_split(folder, images)
-    remarks = [*_of_lost(files), *_of_empty(roots, images, unreadable)]
+    remarks = [*_of_lost(files), *_of_links(inside.again), *_of_empty(roots, images, unreadable)]
     if strangers:
         remarks.append(
             f"{len(strangers)} files in {folder} are no pictures, so they are left out: "
@@ -89,11 +139,6 @@ def layout_of(folder: Path) -> Layout:
     if remarks:
         warn(" ".join(remarks))
     return Layout(splits, tuple(f"{path}: {reason}" for path, reason in unreadable.items()))
-
-
-def pictures_below(folder: Path) -> list[Path]:
-    """All files at any depth whose endings are those of pictures."""
-    return [path for path in files_below(folder) if path.suffix.lower() in picture_endings()]
 
 
 def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str], list[Path]]:
@@ -142,13 +187,27 @@ def _by_split(folder: Path, images: list[Path]) -> tuple[dict[str, list[Path]], 
 
 
 def _of_lost(files: Iterable[Path]) -> Iterator[str]:
-    """Pictures that are links to nothing."""
+    """Pictures that are links to nothing, and what only bears the name of one."""
     endings = picture_endings()
-    lost = [path for path in files if path.suffix.lower() in endings and not path.is_file()]
-    if lost:
+    none = [path for path in files if path.suffix.lower() in endings and not path.is_file()]
+    if lost := [path for path in none if not path.exists()]:
         yield (
             f"{len(lost)} images are links that lead nowhere, so they are left out: "
             f"{_listed(lost)}."
+        )
+    if odd := [path for path in none if path.exists()]:
+        yield (
+            f"{len(odd)} images are no files but pipes, sockets or devices, so they are left out: "
+            f"{_listed(odd)}."
+        )
+
+
+def _of_links(again: Sequence[Path]) -> Iterator[str]:
+    """Links to folders that are read already."""
+    if again:
+        yield (
+            f"{len(again)} links lead to folders that are read already, so they are left out: "
+            f"{_listed(again)}."
         )
 
 
@@ -158,9 +217,10 @@ def _parts_of(folder: Path, images: list[Path]) -> tuple[Path, dict[Path, list[P
     It has none where images lie beside them.
     """
     while True:
-        parts: dict[Path, list[Path]] = {}
+        named: dict[str, list[Path]] = {}
         for image in images:
-            parts.setdefault(folder / image.relative_to(folder).parts[0], []).append(image)
+            named.setdefault(image.parts[len(folder.parts)], []).append(image)
+        parts = {folder / name: own for name, own in named.items()}
         if any(image.parent == folder for image in images):
             return folder, {}
         (first, *others) = parts
@@ -204,8 +264,7 @@ def _of_empty(
     roots: Iterable[Path], images: list[Path], unreadable: Iterable[Path]
 ) -> Iterator[str]:
     """Classes or splits without images, which are none."""
-    full = {place for image in images for place in image.parents}
-    broken = {place for image in unreadable for place in image.parents}
+    full, broken = _above(images), _above(unreadable)
     empty = [
         place
         for root in sorted(roots)
@@ -214,8 +273,14 @@ def _of_empty(
     ]
     if empty:
         what = " that can be read" if broken & set(empty) else ""
-        names = ", ".join(str(place.relative_to(place.parents[1])) for place in empty)
+        names = _listed([place.relative_to(place.parents[1]) for place in empty])
         yield f"these folders hold no images{what}, so they are left out: {names}."
+
+
+def _above(files: Iterable[Path]) -> set[Path]:
+    """The folders that files lie in, at any depth."""
+    own = {file.parent for file in files}
+    return own.union(*(place.parents for place in own))
 
 
 def _listed(paths: Sequence[Path]) -> str:

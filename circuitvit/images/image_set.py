@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.images.arrays import arrays_table
 from circuitvit.images.asking import Viewer, asked_for
 from circuitvit.images.decoding import decode
@@ -56,7 +56,7 @@ class ImageSet:
             object.__setattr__(self, "class_names", tuple(map(class_name, names)))
             problems += label_problems("labels", self.labels, count, len(names))
         else:
-            problems.append(f"class_names is {names!r}, expected a name for each class")
+            problems.append(f"class_names is {in_short(names)}, expected a name for each class")
         if problems:
             raise CircuitError("an ImageSet cannot be made: " + "; ".join(problems) + ".")
         object.__setattr__(self, "labels", self.labels.long())
@@ -111,8 +111,10 @@ class ImageSet:
             CircuitError: shapes, types or values are not such, or the classes are not the model's.
         """
         asked = asked_for(model, preprocessing, image_size, channels)
-        if asked.problems:
-            raise CircuitError("images can't be made so: " + "; ".join(asked.problems) + ".")
+        listed = isinstance(class_names, Sequence | np.ndarray | None)
+        wrong = f"class_names is {in_short(class_names)}, expected a name for each class"
+        if problems := [*asked.problems, *([] if listed else [wrong])]:
+            raise CircuitError("images can't be made so: " + "; ".join(problems) + ".")
         known = asked.preprocessing.class_names
         table = arrays_table({"train": (images, labels)}, class_names or known)
         labelled = table.labels, table.class_names

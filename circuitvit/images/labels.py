@@ -6,12 +6,12 @@ Names of classes are compared as `class_name` has them.
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.images.animals import ANIMALS
 from circuitvit.images.imagenet import described, is_wnid, knows_all, place_in_imagenet
 from circuitvit.images.tensors import is_whole
@@ -21,6 +21,8 @@ UNLABELLED, LEFT_OUT = -1, -2
 """Codes of images without a label, and of images whose class was not asked for."""
 
 _TOLD = 6
+_LOOKED_AT, _LONG = 2000, 100
+"""How many names are compared with an unknown one, and the characters of the longest of them."""
 
 Labelled = tuple[np.ndarray, tuple[str, ...]]
 """The class of each image [image], int64, or one of the codes above; and the classes' names."""
@@ -65,20 +67,21 @@ def coded(values: Sequence[Any], names: Sequence[str] | None = None) -> Labelled
     missing = [value is None or (not isinstance(value, str) and value < 0) for value in values]
     pairs = list(zip(values, missing, strict=True))
     if names is None:
-        found = sorted({value for value, none in pairs if not none})
+        every = {value for value, none in pairs if not none}
+        found = sorted(every, key=lambda value: (isinstance(value, str), value))
         codes = {value: code for code, value in enumerate(found)}
         labels = [UNLABELLED if none else codes[value] for value, none in pairs]
         return np.array(labels, dtype=np.int64), tuple(str(value) for value in found)
     names = tuple(map(class_name, names))
     if any(isinstance(value, str) for value in values):
         return _coded_text(values, names)
-    labels = np.array([UNLABELLED if none else value for value, none in pairs], dtype=np.int64)
-    if labels.size and labels.max() >= len(names):
+    codes = [UNLABELLED if none else value for value, none in pairs]
+    if codes and (highest := max(codes)) >= len(names):
         raise CircuitError(
-            f"labels go up to {labels.max()}, but there are {len(names)} class names. Give a name "
+            f"labels go up to {highest}, but there are {len(names)} class names. Give a name "
             "for each class, from class 0 on."
         )
-    return labels, names
+    return np.array(codes, dtype=np.int64), names
 
 
 def as_one(labelled: Labelled, written: Sequence[str]) -> Labelled:
@@ -91,9 +94,9 @@ def as_one(labelled: Labelled, written: Sequence[str]) -> Labelled:
     labels, names = labelled
     if len(set(names)) == len(names) or len(set(written)) < len(written):
         return labelled
-    merged = tuple(dict.fromkeys(names))
-    codes = np.array([merged.index(name) for name in names], dtype=np.int64)
-    return np.where(labels < 0, labels, codes[labels.clip(0)]), merged
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([places[name] for name in names], dtype=np.int64)
+    return np.where(labels < 0, labels, codes[labels.clip(0)]), tuple(places)
 
 
 def _coded_text(values: Sequence[Any], names: tuple[str, ...]) -> Labelled:
@@ -125,8 +128,8 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
     if isinstance(classes, str):
         if classes != "animals":
             raise CircuitError(
-                f"classes is {classes!r}, expected 'animals' or a list of class names or indices, "
-                f"such as [{classes!r}]."
+                f"classes is {in_short(classes)}, expected 'animals' or a list of class names or "
+                f"indices, such as [{in_short(classes)}]."
             )
         wnids = [animal.wnid for animal in ANIMALS]
         if not set(wnids) & set(names):
@@ -139,7 +142,8 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
     else:
         places = _places(classes, names)
         kept = tuple(names[place] for place in places)
-        if empty := [names[place] for place in places if place not in labels]:
+        there = set(np.unique(labels).tolist())
+        if empty := [names[place] for place in places if place not in there]:
             raise CircuitError(f"there are no images of {some(empty)}. Leave these classes out.")
     codes = np.full(len(names), LEFT_OUT)
     codes[places] = np.arange(len(places))
@@ -147,11 +151,12 @@ def selected(labelled: Labelled, classes: Classes) -> Labelled:
 
 
 def _places(classes: Sequence[str | int], names: tuple[str, ...]) -> list[int]:
-    found = [place_of(asked, names) for asked in classes]
+    called = _by_form(names, class_name)
+    found = [_place(asked, called, len(names)) for asked in classes]
     problems = [
-        f"{len(same)} classes are called {asked!r}, those at {some(same)}"
+        f"{len(same)} classes are called {in_short(asked)}, those at {some(same)}"
         for asked in classes
-        if len(same := places_called(asked, names)) > 1
+        if isinstance(asked, str) and len(same := called.get(class_name(asked), ())) > 1
     ]
     if unknown := [asked for asked, place in zip(classes, found, strict=True) if place is None]:
         problems.append(
@@ -159,22 +164,22 @@ def _places(classes: Sequence[str | int], names: tuple[str, ...]) -> list[int]:
         )
     # Of folders 0, 1, 10, 2, the number 2 may mean the third or the last.
     problems += [
-        f"{asked!r} is the index of {names[place]!r}, but another class is called {str(asked)!r}; "
-        "give names, as text"
+        f"{in_short(asked)} is the index of {names[place]!r}, but another class is called "
+        f"{in_short(str(asked))}; give names, as text"
         for asked, place in zip(classes, found, strict=True)
         if not isinstance(asked, str)
         and place is not None
-        and str(asked) in names
+        and str(asked) in called
         and names[place] != str(asked)
     ]
     places = [place for place in found if place is not None]
-    if twice := sorted({names[place] for place in places if places.count(place) > 1}):
+    if twice := sorted({names[place] for place, count in Counter(places).items() if count > 1}):
         problems.append(f"{some(twice)} are named twice")
     if not len(classes):
         problems.append("none is named")
     if problems:
         raise CircuitError(
-            f"these classes can't be kept: {'; '.join(problems)}. Give names or indices below "
+            f"these classes can't be kept: {_few(problems)}. Give names or indices below "
             f"{len(names)}, each once."
         )
     return places
@@ -182,18 +187,25 @@ def _places(classes: Sequence[str | int], names: tuple[str, ...]) -> list[int]:
 
 def place_of(asked: Any, names: Sequence[str]) -> int | None:
     """The place of a class, by its name or index; a name wins, as a class may be called `3`."""
-    if same := places_called(asked, names):
-        return same[0]
-    if isinstance(asked, str):  # the command line gives indices as text
-        asked = int(asked) if asked.isdecimal() else None
-    return int(asked) if is_whole(asked) and 0 <= asked < len(names) else None
+    called = {class_name(asked): places_called(asked, names)} if isinstance(asked, str) else {}
+    return _place(asked, called, len(names))
+
+
+def _place(asked: Any, called: Mapping[str, Sequence[int]], count: int) -> int | None:
+    if isinstance(asked, str):
+        if same := called.get(class_name(asked)):
+            return same[0]
+        # The command line gives indices as text.
+        asked = int(asked) if asked.isdecimal() and len(asked) < 20 else None
+    return int(asked) if is_whole(asked) and 0 <= asked < count else None
 
 
 def places_called(asked: Any, names: Sequence[str]) -> list[int]:
     """The places of all classes of this name; ImageNet has two cranes."""
     if not isinstance(asked, str):
         return []
-    return [place for place, name in enumerate(names) if class_name(asked) == class_name(name)]
+    wanted = class_name(asked)
+    return [place for place, name in enumerate(names) if class_name(name) == wanted]
 
 
 def matched(labelled: Labelled, wanted: tuple[str, ...]) -> Labelled:
@@ -283,7 +295,7 @@ def _problems(
     counts = Counter(place for _, place in clear)
     twice = [f"{name!r} as {wanted[place]!r}" for name, place in clear if counts[place] > 1]
     if twice:
-        problems.append(f"several classes of the data are one of the model's: {', '.join(twice)}")
+        problems.append(f"several classes of the data are one of the model's: {_few(twice, ', ')}")
     if clear:
         advice.append("keep those that match with classes=[…]")
     if any(map(is_wnid, unknown)) and not knows_all():
@@ -316,10 +328,12 @@ def _first_synonym(name: str) -> str:
 
 def nearest(unknown: Sequence[Any], names: Sequence[str]) -> str:
     """` (nearest: …)`, as far as some names are like the unknown ones."""
+    looked_at = [name for name in names[:_LOOKED_AT] if len(name) <= _LONG]
     near = {
         text: found[0]
         for text in map(str, unknown[:6])
-        if (found := difflib.get_close_matches(text, names, n=1, cutoff=0.5))
+        if len(text) <= _LONG
+        and (found := difflib.get_close_matches(text, looked_at, n=1, cutoff=0.5))
     }
     pairs = ", ".join(f"{found!r} for {text!r}" for text, found in near.items())
     return f" (nearest: {pairs})" if pairs else ""
@@ -328,4 +342,9 @@ def nearest(unknown: Sequence[Any], names: Sequence[str]) -> str:
 def some(names: Sequence[Any], most: int = 10) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+    return ", ".join(map(in_short, names[:most])) + more
+
+
+def _few(texts: Sequence[str], between: str = "; ") -> str:
+    rest = len(texts) - _TOLD
+    return between.join(texts[:_TOLD]) + (f"{between}and {rest} more" if rest > 0 else "")

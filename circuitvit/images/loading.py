@@ -1,5 +1,6 @@
 """From a source of images to training, validation and test images."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, no_type_check
 import numpy as np
 import torch
 
-from circuitvit.errors import CircuitError, warn
+from circuitvit.errors import CircuitError, in_short, warn
 from circuitvit.images.arrays import digits_table, npz_table
 from circuitvit.images.asking import Viewer, asked_for
 from circuitvit.images.cache import remembered
@@ -144,16 +145,13 @@ def load_splits(
 
 def _problems(given: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the settings of `load_splits`, one sentence each."""
-    source, classes, cache = (given[name] for name in ("source", "classes", "cache"))
-    if isinstance(source, str) and not source.strip():
-        yield "source is empty; give a path ('.' is this folder), a hub id or 'digits'"
-    if not isinstance(classes, str | Sequence | np.ndarray | None):
-        yield f"classes is {classes!r}, expected 'animals' or a list of names or indices"
-    if not isinstance(cache, str | os.PathLike | None):
-        yield f"cache is {cache!r}, expected the path of a folder"
+    yield from _kind_problems(given)
     validation, test = shares = given["validation"], given["test"]
-    if not all(is_number(share) and share > 0 for share in shares) or not validation + test < 1:
-        yield f"validation is {validation!r} and test {test!r}, expected shares > 0 with a sum < 1"
+    if not all(is_number(share) and 0 < share < 1 for share in shares) or validation + test >= 1:
+        yield (
+            f"validation is {in_short(validation)} and test {in_short(test)}, expected shares > 0 with a "
+            "sum < 1"
+        )
     for name, least, what in (
         ("limit", 1, "a whole number of images, at least 1"),
         ("seed", 0, "a whole number ≥ 0"),
@@ -161,19 +159,45 @@ def _problems(given: Mapping[str, Any]) -> Iterator[str]:
     ):
         value = given[name]
         if not (is_whole(value) and value >= least) and not (name == "limit" and value is None):
-            yield f"{name} is {value!r}, expected {what}"
+            yield f"{name} is {in_short(value)}, expected {what}"
     if given["streaming"] and given["limit"] is None:
         yield "streaming without a limit would read everything; give a limit"
     yield from order_problems(given["class_order"])
     yield from _split_problems(given["split"], given["streaming"])
 
 
+def _kind_problems(given: Mapping[str, Any]) -> Iterator[str]:
+    source, classes, cache = (given[name] for name in ("source", "classes", "cache"))
+    if isinstance(source, str) and not source.strip():
+        yield "source is empty; give a path ('.' is this folder), a hub id or 'digits'"
+    for name in ("source", "cache"):
+        if isinstance(given[name], str | os.PathLike):
+            yield from _path_problems(name, given[name])
+    if not isinstance(classes, str | Sequence | np.ndarray | None):
+        yield f"classes is {in_short(classes)}, expected 'animals' or a list of names or indices"
+    if not isinstance(cache, str | os.PathLike | None):
+        yield f"cache is {in_short(cache)}, expected the path of a folder"
+
+
+def _path_problems(name: str, place: Place) -> Iterator[str]:
+    """What keeps a text from being a path on any file system."""
+    try:
+        Path(place).expanduser().stat()
+    except ValueError:
+        yield f"{name} is {in_short(os.fspath(place))}, which holds characters that no path has"
+    except RuntimeError:
+        yield f"{name} is {in_short(os.fspath(place))}, and that home folder is not known"
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:
+            yield f"{name} is {in_short(os.fspath(place))}, which is longer than a path may be"
+
+
 def _split_problems(split: Any, streaming: bool) -> Iterator[str]:
     whole = {"train": split} if isinstance(split, str) else {} if split is None else split
     if not isinstance(whole, Mapping) or not all(isinstance(e, str) for e in whole.values()):
         yield (
-            f"split is {split!r}, expected an expression such as 'train[:2%]', or a mapping from "
-            "'train' and other parts to such"
+            f"split is {in_short(split)}, expected an expression such as 'train[:2%]', or a mapping "
+            "from 'train' and other parts to such"
         )
     elif streaming and any("[" in expression for expression in whole.values()):
         yield "streaming reads whole splits, so split can have no [slices]"

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from circuitvit.errors import warn
+from circuitvit.errors import in_short, warn
 from circuitvit.images.labels import Labelled, some
 from circuitvit.preprocessing import natural_key
 
@@ -27,7 +27,7 @@ def order_problems(value: Any) -> list[str]:
     """What is wrong with a class order that was asked for."""
     if value is None or value in get_args(ClassOrder):
         return []
-    return [f"class_order is {value!r}, expected one of {get_args(ClassOrder)}"]
+    return [f"class_order is {in_short(value)}, expected one of {get_args(ClassOrder)}"]
 
 
 def warn_of_order(names: tuple[str, ...], *, is_declared: bool, remedy: str) -> None:

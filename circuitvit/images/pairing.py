@@ -1,14 +1,15 @@
 """Which images are paired: clean ones, even over the classes, and corrupt partners for them."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.images.image_set import ImageSet
 from circuitvit.images.judging import Judge
 from circuitvit.images.labels import place_of, places_called
-from circuitvit.images.sampling import balanced
+from circuitvit.images.sampling import MOST_SEED, balanced, ranks_of
 from circuitvit.images.tensors import is_whole
 from circuitvit.preprocessing import class_name
 
@@ -39,7 +40,7 @@ def places_by_class(
     target = None if corrupt is None else class_index(images, corrupt, "corrupt")
     if source is not None and source == target:
         raise CircuitError(
-            f"clean and corrupt are both the class {images.class_names[source]!r}, so the "
+            f"clean and corrupt are both the class {in_short(images.class_names[source])}, so the "
             "pairs would differ in nothing under study. Name two classes."
         )
     wanted = np.ones(len(labels), bool) if source is None else labels == source
@@ -51,13 +52,19 @@ def places_by_class(
             "images of at least two classes."
         )
 
+    order = list[int]()  # of the classes that are left, which only become fewer
+
     def pick(draw: np.random.Generator, own: int, members: Members) -> int:
-        others = [m for m in members if m != own] if target is None else [target]
-        others = [m for m in others if m in members]
-        if not others:
+        if target is not None and target in members:
+            return int(draw.choice([target]))
+        if len(order) != len(members):
+            order[:] = members
+        others = len(order) - (own in members)
+        if target is not None or not others:
             who = "another class" if target is None else f"class {images.class_names[target]!r}"
             raise CircuitError(_none_right(who))
-        return int(draw.choice(others))
+        drawn_place = int(draw.choice(others))
+        return order[drawn_place + (own in members and drawn_place >= bisect_left(order, own))]
 
     return chosen, _partners(labels, chosen, seed, judge, pick)
 
@@ -96,7 +103,7 @@ def places_by_category(
         left = {c: [label for label in classes[c] if label in members] for c in others}
         left = {c: found for c, found in left.items() if found}
         if not left:
-            who = "another category" if corrupt is None else f"category {corrupt!r}"
+            who = "another category" if corrupt is None else f"category {in_short(corrupt)}"
             raise CircuitError(_none_right(who))
         category = list(left)[int(draw.integers(len(left)))]
         return int(draw.choice(left[category]))
@@ -130,8 +137,8 @@ def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judg
         CircuitError: there are not so many.
     """
     for name, value in (("count", count), ("seed", seed)):
-        if not is_whole(value):
-            raise CircuitError(f"{name} is {value!r}, expected a whole number.")
+        if not is_whole(value) or value >= MOST_SEED:
+            raise CircuitError(f"{name} is {in_short(value)}, expected a whole number below 2¹²⁸.")
     if not 1 <= count <= len(pool):
         raise CircuitError(
             f"{count} pairs were asked for, but there are {len(pool)} clean images. Ask for "
@@ -151,12 +158,8 @@ def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judg
 
 def _in_turns(labels: np.ndarray, turns: Mapping[int, int]) -> np.ndarray:
     """The order in which classes take turns, each giving its images first to last."""
-    ranks = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        mine = labels == label
-        ranks[mine] = np.arange(mine.sum())
     own = np.array([turns[label] for label in labels.tolist()], np.int64)
-    return np.lexsort((own, ranks))
+    return np.lexsort((own, ranks_of(labels)))
 
 
 def _partners(
@@ -164,7 +167,9 @@ def _partners(
 ) -> np.ndarray:
     """A right image for each chosen one, of the class that `pick` draws."""
     draw = np.random.default_rng([seed, 2])
-    members = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+    classes, counts = np.unique(labels, return_counts=True)
+    places = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    members = dict(zip(classes.tolist(), places, strict=True))
     found = np.full(len(chosen), -1)
     while (wanting := np.flatnonzero(found < 0)).size:
         for pair in wanting:
@@ -173,8 +178,9 @@ def _partners(
         wrong = ~judge.is_right(found[wanting])
         # Only those drawn here: what else the judge happens to know must not change the draws.
         tried = found[wanting[wrong]]
-        left = {label: np.setdiff1d(places, tried) for label, places in members.items()}
-        members = {label: places for label, places in left.items() if places.size}
+        for label in np.unique(labels[tried]).tolist():
+            members[label] = np.setdiff1d(members[label], tried)
+        members = {label: places for label, places in members.items() if places.size}
         found[wanting[wrong]] = -1
     return found
 
@@ -189,18 +195,18 @@ def class_index(images: ImageSet, asked: str | int, role: str) -> int:
     index = place_of(asked, names)
     if index is None:
         raise CircuitError(
-            f"{role} is {asked!r}, which is no class here. Give an index below {len(names)} or one "
-            f"of these names: {', '.join(names)}."
+            f"{role} is {in_short(asked)}, which is no class here. Give an index below {len(names)} "
+            f"or one of these names: {_listed(names)}."
         )
     if len(same := places_called(asked, names)) > 1:
         raise CircuitError(
-            f"{role} is {asked!r}, as {len(same)} classes are called. Give an index: "
+            f"{role} is {in_short(asked)}, as {len(same)} classes are called. Give an index: "
             f"{' or '.join(map(str, same))}."
         )
     if not (images.labels == index).any():
         raise CircuitError(
-            f"{role} is {asked!r}, but these images hold none of that class. Give more images, or "
-            "another class."
+            f"{role} is {in_short(asked)}, but these images hold none of that class. Give more "
+            "images, or another class."
         )
     return index
 
@@ -216,10 +222,10 @@ def _check_categories(
     for role, asked in (("clean", clean), ("corrupt", corrupt)):
         if asked is not None and asked not in known:
             problems.append(
-                f"{role} is {asked!r}, expected a category that has images ({_listed(known)})"
+                f"{role} is {in_short(asked)}, expected a category that has images ({_listed(known)})"
             )
     if clean is not None and clean == corrupt:
-        problems.append(f"clean and corrupt are both {clean!r}, name two categories")
+        problems.append(f"clean and corrupt are both {in_short(clean)}, name two categories")
     if not missing and len(known) < 2:
         problems.append(f"all images are of one category ({_listed(known)}), at least 2 are needed")
     if problems:
@@ -233,7 +239,7 @@ def _plain_categories(categories: object) -> dict[str, str]:
         odd = [kind for kind in categories.values() if not isinstance(kind, str | int)]
         if not odd:
             return {class_name(name): class_name(kind) for name, kind in categories.items()}
-        strange = f"a category is {odd[0]!r}"
+        strange = f"a category is {in_short(odd[0])}"
     raise CircuitError(
         f"{strange}, expected a mapping from each class's name to that of its one category, such "
         "as {'beagle': 'dog', 'robin': 'bird'}."
@@ -263,6 +269,6 @@ def _too_few(images: ImageSet, pool: np.ndarray, judge: Judge, count: int) -> st
 
 
 def _listed(names: Iterable[object]) -> str:
-    shown = [str(name) for name in names]
-    rest = len(shown) - CLASSES_TOLD
-    return ", ".join(shown[:CLASSES_TOLD]) + (f" and {rest} more" if rest > 0 else "")
+    in_short = [str(name) for name in names]
+    rest = len(in_short) - CLASSES_TOLD
+    return ", ".join(in_short[:CLASSES_TOLD]) + (f" and {rest} more" if rest > 0 else "")

@@ -7,18 +7,16 @@ both in `recipe`; the tensors themselves are in `paired_images`.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.images.animals import categories as animal_categories
-from circuitvit.images.corruption import Patch
+from circuitvit.images.corruption import MOST_NOISE, Patch, is_noise
 from circuitvit.images.image_set import ImageSet
 from circuitvit.images.judging import Judge
 from circuitvit.images.paired_images import PairedImages
 from circuitvit.images.pairing import places_alone, places_by_category, places_by_class
-from circuitvit.images.recipe import PairRecipe, check_recipe, tensors_of, written
-from circuitvit.images.tensors import is_number
+from circuitvit.images.recipe import DTYPES, PairRecipe, check_recipe, tensors_of, written
 
 
 class Pairs(PairedImages):
@@ -199,8 +197,11 @@ class Pairs(PairedImages):
                 fewer (right) images than pairs.
         """
         amount = std.item() if isinstance(std, Tensor) and std.ndim == 0 else std
-        if not is_number(amount) or not 0 < amount < float("inf"):
-            raise CircuitError(f"std is {std!r}, expected a number > 0, in units of the pixels.")
+        if not is_noise(amount):
+            raise CircuitError(
+                f"std is {in_short(std)}, expected a number > 0, in units of the pixels, at most "
+                f"{MOST_NOISE:zg}."
+            )
         return cls._of_one("noised", images, clean, count, seed, right_for, {"std": float(amount)})
 
     @classmethod
@@ -266,5 +267,5 @@ class Pairs(PairedImages):
     def _made(cls, images: ImageSet, recipe: PairRecipe) -> "Pairs":
         pairs = cls(**tensors_of(recipe, images))
         for name in recipe["casts"]:
-            pairs = pairs.to(dtype=getattr(torch, name))
+            pairs = pairs.to(dtype=DTYPES[name])
         return pairs._by(recipe)

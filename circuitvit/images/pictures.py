@@ -4,10 +4,9 @@ A file whose ending Pillow knows counts as a picture. What other files are, thei
 pictures come without an ending or with a wrong one, and what is no picture lies beside them.
 """
 
-import io
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from circuitvit.errors import reason_of
 
@@ -19,8 +18,17 @@ Kind = Literal["picture", "unreadable", "stranger"]
 
 _HEAD = 512
 _PREFIX = 16
-_NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}
-"""Formats that Pillow names but doesn't read."""
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG"}
+"""Formats that Pillow names but doesn't read; and PostScript, a program that it would run."""
+
+_MOST_SIDE = 65_535
+"""Pixels: the most that a JPEG has. A picture of one row decodes to gigabytes once it is resized
+so that its short side fits."""
+
+_MUCH = 128 * 2**20
+_MOST_PIXELS_A_BYTE = 200
+"""In a picture that takes more than `_MUCH` bytes when decoded: a photograph has less than 50, and
+a JPEG of one colour 170."""
 
 _RAW = frozenset((
     ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
@@ -29,7 +37,8 @@ _RAW = frozenset((
 """Cameras' raw files: Pillow takes some for a TIFF and gives their thumbnail."""
 
 _OTHERS = frozenset((
-    ".avif", ".avifs", ".heic", ".heics", ".heif", ".hif", ".jxl", ".svg", ".svgz", *_RAW,
+    ".avif", ".avifs", ".eps", ".heic", ".heics", ".heif", ".hif", ".jxl", ".ps", ".svg", ".svgz",
+    *_RAW,
 ))  # fmt: skip
 """Endings of pictures that Pillow doesn't know, or not in each of its versions."""
 
@@ -46,6 +55,7 @@ _BRANDS = {
 }
 _JXL = f"it is a JPEG XL picture, which Pillow can't read; {_CONVERT}"
 _SVG = f"it is an SVG drawing, which has no pixels; {_CONVERT}"
+_POSTSCRIPT = f"it is PostScript, a program, which is not run; {_CONVERT}"
 
 
 @cache
@@ -83,25 +93,49 @@ def kind_of(path: Path) -> tuple[Kind, str]:
     return ("stranger", "") if known is None else ("unreadable", known)
 
 
-def opened(data: bytes) -> "Image":
-    """The picture in a file's bytes, turned as its camera was held.
+def opened(file: Any) -> "Image":
+    """The picture in a file, turned as its camera was held.
 
     Raises:
-        ValueError: it can't be read; the message says what the file is instead.
+        ValueError: it can't be read; the message says what the file is instead, or that it claims
+            more pixels than a picture has.
         Exception: some dozen other types, by Pillow's formats, at broken files.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    picture_endings()  # loads the formats
+    known = [name for name in Image.OPEN if name not in _NO_PICTURES]
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(file, formats=known)
     except UnidentifiedImageError as cause:
-        head = data[:_HEAD]
-        known = _picture_that_pillow_lacks(head) or _other_content(head)
-        raise ValueError(known or "it is no picture that Pillow can identify") from cause
+        file.seek(0)
+        head = file.read(_HEAD)
+        told = _picture_that_pillow_lacks(head) or _other_content(head)
+        raise ValueError(told or "it is no picture that Pillow can identify") from cause
+    _check_size(image, file)
     image.load()
+    _check_size(image, file)  # an icon's file holds pictures of sizes that it doesn't tell before
     if image.getexif().get(0x0112) is not None:  # Orientation
         image = ImageOps.exif_transpose(image)
     return image
+
+
+def _check_size(image: "Image", file: Any) -> None:
+    """Refuse what takes far more memory than its file, before it does."""
+    width, height = image.size
+    if max(width, height) > _MOST_SIDE:
+        raise ValueError(
+            f"it is {width}×{height} pixels, expected at most {_MOST_SIDE} a side; cut it"
+        )
+    at = file.tell()
+    size = file.seek(0, 2)
+    file.seek(at)
+    pixels, deep = width * height, image.mode.startswith(("I", "F"))
+    if pixels * (24 if deep else 4) > _MUCH and pixels > _MOST_PIXELS_A_BYTE * size:
+        raise ValueError(
+            f"it claims {width}×{height} pixels in a file of {size} bytes, as no photograph does; "
+            "scale it down"
+        )
 
 
 def _looks_like_a_picture(head: bytes) -> bool:
@@ -130,6 +164,8 @@ def _picture_that_pillow_lacks(head: bytes) -> str | None:
         return _BRANDS.get(head[8:12].decode("latin-1"))
     if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return _JXL
+    if head.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
+        return _POSTSCRIPT
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"<svg") or (
         start.startswith((b"<?xml", b"<!doctype")) and b"<svg" in start

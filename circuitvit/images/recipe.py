@@ -12,20 +12,30 @@ again. A recipe has:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitvit.errors import CircuitError, reason_of
-from circuitvit.images.corruption import Patch, mean_image, noisy
+from circuitvit.errors import CircuitError, in_short, reason_of
+from circuitvit.images.corruption import MOST_NOISE, Patch, is_noise, mean_image, noisy
 from circuitvit.images.image_set import ImageSet
+from circuitvit.images.sampling import MOST_SEED
+from circuitvit.images.tensors import is_whole
 
 PairRecipe = Mapping[str, Any]
 OF_TWO = ("by_class", "by_category")
 OF_ONE = ("occluded", "noised", "against_mean")
+DTYPES = {
+    name: dtype
+    for name, dtype in vars(torch).items()
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point
+}
+"""What images can be taken to, by name."""
+
+_MOST_CASTS = 100
 KEYS = (
     "made", "arguments", "seed", "images", "clean", "corrupt", "corrupt_labels", "right_for",
     "casts",
@@ -94,28 +104,63 @@ def check_recipe(recipe: object, images: object) -> None:
             "there is no recipe: the pairs were put together by hand, or the circuit was found by "
             "a version that kept none. Give the pairs themselves, or find the circuit again."
         )
-    if not isinstance(recipe, Mapping) or not set(KEYS) <= set(recipe) or not _is_cast(recipe):
+    if not isinstance(recipe, Mapping) or not set(KEYS) <= set(recipe):
         raise CircuitError(
             "this is no recipe of pairs; take pairs.recipe or circuit.provenance.pairs as it is."
         )
     if recipe["made"] not in (*OF_TWO, *OF_ONE):
         raise CircuitError(
-            f"the recipe says {recipe['made']!r}, this version makes pairs by "
+            f"the recipe says {in_short(recipe['made'])}, this version makes pairs by "
             f"{', '.join((*OF_TWO, *OF_ONE))}. Update circuitvit."
         )
     own = images.fingerprint()
     if recipe["images"] != own:
         raise CircuitError(
-            f"the pairs were drawn from images with the fingerprint {recipe['images']}, these have "
-            f"{own}. Give the same images: the same files in the same order, equally sized and "
-            "normalised."
+            f"the pairs were drawn from images with the fingerprint {in_short(recipe['images'])}, "
+            f"these have {own}. Give the same images: the same files in the same order, equally "
+            "sized and normalised."
+        )
+    if problems := [*_problems(recipe, len(images), len(images.class_names))]:
+        raise CircuitError(
+            f"this recipe of pairs was altered or damaged: {'; '.join(problems)}. Take "
+            "pairs.recipe or circuit.provenance.pairs as it is."
         )
 
 
-def _is_cast(recipe: PairRecipe) -> bool:
-    names = recipe["casts"]
-    return isinstance(names, list) and all(
-        isinstance(getattr(torch, str(name), None), torch.dtype) for name in names
+def _problems(recipe: PairRecipe, images: int, classes: int) -> Iterator[str]:
+    """What in a recipe is of another kind than `written` writes, one sentence each."""
+    clean, corrupt, labels = (recipe[name] for name in ("clean", "corrupt", "corrupt_labels"))
+    if not _are_places(clean, images):
+        yield f"clean is {in_short(clean)}, expected places below {images}"
+    count = len(clean) if isinstance(clean, list) else 0
+    if recipe["made"] in OF_TWO:
+        if not _are_places(corrupt, images, count):
+            yield f"corrupt is {in_short(corrupt)}, expected {count} places below {images}"
+    elif labels is not None and not _are_places(labels, classes, count):
+        yield f"corrupt_labels is {in_short(labels)}, expected {count} classes below {classes}"
+    yield from _setting_problems(recipe)
+
+
+def _setting_problems(recipe: PairRecipe) -> Iterator[str]:
+    seed, given, casts = (recipe[name] for name in ("seed", "arguments", "casts"))
+    if not is_whole(seed) or not 0 <= seed < MOST_SEED:
+        yield f"seed is {in_short(seed)}, expected a whole number ≥ 0"
+    if not isinstance(given, Mapping):
+        yield f"arguments is {in_short(given)}, expected values by name"
+    elif recipe["made"] == "noised" and not is_noise(given.get("std")):
+        yield f"std is {in_short(given.get('std'))}, expected a number > 0, at most {MOST_NOISE:zg}"
+    if not isinstance(recipe["right_for"], str | None):
+        yield f"right_for is {in_short(recipe['right_for'])}, expected a text or null"
+    few = isinstance(casts, list) and len(casts) <= _MOST_CASTS
+    if not few or not all(isinstance(name, str) and name in DTYPES for name in casts):
+        yield f"casts is {in_short(casts)}, expected dtypes of floating point"
+
+
+def _are_places(value: Any, below: int, count: int | None = None) -> bool:
+    return (
+        isinstance(value, list)
+        and (len(value) > 0 if count is None else len(value) == count)
+        and all(is_whole(place) and 0 <= place < below for place in value)
     )
 
 
@@ -142,7 +187,7 @@ def tensors_of(recipe: PairRecipe, images: ImageSet) -> dict[str, Any]:
             "corrupt": _corrupted(recipe, images),
             "corrupt_labels": None if known is None else torch.tensor(known, device=clean.device),
         }
-    except (IndexError, KeyError, TypeError, ValueError) as cause:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as cause:
         if isinstance(cause, CircuitError):
             raise
         raise CircuitError(

@@ -4,6 +4,9 @@ import numpy as np
 
 from circuitvit.errors import CircuitError
 
+MOST_SEED = 2**128
+"""Beyond it, seeds are too long for a file of JSON."""
+
 Places = np.ndarray
 """Positions of images in their table, int64."""
 
@@ -40,8 +43,13 @@ def _ranked(labels: np.ndarray, seed: int) -> tuple[Places, np.ndarray, np.ndarr
     if seed < 0:
         raise CircuitError(f"seed is {seed}, expected a whole number ≥ 0.")
     order = np.random.default_rng([seed, 0]).permutation(len(labels))
+    return order, ranks_of(labels[order]), np.bincount(labels)[labels[order]]
+
+
+def ranks_of(labels: np.ndarray) -> np.ndarray:
+    """How many images of its own class stand before each image."""
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.unique(labels, return_counts=True)[1]
     ranks = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        mine = labels[order] == label
-        ranks[mine] = np.arange(mine.sum())
-    return order, ranks, np.bincount(labels)[labels[order]]
+    ranks[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from circuitvit.errors import CircuitError, reason_of
+from circuitvit.errors import CircuitError, in_short, reason_of
 
 Split = str | Mapping[str, str]
 """A split expression of `datasets` such as `"train[:2%]"`, or one for each part."""
@@ -50,7 +50,9 @@ def own_parts(sizes: Mapping[str, int], split: Split | None, source: str) -> dic
             whole["test"] = whole.pop("validation")
         return whole
     asked = {"train": split} if isinstance(split, str) else dict(split)
-    problems = [f"{part!r} is no part, expected {PARTS}" for part in asked if part not in PARTS]
+    problems = [
+        f"{in_short(part)} is no part, expected {PARTS}" for part in asked if part not in PARTS
+    ]
     if "train" not in asked:
         problems.append("there is no expression for 'train'")
     parts = {}
@@ -59,7 +61,7 @@ def own_parts(sizes: Mapping[str, int], split: Split | None, source: str) -> dic
             parts[part] = _positions(expression, sizes, starts)
         except (ValueError, AssertionError) as cause:
             reason = reason_of(cause).split(" Should be one of")[0]  # told for all below
-            problems.append(f"{expression!r}: {reason.rstrip('.')}")
+            problems.append(f"{in_short(expression)}: {reason.rstrip('.')}")
     problems += _overlaps(parts, asked)
     if problems:
         raise CircuitError(
@@ -111,7 +113,7 @@ def _positions(expression: str, sizes: Mapping[str, int], starts: Mapping[str, i
 def _overlaps(parts: Mapping[str, np.ndarray], asked: Mapping[str, str]) -> list[str]:
     names = list(parts)
     return [
-        f"{one} ({asked[one]!r}) and {other} ({asked[other]!r}) share {shared} images"
+        f"{one} ({in_short(asked[one])}) and {other} ({in_short(asked[other])}) share {shared} images"
         for place, one in enumerate(names)
         for other in names[place + 1 :]
         if (shared := len(np.intersect1d(parts[one], parts[other])))

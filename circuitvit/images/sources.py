@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitvit.errors import CircuitError, reason_of, warn
+from circuitvit.errors import CircuitError, in_short, reason_of, warn
 from circuitvit.files import unwritable_cache
-from circuitvit.images.folders import files_below, is_metadata, layout_of, pictures_below
+from circuitvit.images.folders import is_metadata, layout_of, walked
 from circuitvit.images.slices import split_of
 from circuitvit.images.table import Table, column_of, dataset_table, files_table
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUFFER = 8
+_SMALL, _MOST_FOLD = 64 * 2**20, 200
+"""A parquet file of more bytes unpacks to at most so many times as many."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -59,7 +61,8 @@ def source_table(source: str, draw: Draw | None = None) -> Table:
     path = Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path, draw)
-    files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    files = [file for file in found if file.is_file()]  # a pipe may never end
     if files:
         strangers = [file.name for file in files if not _is_parquet(file)]
         if strangers:
@@ -68,13 +71,13 @@ def source_table(source: str, draw: Draw | None = None) -> Table:
                 "folder of images or of parquet files, the id of a data set on the hub, or "
                 "'digits'."
             )
-        return dataset_table(_from_parquet(source, _by_split(files, path.parent), draw))
+        return _table(source, _from_parquet(source, _by_split(files, path.parent), draw))
     if not _HUB_ID.fullmatch(source) or _is_parquet(path):
         raise CircuitError(
             f"there is nothing at {source}. Check the path; it may be a folder of images, a "
             "parquet file or a folder of them, or a .npz file. 'digits' needs no files."
         )
-    return dataset_table(_from_hub(source, draw))
+    return _table(source, _from_hub(source, draw))
 
 
 def given_table(source: Any, draw: Draw | None = None) -> Table:
@@ -100,25 +103,31 @@ def given_table(source: Any, draw: Draw | None = None) -> Table:
     return dataset_table(_drawn(plain, draw))
 
 
+def _table(source: str, splits: dict[str, "Dataset"]) -> Table:
+    with _reading(source):
+        return dataset_table(splits)
+
+
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
 def _from_folder(folder: Path, draw: Draw | None) -> Table:
+    inside = walked(folder)
     parquet = [
         path
-        for path in files_below(folder)
+        for path in inside.files
         if _is_parquet(path) and path.is_file() and not is_metadata(path)
     ]
     if parquet:
-        if pictures := pictures_below(folder):
+        if pictures := inside.pictures:
             warn(
                 f"{folder} holds {len(parquet)} parquet files and {len(pictures)} picture files "
                 f"({pictures[0].relative_to(folder)}, …); the pictures are left out. Give the "
                 "folder of either."
             )
-        return dataset_table(_from_parquet(str(folder), _by_split(parquet, folder), draw))
-    layout = layout_of(folder)
+        return _table(str(folder), _from_parquet(str(folder), _by_split(parquet, folder), draw))
+    layout = layout_of(folder, inside)
     if draw is not None:
         raise CircuitError(
             f"{folder} is a folder of images, which can't be streamed. Leave streaming out: only "
@@ -126,8 +135,9 @@ def _from_folder(folder: Path, draw: Draw | None) -> Table:
         )
     if layout.is_described:
         described = _load("imagefolder", str(folder), layout.splits)
-        _warn_of_undescribed(folder, layout.splits, described)
-        table = dataset_table(described)
+        with _reading(str(folder)):
+            _warn_of_undescribed(folder, layout.splits, described)
+        table = _table(str(folder), described)
     else:
         table = files_table({
             split: [(path.absolute(), path.parent.name) for path in paths]
@@ -139,14 +149,25 @@ def _from_folder(folder: Path, draw: Draw | None) -> Table:
 def _warn_of_undescribed(
     folder: Path, files: dict[str, list[Path]], described: dict[str, "Dataset"]
 ) -> None:
-    """Name the pictures that a metadata file doesn't speak of; `datasets` leaves them out."""
+    """Name the pictures that a metadata file doesn't speak of; `datasets` leaves them out.
+
+    Raises:
+        CircuitError: it speaks of pictures outside the folder.
+    """
     import datasets
 
-    named = set[str]()
+    named, root, outside = set[str](), os.path.abspath(folder), list[str]()
     for split in described.values():
         column = column_of(split.features, "image")
         rows = split.cast_column(column, datasets.Image(decode=False))[column]
-        named |= {os.path.realpath(row["path"]) for row in rows if row and row["path"]}
+        paths = [str(row["path"]) for row in rows if row and row["path"]]
+        outside += [path for path in paths if not Path(os.path.abspath(path)).is_relative_to(root)]
+        named |= {os.path.realpath(path) for path in paths}
+    if outside:
+        raise CircuitError(
+            f"the metadata of {folder} name {len(outside)} pictures outside it "
+            f"({in_short(outside[0])}, …). Name pictures below it only."
+        )
     every = [path for paths in files.values() for path in paths if not is_metadata(path)]
     if lost := [path for path in every if os.path.realpath(path) not in named]:
         warn(
@@ -168,6 +189,8 @@ def _from_parquet(
     source: str, files: dict[str, list[Path]], draw: Draw | None
 ) -> dict[str, "Dataset"]:
     """Parquet files, read by `datasets`; by pyarrow where `datasets` would misread a path."""
+    for path in (path for paths in files.values() for path in paths):
+        _check_claim(path)
     if not any(_is_odd(path) for paths in files.values() for path in paths):
         return _load("parquet", source, files, draw)
     import datasets
@@ -186,6 +209,25 @@ def _from_parquet(
         except ArrowException as cause:
             raise OSError(str(cause)) from cause
         return _drawn(found, draw)
+
+
+def _check_claim(path: Path) -> None:
+    """Refuse a parquet file that claims more rows, or far more bytes, than it can hold.
+
+    Raises:
+        CircuitError: as it says, or its end is damaged.
+    """
+    from pyarrow import parquet
+
+    with _reading(str(path)):
+        told, size = parquet.read_metadata(path), path.stat().st_size
+        groups = (told.row_group(place) for place in range(told.num_row_groups))
+        claimed = sum(group.total_byte_size for group in groups)
+    if told.num_rows > size or claimed > max(_SMALL, _MOST_FOLD * size):
+        raise CircuitError(
+            f"{path} claims {told.num_rows} rows and {claimed} bytes in a file of {size}, as no "
+            "file of pictures does. Take it from its source again."
+        )
 
 
 def _is_odd(path: Path) -> bool:
@@ -258,7 +300,10 @@ def _reading(source: str) -> Iterator[None]:
             "of that name. Check the path; or go online once, so that it is kept for later; or use "
             "'digits', which needs no network."
         ) from cause
-    except (DatasetsError, OSError, ValueError, RuntimeError) as cause:
+    except (
+        DatasetsError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
+        ValueError,
+    ) as cause:  # fmt: skip
         if isinstance(cause, CircuitError):
             raise
         unwritable = unwritable_cache(cause, source=source)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images.labels import as_one, coded, plain_labels
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 _IMAGE_NAMES = ("image", "img", "images")
+_LONG = 400
 
 Raw = Mapping[str, Any] | np.ndarray | None
 """A picture as stored: its file as `bytes`, else its `path`; or bytes or floats in [0, 1],
@@ -67,7 +68,7 @@ class Table:
         path = raw.get("path") if isinstance(raw, Mapping) else None
         for name, count in self.sizes.items():
             if place < count:
-                return f"{name} image {place}" + (f" ({path})" if path else "")
+                return f"{name} image {place}" + (f" ({path[-_LONG:]})" if path else "")
             place -= count
         raise IndexError(place)
 
@@ -91,9 +92,10 @@ def _stamp(raw: Raw) -> bytes:
     path = Path(str(raw.get("path")))
     try:
         status = path.stat()
-    except OSError:
-        return f"{path} missing".encode()
-    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
+    except (OSError, ValueError):
+        return f"{path} missing".encode(errors="backslashreplace")
+    told = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return told.encode(errors="surrogateescape")
 
 
 def files_table(
@@ -160,7 +162,24 @@ def _reader(split: "Dataset", column: str) -> Read:
     import datasets
 
     undecoded = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return lambda places: list(undecoded[places.tolist()][column])
+
+    def read(places: np.ndarray) -> list[Raw]:
+        try:
+            return list(undecoded[places.tolist()][column])
+        except (
+            ArithmeticError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as cause:
+            raise CircuitError(
+                f"the column {column!r} can't be read: {reason_of(cause)}. Check that the files "
+                "are whole."
+            ) from cause
+
+    return read
 
 
 def column_of(features: Mapping[str, Any], role: str) -> str:

@@ -44,9 +44,9 @@ def tiny_imagenet_table(folder: Path) -> Table:
 def _annotated(folder: Path, known: set[str]) -> list[tuple[Path, str]]:
     file = folder / _ANNOTATIONS
     rows, wrong = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
         fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in known:
+        if len(fields) < 2 or fields[1] not in known or Path(fields[0]).name != fields[0]:
             wrong.append(f"{number} ({line[:40]!r})")
         else:
             rows.append((file.parent / "images" / fields[0], fields[1]))
