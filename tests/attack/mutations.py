@@ -181,7 +181,9 @@ def forged_header(data: bytes, draw: Draw) -> bytes | None:
         header = _forge(header, draw)
     elif act == "name":
         old = draw.choice(names)
-        header[draw.choice([old + "x", "", "x" * 5000, "a\x00", "\ud800", old[1:]])] = header.pop(old)
+        header[draw.choice([old + "x", "", "x" * 5000, "a\x00", "\ud800", old[1:]])] = header.pop(
+            old
+        )
     elif act == "swap":
         one, other = draw.choice(names), draw.choice(names)
         header[one], header[other] = header[other], header[one]
@@ -221,7 +223,9 @@ def forged_zip(data: bytes, draw: Draw) -> bytes | None:
     """Sizes that a zip archive's or an array's header claims."""
     if not data.startswith(b"PK"):
         return None
-    place = data.find(draw.choice([b"PK\x01\x02", b"PK\x05\x06", b"PK\x03\x04", b"(12,", b"'shape'"]))
+    place = data.find(
+        draw.choice([b"PK\x01\x02", b"PK\x05\x06", b"PK\x03\x04", b"(12,", b"'shape'"])
+    )
     if place < 0:
         return None
     changed = bytearray(data)

@@ -140,7 +140,9 @@ def held(kind: str, path: str) -> str:
         return f"{type(cause).__name__}: {cause}"
     texts = sorted(place.iterdir()) if place.is_dir() else []
     shown = [file.read_text() for file in texts if file.suffix in TEXTS]
-    return repr(plain(torch.frombuffer(bytearray((value + "".join(shown)).encode()), dtype=torch.uint8)))
+    return repr(
+        plain(torch.frombuffer(bytearray((value + "".join(shown)).encode()), dtype=torch.uint8))
+    )
 
 
 def names(room: str) -> list[str]:

@@ -21,7 +21,10 @@ import circuitvit as cv
 SHAPE = dict(
     image_size=8, patch_size=4, channels=1, classes=10, width=8, depth=2, heads=2, mlp_width=6
 )
-NAMES = tuple(f"digit {word}" for word in "zero one two three four five six seven eight né".split())
+NAMES = tuple(
+    f"digit {word}"
+    for word in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "né"]
+)
 RECIPE = dict(epochs=2, batch=8, warmup_epochs=0, augment=False)
 
 
@@ -260,7 +263,12 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, cv.Circuit):
-        return [list(value.edges), plain(value.scores), plain(value.config), plain(value.provenance)]
+        return [
+            list(value.edges),
+            plain(value.scores),
+            plain(value.config),
+            plain(value.provenance),
+        ]
     if isinstance(value, cv.EdgeScores):
         return [dict(value), plain(value.config), plain(value.provenance)]
     if isinstance(value, Mapping):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from attack.saves import NEW, OLD, SAVES
-from attack.tally import Tally
+from attack.tally import SHARE, Tally
 from attack.workers import Workers
 
 KIND = "kills between writes"
@@ -123,5 +123,5 @@ def others_or_litter(own: Room, left: list[str], names: list[str]) -> str:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", SAVES)
 def test_a_killed_save_leaves_the_old_or_the_new(kind, variant, workers, made, tmp_path, tally):
-    attack(kind, variant, workers, made, tmp_path, tally)
+    attack(kind, variant, workers, made, tmp_path, tally, step=max(1, round(1 / SHARE)))
     tally.settle()

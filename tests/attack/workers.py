@@ -37,6 +37,7 @@ class Outcome:
         message: of the exception; for others than CircuitError its traceback.
         signal: what ended it; 0 if it ended itself.
         seconds: that it ran.
+        processor: seconds of the processor's time that it took.
         grown: bytes at its peak above those that the server had at rest.
         stdout, stderr: what it printed.
         late: whether the watchdog ended it.
@@ -47,6 +48,7 @@ class Outcome:
     message: str
     signal: int
     seconds: float
+    processor: float
     grown: int
     stdout: str
     stderr: str
@@ -157,8 +159,9 @@ def state_of(folder: str) -> list[tuple]:
 class Pauses:
     """Counts the states that a folder goes through, and kills this process in the n-th.
 
-    The states are seen at every operation on files that Python tells of, and at every line of
-    circuitvit, so nothing needs to be known of how it writes.
+    The states are seen at every operation on files that Python tells of, whenever a function of
+    circuitvit begins or ends, and at every line of its files that write; so nothing needs to be
+    known of how it writes.
     """
 
     def __init__(self, folder: str, kill_at: int | None) -> None:
@@ -172,11 +175,16 @@ class Pauses:
             self._look()
 
     def _traced(self, frame: Any, event: str, _: object) -> Any:
-        return self._line if "/circuitvit/" in frame.f_code.co_filename else None
-
-    def _line(self, frame: Any, event: str, _: object) -> Any:
+        name = frame.f_code.co_filename
+        if "/circuitvit/" not in name:
+            return None
+        frame.f_trace_lines = "/circuitvit/files" in name  # elsewhere its calls and ends will do
         self._look()
-        return self._line
+        return self._end
+
+    def _end(self, frame: Any, event: str, _: object) -> Any:
+        self._look()
+        return self._end
 
     def _look(self) -> None:
         self.busy = True
@@ -305,6 +313,7 @@ def _watch(
         **told,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
         "seconds": took,
+        "processor": used.ru_utime + used.ru_stime,
         "grown": max(0, used.ru_maxrss * 1024 - rest),
         "stdout": said["stdout"].getvalue().decode(errors="replace"),
         "stderr": said["stderr"].getvalue().decode(errors="replace"),
