@@ -13,6 +13,7 @@ import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Calls:
 
 def calls(mark: Path) -> dict[str, Any]:
     """What would make the mark, were it unpickled."""
+    hidden = Calls(builtins.getattr, Calls(import_module, "builtins"), "eval")
     touch, code = f"touch '{mark}'", f"open({str(mark)!r}, 'w')"
     return {
         "os.system": Calls(os.system, touch),
@@ -45,7 +47,7 @@ def calls(mark: Path) -> dict[str, Any]:
         "mkdir": Calls(os.mkdir, str(mark)),
         "torch.save": Calls(torch.save, {}, str(mark)),
         "numpy": Calls(np.save, str(mark), np.zeros(1)),
-        "nested eval": Calls(builtins.map, Calls(builtins.getattr, builtins, "eval"), [code]),
+        "nested eval": Calls(list, Calls(map, hidden, [code])),
     }
 
 

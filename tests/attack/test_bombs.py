@@ -129,8 +129,14 @@ def _config(folder: Path, data: bytes, size: int = 0) -> Path:
     return folder
 
 
-LONG = b'{"format": "' + b"a" * 300_000_000 + b'"}'
-DEEP = b"[" * 10**6 + b"]" * 10**6
+def _long() -> bytes:
+    return b'{"format": "' + b"a" * 300_000_000 + b'"}'
+
+
+def _deep() -> bytes:
+    return b"[" * 10**6 + b"]" * 10**6
+
+
 BLOCKS = 10**5
 BOMBS = {
     "npz that claims 10¹⁵ bytes": ("splits", claiming),
@@ -165,11 +171,11 @@ BOMBS = {
     "safetensors header of 90 MB": (
         "vit", lambda f: _file(f / "x.safetensors", struct.pack("<Q", 90 * 10**6) + b'{"', 91 * 10**6)
     ),
-    "config of 300 MB": ("vit", lambda f: _config(f, LONG)),
+    "config of 300 MB": ("vit", lambda f: _config(f, _long())),
     "config of 300 MB of nothing": ("vit", lambda f: _config(f, b"", 300 * 10**6)),
-    "config 10⁶ deep": ("vit", lambda f: _config(f, DEEP)),
-    "circuit of 300 MB": ("circuit", lambda f: _file(f / "circuit.json", LONG)),
-    "circuit 10⁶ deep": ("circuit", lambda f: _file(f / "circuit.json", DEEP)),
+    "config 10⁶ deep": ("vit", lambda f: _config(f, _deep())),
+    "circuit of 300 MB": ("circuit", lambda f: _file(f / "circuit.json", _long())),
+    "circuit 10⁶ deep": ("circuit", lambda f: _file(f / "circuit.json", _deep())),
 }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def attack(kind: str, variant: str, workers: Workers, made: Path, room: Path, ta
 
 def others_or_litter(own: Room, left: list[str], names: list[str]) -> str:
     """What is wrong with the names in a room after a save that succeeded."""
-    foreign = {f"{own.place.name}/{n}" for n in (*FOREIGN, ".git")}
+    foreign = {str((own.place / n).relative_to(own.root)) for n in (*FOREIGN, ".git")}
     hidden = [n for n in left if n not in foreign and any(p[:1] == "." for p in n.split("/"))]
     gone, more = sorted(set(names) - set(left)), sorted(set(left) - set(names))
     lost = own.others_lost()

@@ -88,7 +88,7 @@ def attack(name: str, kills: int, workers: Workers, template: Path, place: Path,
     """Kill a command at random moments, look each time, and let it end at last."""
     words, room = COMMANDS[name], place / "room"
     shutil.copytree(template, room)
-    whole = workers.command(*words, cwd=str(room))
+    whole = workers.command(*words, cwd=str(room), seconds=300)
     tally.case(f"{name}, not killed", whole.line(0) or ", ".join(hidden(room)))
     if whole.value != 0:
         return
@@ -104,7 +104,7 @@ def attack(name: str, kills: int, workers: Workers, template: Path, place: Path,
         if not end.signal and end.value not in (0, None):
             trouble = trouble or f"ended by itself: {end.stderr[-200:]}"
         tally.case(f"{name}, kill {kill} after {share:.2f} of its time", trouble)
-    last = workers.command(*words, cwd=str(room))
+    last = workers.command(*words, cwd=str(room), seconds=300)
     now = sorted(str(p.relative_to(room)) for p in room.rglob("*"))
     other = sorted(set(now) ^ set(names))
     tally.case(

@@ -81,6 +81,8 @@ class Outcome:
             return f"ended with code {self.value}: {(self.stdout + self.stderr)[-300:]!r}"
         said = [line for line in self.stderr.splitlines() if line.strip()]
         told = [line for line in said if not line.startswith("circuitvit: warning:")]
+        if code == 2 and told and told[0].startswith("Usage:"):  # what typer refuses by itself
+            return "" if "Invalid value" in self.stderr else f"said {self.stderr[-300:]!r}"
         if code == 2 and not (len(told) == 1 and told[0].startswith("circuitvit: ")):
             return f"said {self.stderr[-300:]!r}"
         return "showed a traceback" if "Traceback" in self.stderr + self.stdout else ""
@@ -139,6 +141,18 @@ def command(*words: str) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def command_without_images(*words: str) -> int:
+    """A command line that must find what is wrong before it loads images, let alone works."""
+    import circuitvit as cv
+    from circuitvit import demo
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("images were loaded before the output was checked")
+
+    cv.load_splits = demo.load_splits = refuse
+    return command(*words)
 
 
 def state_of(folder: str) -> list[tuple]:
@@ -250,10 +264,8 @@ def _run(what: str, args: list, limits: dict[str, Any]) -> dict[str, Any]:
         for ends in pipes.values():
             os.closerange(ends[0], ends[0] + 1)
             os.closerange(ends[1], ends[1] + 1)
-        sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, closefd=False)  # noqa: SIM115
-            for number, mode in enumerate("rww")
-        )
+        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
         told = json.dumps(_child(what, args, **limits), default=str).encode()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
