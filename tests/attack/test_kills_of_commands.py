@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export to transformers": ("export", "nameless", "hf", "--to", "transformers"),
     "export to onnx": ("export", "nameless", "model.onnx"),
     "export to pt2": ("export", "nameless", "model.pt2"),
-    "demo": ("demo", "--out", "demo", "--epochs", "1"),
+    "demo": ("demo", "--out", "demo", "--epochs", "20"),
 }  # fmt: skip
 READERS = {
     "trained": "cv.load_vit", "found.json": "cv.Circuit.load", "classes": "cv.ClassCircuits.load",
@@ -65,7 +65,8 @@ def unreadable(room: str) -> list[str]:
     told = []
     for name, reader in READERS.items():
         path = Path(room) / name
-        begun = path.is_file() or (path.is_dir() and any(path.iterdir()))
+        others = {"checkpoint.safetensors"}  # of a training that isn't over
+        begun = path.is_file() or (path.is_dir() and {p.name for p in path.iterdir()} - others)
         if begun:
             try:
                 getter = cv
