@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import circuitvit as cv
 
 OLD, NEW = 0, 1
 TEXTS = {".md", ".html"}
+DRAWN_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""What plotly calls the place of a figure: another name each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ def held(kind: str, path: str) -> str:
     except Exception as cause:
         return f"{type(cause).__name__}: {cause}"
     texts = sorted(place.iterdir()) if place.is_dir() else []
-    shown = [file.read_text() for file in texts if file.suffix in TEXTS]
+    shown = [DRAWN_NAME.sub("", f.read_text()) for f in texts if f.suffix in TEXTS]
     return repr(
         plain(torch.frombuffer(bytearray((value + "".join(shown)).encode()), dtype=torch.uint8))
     )

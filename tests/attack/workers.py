@@ -127,8 +127,10 @@ class Workers:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(60)
+        self._process.stdout.close()
 
 
 def command(*words: str) -> int:
