@@ -12,19 +12,23 @@ QUICK = ablation acdc advice altered_weights budget card circuit config edge_gra
 	files fitting half_precision hooked image_labels metrics new_head overlap paired_images \
 	preprocessing processor saturation schedule scores surgery torchvision_ops vit writes
 
-.PHONY: demo test quick lint exhaustive
+.PHONY: demo test quick lint exhaustive attack
 
 demo: $(READY)
 	$(BIN)/circuitvit demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive"
+	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive and not attack"
 
 quick: $(READY)
-	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive" $(QUICK:%=tests/test_%.py)
+	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive and not attack" $(QUICK:%=tests/test_%.py)
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest $(CHECKED) -m exhaustive --timeout=7200
+
+# Hostile files, kills, full disks; CIRCUITVIT_ATTACK_SEED draws others.
+attack: $(READY)
+	$(BIN)/python -m pytest -n logical --dist worksteal -m attack --timeout=900 tests/attack
 
 lint: $(READY)
 	$(BIN)/ruff check .
