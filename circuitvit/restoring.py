@@ -185,10 +185,12 @@ def _tuple(arguments: tuple[Any, ...], value: Any, where: str, surplus: list[str
 
 def _dataclass(wanted: Any, value: Any, where: str, surplus: list[str]) -> Any:
     _check(isinstance(value, dict), where, value, "named fields")
-    known, inside = _annotations(wanted), f"{where}." if where else ""
-    surplus += [f"{inside}{name}" for name in value if name not in known]
+    inside = f"{where}." if where else ""
+    names = {field.name for field in fields(wanted)}
+    surplus += [f"{inside}{name}" for name in value if name not in names]
     if hasattr(wanted, "from_dict"):
         return wanted.from_dict(value)
+    known = _annotations(wanted)
     optional: Collection[str] = getattr(wanted, "OPTIONAL", ())
     missing = [f"{inside}{name}" for name in known if name not in (value.keys() | optional)]
     if missing:

@@ -123,7 +123,8 @@ def asked_for(
 def _size_problems(image_size: Any, channels: Any) -> Iterator[str]:
     if image_size is not None and not (is_whole(image_size) and 1 <= image_size <= _MOST_SIDE):
         most = f"; at most {_MOST_SIDE}" if is_whole(image_size) and image_size > 1 else ""
-        yield f"image_size is {in_short(image_size)}, expected at least 1 pixel, a whole number{most}"
+        told = in_short(image_size)
+        yield f"image_size is {told}, expected at least 1 pixel, a whole number{most}"
     if channels is not None and not (is_whole(channels) and channels in (1, 3)):
         yield f"channels is {in_short(channels)}, expected 1 (grey) or 3 (RGB)"
 
@@ -139,8 +140,8 @@ def _range_problems(pixel_range: Any) -> Iterator[str]:
         is_right = False
     if not is_right:
         yield (
-            f"pixel_range is {in_short(pixel_range)}, expected two numbers, black below white, such "
-            "as (0, 65535)"
+            f"pixel_range is {in_short(pixel_range)}, expected two numbers, black below white, "
+            "such as (0, 65535)"
         )
 
 

@@ -66,8 +66,8 @@ class Patch:
             problems.append(f"size is {size}, expected a multiple of align={step}")
         if place is not None and not _fits(place, pixels or 1, int(step), height, width):
             problems.append(
-                f"place is {in_short(place)}, expected (row, column) of the patch's first pixel, such "
-                f"that a patch of {pixels} pixels lies in {height}×{width}"
+                f"place is {in_short(place)}, expected (row, column) of the patch's first pixel, "
+                f"such that a patch of {pixels} pixels lies in {height}×{width}"
                 + (f", both multiples of align={step}" if step != 1 else "")
             )
         if problems:

@@ -149,8 +149,8 @@ def _problems(given: Mapping[str, Any]) -> Iterator[str]:
     validation, test = shares = given["validation"], given["test"]
     if not all(is_number(share) and 0 < share < 1 for share in shares) or validation + test >= 1:
         yield (
-            f"validation is {in_short(validation)} and test {in_short(test)}, expected shares > 0 with a "
-            "sum < 1"
+            f"validation is {in_short(validation)} and test {in_short(test)}, expected shares > 0 "
+            "with a sum < 1"
         )
     for name, least, what in (
         ("limit", 1, "a whole number of images, at least 1"),
@@ -196,8 +196,8 @@ def _split_problems(split: Any, streaming: bool) -> Iterator[str]:
     whole = {"train": split} if isinstance(split, str) else {} if split is None else split
     if not isinstance(whole, Mapping) or not all(isinstance(e, str) for e in whole.values()):
         yield (
-            f"split is {in_short(split)}, expected an expression such as 'train[:2%]', or a mapping "
-            "from 'train' and other parts to such"
+            f"split is {in_short(split)}, expected an expression such as 'train[:2%]', or a "
+            "mapping from 'train' and other parts to such"
         )
     elif streaming and any("[" in expression for expression in whole.values()):
         yield "streaming reads whole splits, so split can have no [slices]"

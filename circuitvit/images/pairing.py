@@ -195,8 +195,8 @@ def class_index(images: ImageSet, asked: str | int, role: str) -> int:
     index = place_of(asked, names)
     if index is None:
         raise CircuitError(
-            f"{role} is {in_short(asked)}, which is no class here. Give an index below {len(names)} "
-            f"or one of these names: {_listed(names)}."
+            f"{role} is {in_short(asked)}, which is no class here. Give an index below "
+            f"{len(names)} or one of these names: {_listed(names)}."
         )
     if len(same := places_called(asked, names)) > 1:
         raise CircuitError(
@@ -222,7 +222,8 @@ def _check_categories(
     for role, asked in (("clean", clean), ("corrupt", corrupt)):
         if asked is not None and asked not in known:
             problems.append(
-                f"{role} is {in_short(asked)}, expected a category that has images ({_listed(known)})"
+                f"{role} is {in_short(asked)}, expected a category that has images "
+                f"({_listed(known)})"
             )
     if clean is not None and clean == corrupt:
         problems.append(f"clean and corrupt are both {in_short(clean)}, name two categories")

@@ -113,7 +113,8 @@ def _positions(expression: str, sizes: Mapping[str, int], starts: Mapping[str, i
 def _overlaps(parts: Mapping[str, np.ndarray], asked: Mapping[str, str]) -> list[str]:
     names = list(parts)
     return [
-        f"{one} ({in_short(asked[one])}) and {other} ({in_short(asked[other])}) share {shared} images"
+        f"{one} ({in_short(asked[one])}) and {other} ({in_short(asked[other])}) share {shared} "
+        "images"
         for place, one in enumerate(names)
         for other in names[place + 1 :]
         if (shared := len(np.intersect1d(parts[one], parts[other])))
