@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from foreign_models import a_timm
 from models import random_vit, shape
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import circuitvit as cv
 from circuitvit.pretrained import examine
-from circuitvit.tensor_files import read_tensors
+from circuitvit.tensor_files import read_tensors, write_tensors
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -120,3 +122,63 @@ def test_no_other_module_opens_safetensors():
         text = path.read_text()
         assert path.name == "tensor_files.py" or "safe_open" not in text, path
         assert "load_file" not in text, path
+
+
+TENSORS = {
+    "b": torch.arange(6.0).reshape(2, 3),
+    "a": torch.tensor(3, dtype=torch.int64),
+    "half": torch.ones(2, 2, dtype=torch.bfloat16).T,
+    "none": torch.zeros(0, 4),
+    "truth": torch.tensor([True, False]),
+}
+TEXTS = {"z": "ü\n", "format": "pt", "a": "", "told": '{"x": 1}'}
+
+
+def test_the_same_tensors_and_texts_are_the_same_bytes(tmp_path):
+    """The library orders metadata in another way in each process, and in each call."""
+    written = {
+        write_tensors(tmp_path / f"{number}.safetensors", tensors, texts).read_bytes()
+        for number, (tensors, texts) in enumerate(
+            [(TENSORS, TEXTS)] * 8
+            + [(dict(reversed(TENSORS.items())), dict(reversed(TEXTS.items())))]
+        )
+    }
+    assert len(written) == 1
+    tensors, texts = read_tensors(tmp_path / "0.safetensors")
+    assert texts == TEXTS
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+    assert all(tensors[name].dtype == value.dtype for name, value in TENSORS.items())
+
+
+def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    path = write_tensors(tmp_path / "t.safetensors", TENSORS, TEXTS)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            tensors, texts = read_tensors(path)
+        except SafetensorError:
+            refused += 1
+            continue
+        named = {name: text for name, text in texts.items() if not name.startswith("circuit")}
+        assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+        assert {n: t for n, t in named.items() if n in TEXTS} == TEXTS
+    assert refused > 0.9 * len(whole)
+
+
+def test_files_without_a_digest_load_as_before(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "t.safetensors", metadata={"x": "y"})
+    tensors, texts = read_tensors(tmp_path / "t.safetensors")
+    assert texts == {"x": "y"}
+    assert torch.equal(tensors["a"], torch.ones(3))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "a\0b", "x" * 5000, tmp_path / "missing"):
+        with pytest.raises(OSError):  # noqa: PT011 - of several types
+            read_tensors(path)
