@@ -1,7 +1,5 @@
 """Pairs that do not fit at once give the same decisions, and so does memory that runs out."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from models import random_images, random_pairs, random_vit, shape
@@ -12,7 +10,8 @@ from circuitvit.discover import chunks
 from circuitvit.discover.chunks import images_that_fit, numbers_an_image
 from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.problem import Problem
-from circuitvit.discover.search import Decisions, EdgeSearch
+from circuitvit.discover.decisions import Decisions
+from circuitvit.discover.search import EdgeSearch
 from circuitvit.discover.state import Speedups
 
 TAU = 0.02
@@ -186,9 +185,7 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch):
 
 
 def free(monkeypatch, available):
-    monkeypatch.setattr(
-        chunks.psutil, "virtual_memory", lambda: SimpleNamespace(available=available)
-    )
+    monkeypatch.setattr(chunks, "free_memory", lambda device: available)
 
 
 def test_as_many_pairs_are_held_as_the_free_memory_takes(monkeypatch, sizes):

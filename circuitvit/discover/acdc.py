@@ -20,11 +20,12 @@ from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.chunks import images_that_fit
+from circuitvit.discover.decisions import TIE, Decisions
 from circuitvit.discover.lasting_names import checked_name
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.resume import ResumeFile
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
-from circuitvit.discover.search import NO_RECORD, TIE, Decisions, EdgeSearch, in_common
+from circuitvit.discover.search import NO_RECORD, EdgeSearch, in_common
 from circuitvit.discover.state import Speedups
 from circuitvit.discover.streaming import is_out_of_memory
 from circuitvit.edge_graph import ORDER, Qkv, edges_of, units_of

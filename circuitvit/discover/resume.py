@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from circuitvit.discover.search import Decisions
+from circuitvit.discover.decisions import Decisions
 from circuitvit.errors import CircuitError
 from circuitvit.records import SEARCH
 
