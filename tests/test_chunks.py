@@ -8,9 +8,9 @@ from thresholds import SEEDS
 import circuitvit as cv
 from circuitvit.discover import chunks
 from circuitvit.discover.chunks import images_that_fit, numbers_an_image
+from circuitvit.discover.decisions import Decisions
 from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.problem import Problem
-from circuitvit.discover.decisions import Decisions
 from circuitvit.discover.search import EdgeSearch
 from circuitvit.discover.state import Speedups
 

@@ -10,8 +10,8 @@ from thresholds import SEEDS
 
 import circuitvit as cv
 from circuitvit.discover.acdc import acdc_sweep
-from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.decisions import TIE, Decisions
+from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.search import in_common, split
 from circuitvit.discover.state import Speedups
 

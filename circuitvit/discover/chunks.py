@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.config import ViTConfig
 from circuitvit.discover.incremental import IncrementalRun, Trial
-from circuitvit.discover.memory import free_memory
+from circuitvit.discover.memory import address_space_left, free_memory
 from circuitvit.discover.passes import Passes
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.state import Speedups
@@ -25,6 +25,12 @@ from circuitvit.images import Pairs
 
 SHARE_OF_MEMORY = 0.7
 """How much of the free memory may be taken."""
+SHARE_OF_ADDRESSES = 1.2
+"""How much of what an address space has left may be planned for, where one run takes all pairs.
+
+A run holds less than `numbers_an_image`, unless every edge stays, and what is refused there loses
+no decision: the search goes on in chunks.
+"""
 NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 """Numbers that one reader reads in the removals tried together; on a CPU more leaves the cache."""
 MOMENTS = 32
@@ -60,7 +66,7 @@ class Chunks:
         passes: MakePasses | None,
     ) -> None:
         self._problem, self._kept, self._speedups = problem, kept, speedups
-        self._images = _alike(len(problem.pairs), images or images_that_fit(problem))
+        self._images = _alike(len(problem.pairs), images or _planned(problem))
         self._names = writers_of(problem.vit.config)
         self._opened = list(opened)
         self.unit: str | None = None
@@ -221,10 +227,18 @@ def _alike(pairs: int, most: int) -> int:
     return math.ceil(pairs / math.ceil(pairs / most))
 
 
-def images_that_fit(problem: Problem) -> int:
+def _planned(problem: Problem) -> int:
+    """How many pairs go at once: all of them where that may work."""
+    pairs = len(problem.pairs)
+    hopeful = images_that_fit(problem, of_addresses=SHARE_OF_ADDRESSES)
+    return pairs if pairs <= hopeful else images_that_fit(problem)
+
+
+def images_that_fit(problem: Problem, *, of_addresses: float = SHARE_OF_MEMORY) -> int:
     """How many pairs the memory holds that may be taken now."""
     positions = problem.vit.positions
-    free = free_memory(positions.device) * SHARE_OF_MEMORY
+    free = SHARE_OF_MEMORY * free_memory(positions.device)
+    free = min(free, of_addresses * address_space_left(positions.device))
     return max(1, int(free) // (positions.element_size() * numbers_an_image(problem.vit.config)))
 
 

@@ -17,31 +17,27 @@ GROUPS = (
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take, ≥ 0.
+    """Bytes that this process may still take without being killed, ≥ 0.
 
-    On a CPU that is the least of what the machine has free, what the limit of the address space
-    (`ulimit -v`) leaves, and what the control groups (containers, batch jobs) leave.
+    On a CPU that is the least of what the machine has free and what the control groups (containers,
+    batch jobs) leave; for `ulimit -v` see `address_space_left`.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return max(0, min(psutil.virtual_memory().available, *_left_of_limits()))
+    left = [least for folder in _groups() for least in _left_of_group(folder)]
+    return max(0, min(psutil.virtual_memory().available, *left, sys.maxsize))
 
 
-def _left_of_limits() -> Iterator[int]:
-    yield sys.maxsize
-    yield from _left_of_address_space()
-    for folder in _groups():
-        yield from _left_of_group(folder)
-
-
-def _left_of_address_space() -> Iterator[int]:
+def address_space_left(device: torch.device) -> int:
+    """Bytes that the limit of the address space (`ulimit -v`) leaves, ≥ 0; more are refused."""
     try:
         import resource  # absent on Windows
     except ImportError:
-        return
+        return sys.maxsize
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        yield limit - psutil.Process().memory_info().vms
+    if limit == resource.RLIM_INFINITY or device.type == "cuda":
+        return sys.maxsize
+    return max(0, limit - psutil.Process().memory_info().vms)
 
 
 def _groups() -> Iterator[Path]:
