@@ -213,3 +213,23 @@ def test_a_run_of_a_big_model_is_planned_to_fit_12_gib():
     small = cv.ViTConfig(image_size=224, patch_size=16, width=384, depth=12, heads=6)
     assert 16 * 4 * numbers_an_image(base) < 12 * 2**30
     assert numbers_an_image(small) < numbers_an_image(base) / 3
+
+
+def test_a_pass_holds_many_decisions_and_each_surprise_begins_another(sizes):
+    vit, pairs, options = question(count=6, name="ragged")
+    whole = cv.acdc(vit, pairs, **options)
+    sizes.clear()
+    is_the_same(cv.acdc(vit, pairs, images_at_once=3, **options), whole)
+    passes = len(sizes) / 2
+    assert 1 <= passes <= 1 + whole.provenance.evaluations / 4
+
+
+def test_the_chunks_of_a_limited_address_space_give_the_same_circuit(monkeypatch, sizes):
+    vit, pairs, options = question(count=6)
+    whole = cv.acdc(vit, pairs, **options)
+    one = 8 * numbers_an_image(vit.config)
+    for pairs_left, taken in ((6, {6}), (3, {2})):
+        sizes.clear()
+        monkeypatch.setattr(chunks, "address_space_left", lambda device, n=pairs_left: n * one)
+        is_the_same(cv.acdc(vit, pairs, **options), whole)
+        assert set(sizes) == taken

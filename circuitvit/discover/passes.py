@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitvit.discover.decisions import Decisions, Seen
 from circuitvit.discover.problem import Problem
 
-SHORTEST, LONGEST = 32, 1024
+SHORTEST, LONGEST = 128, 4096
 """Decisions in one pass."""
 
 
