@@ -1,5 +1,7 @@
 """Pairs that do not fit at once give the same decisions, and so does memory that runs out."""
 
+import sys
+
 import pytest
 import torch
 from models import random_images, random_pairs, random_vit, shape
@@ -233,3 +235,14 @@ def test_the_chunks_of_a_limited_address_space_give_the_same_circuit(monkeypatch
         monkeypatch.setattr(chunks, "address_space_left", lambda device, n=pairs_left: n * one)
         is_the_same(cv.acdc(vit, pairs, **options), whole)
         assert set(sizes) == taken
+
+
+def test_memory_that_does_not_suffice_for_one_pair_of_a_node_search_is_an_error(monkeypatch):
+    vit, pairs, options = question("zero")
+
+    def refused(*given):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes")
+
+    monkeypatch.setattr(sys.modules["circuitvit.discover.acdc"], "run_embedded", refused)
+    with pytest.raises(cv.CircuitError, match="memory ran out with a single pair"):
+        cv.acdc(vit, pairs, level="node", **options)

@@ -18,7 +18,7 @@ from circuitvit.discover.memory import address_space_left, free_memory
 from circuitvit.discover.passes import Passes
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.state import Speedups
-from circuitvit.discover.streaming import is_out_of_memory
+from circuitvit.discover.streaming import NO_MEMORY, is_out_of_memory
 from circuitvit.edge_graph import node_named, readers_of, writers_of
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
@@ -109,10 +109,7 @@ class Chunks:
             if self._make_passes is None or not is_out_of_memory(cause):
                 raise
             if self._images == 1:
-                raise CircuitError(
-                    "memory ran out with a single pair of images. Use a machine or a device with "
-                    "more memory, or a smaller model."
-                ) from cause
+                raise CircuitError(NO_MEMORY) from cause
         self._whole, self._trial, self._passes = None, None, None
         self._images = self._images // 2
         return None
