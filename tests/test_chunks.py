@@ -1,6 +1,6 @@
 """Pairs that do not fit at once give the same decisions, and so does memory that runs out."""
 
-from types import SimpleNamespace
+import sys
 
 import pytest
 import torch
@@ -10,9 +10,10 @@ from thresholds import SEEDS
 import circuitvit as cv
 from circuitvit.discover import chunks
 from circuitvit.discover.chunks import images_that_fit, numbers_an_image
+from circuitvit.discover.decisions import Decisions
 from circuitvit.discover.incremental import IncrementalRun
 from circuitvit.discover.problem import Problem
-from circuitvit.discover.search import Decisions, EdgeSearch
+from circuitvit.discover.search import EdgeSearch
 from circuitvit.discover.state import Speedups
 
 TAU = 0.02
@@ -186,9 +187,7 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch):
 
 
 def free(monkeypatch, available):
-    monkeypatch.setattr(
-        chunks.psutil, "virtual_memory", lambda: SimpleNamespace(available=available)
-    )
+    monkeypatch.setattr(chunks, "free_memory", lambda device: available)
 
 
 def test_as_many_pairs_are_held_as_the_free_memory_takes(monkeypatch, sizes):
@@ -216,3 +215,34 @@ def test_a_run_of_a_big_model_is_planned_to_fit_12_gib():
     small = cv.ViTConfig(image_size=224, patch_size=16, width=384, depth=12, heads=6)
     assert 16 * 4 * numbers_an_image(base) < 12 * 2**30
     assert numbers_an_image(small) < numbers_an_image(base) / 3
+
+
+def test_a_pass_holds_many_decisions_and_each_surprise_begins_another(sizes):
+    vit, pairs, options = question(count=6, name="ragged")
+    whole = cv.acdc(vit, pairs, **options)
+    sizes.clear()
+    is_the_same(cv.acdc(vit, pairs, images_at_once=3, **options), whole)
+    passes = len(sizes) / 2
+    assert 1 <= passes <= 1 + whole.provenance.evaluations / 4
+
+
+def test_the_chunks_of_a_limited_address_space_give_the_same_circuit(monkeypatch, sizes):
+    vit, pairs, options = question(count=6)
+    whole = cv.acdc(vit, pairs, **options)
+    one = 8 * numbers_an_image(vit.config)
+    for pairs_left, taken in ((6, {6}), (3, {2})):
+        sizes.clear()
+        monkeypatch.setattr(chunks, "address_space_left", lambda device, n=pairs_left: n * one)
+        is_the_same(cv.acdc(vit, pairs, **options), whole)
+        assert set(sizes) == taken
+
+
+def test_memory_that_does_not_suffice_for_one_pair_of_a_node_search_is_an_error(monkeypatch):
+    vit, pairs, options = question("zero")
+
+    def refused(*given):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes")
+
+    monkeypatch.setattr(sys.modules["circuitvit.discover.acdc"], "run_embedded", refused)
+    with pytest.raises(cv.CircuitError, match="memory ran out with a single pair"):
+        cv.acdc(vit, pairs, level="node", **options)

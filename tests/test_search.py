@@ -10,8 +10,9 @@ from thresholds import SEEDS
 
 import circuitvit as cv
 from circuitvit.discover.acdc import acdc_sweep
+from circuitvit.discover.decisions import TIE, Decisions
 from circuitvit.discover.incremental import IncrementalRun
-from circuitvit.discover.search import TIE, Decisions, in_common, split
+from circuitvit.discover.search import in_common, split
 from circuitvit.discover.state import Speedups
 
 ABLATIONS = ("patch", "zero", "mean")

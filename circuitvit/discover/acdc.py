@@ -20,13 +20,14 @@ from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.chunks import images_that_fit
+from circuitvit.discover.decisions import TIE, Decisions
 from circuitvit.discover.lasting_names import checked_name
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.resume import ResumeFile
 from circuitvit.discover.scores import EdgeScores, names_at, units_at
-from circuitvit.discover.search import NO_RECORD, TIE, Decisions, EdgeSearch, in_common
+from circuitvit.discover.search import NO_RECORD, EdgeSearch, in_common
 from circuitvit.discover.state import Speedups
-from circuitvit.discover.streaming import is_out_of_memory
+from circuitvit.discover.streaming import NO_MEMORY, is_out_of_memory
 from circuitvit.edge_graph import ORDER, Qkv, edges_of, units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import held
@@ -154,8 +155,9 @@ def acdc(
             once. It changes the time, not the circuit.
         resume: a file in which the search notes what it has measured; if it is there, the search
             goes on from it. It may be killed at any time.
-        images_at_once: pairs held at once; by default as many as the free memory takes. With fewer
-            than there are, each decision still looks at all, and takes longer.
+        images_at_once: pairs held at once; by default as many as the memory takes that is free and
+            within the limits in force (`ulimit -v`, control groups). With fewer than there are,
+            each decision still looks at all, and the search takes several times as long.
         speedups: what may be done to be fast (at `level="edge"`); it changes no decision.
 
     Returns:
@@ -363,9 +365,11 @@ def logits_without(
         try:
             run = run_embedded(vit, vit.embed(chunk.clean), mask, problem.ablated(chunk))
         except (RuntimeError, MemoryError) as cause:
-            if not is_out_of_memory(cause) or images == 1:
+            if not is_out_of_memory(cause):
                 raise
-            images = images // 2
+            if len(chunk) == 1:
+                raise CircuitError(NO_MEMORY) from cause
+            images = len(chunk) // 2
             continue
         logits.append(run.logits)
         start += len(chunk)

@@ -1,34 +1,44 @@
 """One search on all pairs of images: at once where memory allows, else chunk by chunk.
 
-Where not all pairs fit, each question builds the run of each chunk anew from the kept edges, and
-adds up what the chunks say; the decisions are those of all pairs at once. When memory runs out all
-the same, chunks are halved and the question is asked again.
+Where not all pairs fit, many decisions are looked at in one pass over the chunks (see
+`circuitvit.discover.passes`); they are those of all pairs at once. When memory runs out all the
+same, chunks are halved and the question is asked again.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 
 from circuitvit.config import ViTConfig
 from circuitvit.discover.incremental import IncrementalRun, Trial
+from circuitvit.discover.passes import Passes
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.state import Speedups
-from circuitvit.discover.streaming import is_out_of_memory
+from circuitvit.discover.streaming import NO_MEMORY, is_out_of_memory
 from circuitvit.edge_graph import node_named, readers_of, writers_of
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
+from circuitvit.memory import address_space_left, free_memory
 
 SHARE_OF_MEMORY = 0.7
 """How much of the free memory may be taken."""
+SHARE_OF_ADDRESSES = 1.2
+"""How much of what an address space has left may be planned for, where one run takes all pairs.
+
+A run holds less than `numbers_an_image`, unless every edge stays, and what is refused there loses
+no decision: the search goes on in chunks.
+"""
 NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 """Numbers that one reader reads in the removals tried together; on a CPU more leaves the cache."""
 MOMENTS = 32
 """The most removals that are tried together."""
 
 Answer = TypeVar("Answer")
+MakePasses = Callable[[Tensor, int], Passes]
+"""Of the model's logits and how many pairs go at once."""
 
 
 class Chunks:
@@ -40,6 +50,8 @@ class Chunks:
         opened: units that were tried before.
         images: how many pairs at once; None goes by the memory that is free.
         speedups: what may be done to be fast.
+        full: the model's logits, where they are known.
+        passes: makes the passes over chunks; None lets memory run out.
     """
 
     def __init__(
@@ -50,16 +62,21 @@ class Chunks:
         opened: Collection[str] = (),
         images: int | None,
         speedups: Speedups,
+        full: Tensor | None = None,
+        passes: MakePasses | None,
     ) -> None:
         self._problem, self._kept, self._speedups = problem, kept, speedups
-        self._images = min(len(problem.pairs), images or images_that_fit(problem))
+        self._images = _alike(len(problem.pairs), images or _planned(problem))
+        self._names = writers_of(problem.vit.config)
         self._opened = list(opened)
         self.unit: str | None = None
         self._readers: Sequence[str] = ()
         self._order: Sequence[int] = ()
         self._whole: IncrementalRun | None = None
         self._trial: Trial | None = None
-        self._full = self._logits_of_model()
+        self._make_passes = passes
+        self._passes: Passes | None = None
+        self._full = self._logits_of_model() if full is None else full
         pairs = problem.pairs
         if self._images == len(pairs):
             self._whole = self._within_memory(lambda: self._run(pairs))
@@ -89,14 +106,12 @@ class Chunks:
         try:
             return work()
         except (RuntimeError, MemoryError) as cause:
-            if not is_out_of_memory(cause):
+            if self._make_passes is None or not is_out_of_memory(cause):
                 raise
             if self._images == 1:
-                raise CircuitError(
-                    "memory ran out with a single pair of images. Use a machine or a device with "
-                    "more memory, or a smaller model."
-                ) from cause
-        self._whole, self._trial, self._images = None, None, self._images // 2
+                raise CircuitError(NO_MEMORY) from cause
+        self._whole, self._trial, self._passes = None, None, None
+        self._images = self._images // 2
         return None
 
     @property
@@ -148,7 +163,7 @@ class Chunks:
         """How many removals are tried together at most."""
         if self._speedups.states is not None:
             return self._speedups.states
-        return MOMENTS if self._whole is None else self._batch(self._whole)
+        return 1 if self._whole is None else self._batch(self._whole)
 
     def _batch(self, run: IncrementalRun) -> int:
         """How many removals go through one run in one batch."""
@@ -157,40 +172,29 @@ class Chunks:
         return max(1, min(MOMENTS, most // run.numbers_read()))
 
     def losses(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
-        """The metric after each of some removals in a row, over all pairs."""
+        """The metric after each of some removals in a row, over all pairs.
+
+        Chunk by chunk, that of the first alone.
+        """
 
         def ask() -> list[float]:
             if self._whole is None:
-                return self._ask_new_runs(first, moments, keeps)
+                return [self.loss_of_model() + self._passing().value(self._edge(first))]
             self._trial = self._whole.try_removals(first, moments, keeps)
-            return self._added([0.0] * moments, self._trial.logits, self._problem.pairs, 0)
+            pairs = self._problem.pairs
+            return [self._loss(logits, pairs, self._full) for logits in self._trial.logits]
 
         return self._insisted(ask)
 
-    def _ask_new_runs(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
-        total, start, order = [0.0] * moments, 0, self._order[first:]
-        for pairs in self._problem.chunks(self._images):
-            run = self._run(pairs)
-            assert self.unit is not None
-            run.open(self.unit)
-            run.begin(self._readers, order)
-            batch, logits = self._batch(run), list[Tensor]()
-            for done in range(0, moments, batch):
-                asked = order[done : done + min(batch, moments - done)]
-                stays = [place for place in asked if place in keeps]
-                logits += run.try_removals(done, len(asked), stays).logits
-                for place in stays:
-                    run.keep(place)
-            total = self._added(total, logits, pairs, start)
-            start += len(pairs)
-        return total
+    def _passing(self) -> Passes:
+        if self._passes is None:
+            assert self._make_passes is not None
+            self._passes = self._make_passes(self._full, self._images)
+        return self._passes
 
-    def _added(
-        self, total: list[float], logits: Iterable[Tensor], pairs: Pairs, start: int
-    ) -> list[float]:
-        full = self._full[start : start + len(pairs)]
-        losses = [self._loss(each, pairs, full) for each in logits]
-        return [a + b for a, b in zip(total, losses, strict=True)]
+    def _edge(self, index: int) -> str:
+        reader = self._readers[0] if len(self._readers) == 1 else self.unit
+        return f"{self._names[self._order[index]]}->{reader}"
 
     def settle(self, removed: int | None, kept: Sequence[int]) -> None:
         """Let it be as decided after `losses`.
@@ -205,6 +209,8 @@ class Chunks:
 
     def _settle(self, removed: int | None, kept: Sequence[int]) -> None:
         run, trial = self._whole, self._trial
+        if self._passes is not None:
+            self._passes.settle(removed is not None)
         if run is None or trial is None:
             return
         for place in kept:
@@ -213,15 +219,24 @@ class Chunks:
             run.commit(trial, removed)
 
 
-def images_that_fit(problem: Problem) -> int:
-    """How many pairs the free memory holds."""
-    device = problem.vit.positions.device
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    size = problem.vit.positions.element_size()
-    return max(1, int(free * SHARE_OF_MEMORY) // (size * numbers_an_image(problem.vit.config)))
+def _alike(pairs: int, most: int) -> int:
+    """How many pairs are in a chunk, if all chunks are to be about as large."""
+    return math.ceil(pairs / math.ceil(pairs / most))
+
+
+def _planned(problem: Problem) -> int:
+    """How many pairs go at once: all of them where that may work."""
+    pairs = len(problem.pairs)
+    hopeful = images_that_fit(problem, of_addresses=SHARE_OF_ADDRESSES)
+    return pairs if pairs <= hopeful else images_that_fit(problem)
+
+
+def images_that_fit(problem: Problem, *, of_addresses: float = SHARE_OF_MEMORY) -> int:
+    """How many pairs the memory holds that may be taken now."""
+    positions = problem.vit.positions
+    free = SHARE_OF_MEMORY * free_memory(positions.device)
+    free = min(free, of_addresses * address_space_left(positions.device))
+    return max(1, int(free) // (positions.element_size() * numbers_an_image(problem.vit.config)))
 
 
 def numbers_an_image(config: ViTConfig) -> int:

@@ -4,9 +4,10 @@ import torch
 
 from circuitvit.circuit import Level
 from circuitvit.discover.acdc import logits_without, mean_loss
+from circuitvit.discover.decisions import Decisions
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.scores import names_at, units_at
-from circuitvit.discover.search import Decisions, EdgeSearch
+from circuitvit.discover.search import EdgeSearch
 from circuitvit.edge_graph import Qkv
 from circuitvit.progress import progress
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from circuitvit.discover.search import Decisions
+from circuitvit.discover.decisions import Decisions
 from circuitvit.errors import CircuitError, in_short
 from circuitvit.records import SEARCH
 from circuitvit.restoring import load_record

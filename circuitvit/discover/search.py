@@ -5,14 +5,16 @@ tried; so that list of numbers is the whole memory of a search. A search that wa
 replays it, and a search at another τ replays it up to the first decision that differs.
 """
 
+import contextlib
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-import torch
+from torch import Tensor
 
 from circuitvit.discover.chunks import MOMENTS, Chunks
+from circuitvit.discover.decisions import Decisions, EnoughSeen, Led, Seen
+from circuitvit.discover.passes import Passes
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.state import Speedups, has_reader
 from circuitvit.edge_graph import (
@@ -27,91 +29,12 @@ from circuitvit.edge_graph import (
 from circuitvit.errors import CircuitError
 from circuitvit.vit import PARTS
 
-TIE = {
-    torch.float16: 0.1 * torch.finfo(torch.float16).eps,
-    torch.bfloat16: 0.1 * torch.finfo(torch.bfloat16).eps,
-    torch.float32: 1e-6,
-    torch.float64: 1e-12,
-}
-"""Decisions closer to τ than this are reported as ties; relative to max(1, |D|, |logits|).
-
-A model in half precision is searched in single, so for it this is what its own arithmetic could not
-tell apart; 0.1 ε is about the largest error of D that was seen in bfloat16.
-"""
 NO_RECORD = (
     "what was measured before does not fit this search, so the file was damaged or altered. Remove "
     "it, or name another, to start anew."
 )
 
 Advance = Callable[..., None]
-
-
-@dataclass
-class Decisions:
-    """What was decided so far.
-
-    Attributes:
-        tau: how much D may rise by a removal.
-        tie: how close to τ a rise has to be for a tie.
-        start: D of the edges that the search starts from.
-        scale: the largest |logit| of the model, to which rounding is relative.
-        full: the metric of the model itself.
-        current: D of the circuit as it stands.
-        measured: D without each edge, in the order in which they were tried; None where an edge
-            went without being asked.
-        rises: what each kept edge would have cost.
-        ties: edges whose rise is τ within the numerical error.
-    """
-
-    tau: float
-    tie: float
-    start: float = 0.0
-    scale: float | None = None
-    full: float | None = None
-    current: float = 0.0
-    measured: list[float | None] = field(default_factory=list)
-    rises: dict[str, float] = field(default_factory=dict)
-    ties: list[str] = field(default_factory=list)
-
-    @property
-    def evaluations(self) -> int:
-        """How many edges were asked for."""
-        return sum(value is not None for value in self.measured)
-
-    def stand_on(self, full: float, scale: float) -> None:
-        """Note the model's own metric and largest |logit|, or see that they are as noted before.
-
-        Raises:
-            CircuitError: the metric gives something else than in the search that is taken up.
-        """
-        if self.full is not None and not math.isclose(self.full, full, rel_tol=1e-3, abs_tol=1e-3):
-            raise CircuitError(
-                f"the metric of the model was {self.full:z.4g} in the search that is to be taken "
-                f"up, and is {full:z.4g} now: it is another metric of the same name. Name another "
-                "file, or remove it to start anew."
-            )
-        self.full = full
-        self.scale = scale if self.scale is None else self.scale
-
-    def goes(self, name: str, value: float) -> bool:
-        """Decide on an edge, given D without it."""
-        if not math.isfinite(value):
-            raise CircuitError(
-                f"the metric became NaN or infinite without {name}; the weights may be too large."
-            )
-        rise = value - self.current
-        self.measured.append(value)
-        if abs(rise - self.tau) <= self.tie * max(1.0, abs(value), self.scale or 0.0):
-            self.ties.append(name)
-        if rise < self.tau:
-            self.current = value
-            return True
-        self.rises[name] = rise
-        return False
-
-    def drop(self) -> None:
-        """An edge into a node that nobody reads goes without being asked."""
-        self.measured.append(None)
 
 
 class EdgeSearch:
@@ -128,6 +51,7 @@ class EdgeSearch:
         keep_all: whether all are predicted to stay.
         images: how many pairs at once; None goes by the memory that is free.
         speedups: what may be done to be fast.
+        full: the model's logits, for a search that is led on a few of the pairs.
     """
 
     def __init__(
@@ -142,24 +66,27 @@ class EdgeSearch:
         keep_all: bool = False,
         images: int | None = None,
         speedups: Speedups | None = None,
+        full: Tensor | None = None,
     ) -> None:
         config = problem.vit.config
         self._problem, self._images, self._speedups = problem, images, speedups or Speedups()
+        self._within, self._logits = None if within is None else tuple(within), full
         self._qkv: Qkv = qkv
         self._order, self._predict, self._keep_all = order, predict, keep_all
         self._names, self._places = writers_of(config), places_of(config)
         self._kept: dict[str, set[int]] = {name: set() for name in readers_of(config)}
         everything = edge_names_of(config, qkv)
-        for name in everything if within is None else within:
+        for name in everything if self._within is None else self._within:
             writer, reader = name.split("->")
             for part in split(reader):
                 self._kept[part].add(self._places[writer])
         self._decisions = decisions
         self._earlier, decisions.measured = deque(decisions.measured), []
         self._chunks: Chunks | None = None
+        self._tried: list[str] = []
         self._full = 0.0
         self._moments = MOMENTS
-        if within is not None and not self._earlier:
+        if self._within is not None and not self._earlier:
             self._take_up([])
             assert self._chunks is not None
             decisions.start = decisions.current = self._chunks.loss_now() - self._full
@@ -219,10 +146,45 @@ class EdgeSearch:
         """Make the runs, if there are none; units done with by replay are opened in them."""
         if self._chunks is None:
             self._chunks = Chunks(
-                self._problem, self._kept, opened=done, images=self._images, speedups=self._speedups
+                self._problem,
+                self._kept,
+                opened=done,
+                images=self._images,
+                speedups=self._speedups,
+                full=self._logits,
+                passes=self._passes if self._logits is None else None,
             )
             self._full = self._chunks.loss_of_model()
             self._decisions.stand_on(self._full, self._chunks.largest_logit())
+
+    def _passes(self, full: Tensor, images: int) -> Passes:
+        return Passes(self._problem, full, self._decisions, self._look_ahead, images)
+
+    def _look_ahead(
+        self,
+        problem: Problem,
+        full: Tensor,
+        own: list[float],
+        guesses: Mapping[str, bool],
+        length: int,
+    ) -> list[Seen]:
+        """`circuitvit.discover.passes.LookAhead`."""
+        so_far, values = self._decisions, iter(own)
+        taken = {name: name not in so_far.rises for name in self._tried}
+        measured = [None if value is None else next(values) for value in so_far.measured]
+        led = Led(
+            so_far.tau, so_far.tie, so_far.start, measured=measured, length=length,
+            guesses={**guesses, **taken}, known=len(taken),
+        )  # fmt: skip
+        stay = {name: 0.0 if goes else math.inf for name, goes in led.guesses.items()}
+        search = EdgeSearch(
+            problem, led, qkv=self._qkv, within=self._within, order=self._order,
+            predict=defaultdict(float, stay), images=len(problem.pairs), speedups=self._speedups,
+            full=full,
+        )  # fmt: skip
+        with contextlib.suppress(EnoughSeen):
+            search.edges(lambda note="", steps=1: None)
+        return led.seen
 
     def _writers(self, reader: str) -> list[int]:
         """The writers of a reader in the order in which they are tried."""
@@ -239,16 +201,17 @@ class EdgeSearch:
         asked = order[first : first + moments]
         keeps = {place for place in asked if self._stays(f"{self._names[place]}->{reader}")}
         losses = chunks.losses(first, moments, keeps)
+        moments = len(losses)
         removed, kept, count = None, list[int](), 0
-        for index, place in enumerate(asked):
-            goes = self._decide(reader, place, losses[index] - self._full)
+        for index, (place, loss) in enumerate(zip(asked, losses, strict=False)):
+            goes = self._decide(reader, place, loss - self._full)
             removed = index if goes else removed
             kept += [] if goes else [place]
             count += 1
             advance(self._note())
             if goes == (place in keeps):
                 break
-        as_predicted = count == moments and losses and (kept == [p for p in asked if p in keeps])
+        as_predicted = count == moments and kept == [p for p in asked[:count] if p in keeps]
         self._moments = min(MOMENTS, 2 * self._moments) if as_predicted else 1
         chunks.settle(removed, kept)
         return count
@@ -259,7 +222,9 @@ class EdgeSearch:
         return abs(self._predict[name]) >= self._decisions.tau
 
     def _decide(self, reader: str, place: int, value: float) -> bool:
-        goes = self._decisions.goes(f"{self._names[place]}->{reader}", value)
+        name = f"{self._names[place]}->{reader}"
+        goes = self._decisions.goes(name, value)
+        self._tried.append(name)
         if goes:
             for part in split(reader):
                 self._kept[part].discard(place)

@@ -16,6 +16,11 @@ STREAM_NUMBERS_AT_ONCE = 2**24
 single precision, such as 9 images of ViT-B."""
 MOST_IMAGES_AT_ONCE = 256
 
+NO_MEMORY = (
+    "memory ran out with a single pair of images. Use a machine or a device with more memory, or a "
+    "smaller model."
+)
+
 Sums = TypeVar("Sums")
 
 
@@ -46,10 +51,7 @@ def streamed(
                 if not is_out_of_memory(cause):
                     raise
                 if len(batch) == 1:
-                    raise CircuitError(
-                        "memory ran out with a single pair of images. Use a machine or a device "
-                        "with more memory, or a smaller model."
-                    ) from cause
+                    raise CircuitError(NO_MEMORY) from cause
                 images = len(batch) // 2
                 continue
             total = done if total is None else add(total, done)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from circuitvit.errors import CircuitError, reason_of
+from circuitvit.memory import memory_left
 
 _MOST_ARRAYS = 1000
 _MOST_DIRECTORY = 2**20
@@ -74,7 +74,7 @@ def _checked(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             f"{swollen[0].filename!r} claims more than {_MOST_FOLD} times what it takes in the "
             f"file, {_told(size)}"
         )
-    total, free = sum(info.file_size for info in infos), psutil.virtual_memory().available
+    total, free = sum(info.file_size for info in infos), memory_left()
     if total > free:
         raise ValueError(f"it claims {_told(total)} of arrays, and {_told(free)} are free")
     found = {}

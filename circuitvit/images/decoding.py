@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images.pictures import opened
 from circuitvit.images.table import Raw, Table
+from circuitvit.memory import memory_left
 from circuitvit.preprocessing import Interpolation, Resize
 from circuitvit.progress import progress
 
@@ -123,7 +123,7 @@ class _Sheet:
 
 
 def _check_memory(size: int, what: str) -> None:
-    free = psutil.virtual_memory().available
+    free = memory_left()
     if size > free:
         raise CircuitError(
             f"{what} pixels take {size / 2**30:z.1f} GiB, and {free / 2**30:z.1f} GiB are free. "
