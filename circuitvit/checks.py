@@ -153,6 +153,8 @@ def whole(value: object, name: str) -> int:
     Raises:
         CircuitError: it is none.
     """
+    if isinstance(value, bool):
+        raise CircuitError(f"{name} is {value!r}, expected a whole number.")
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:

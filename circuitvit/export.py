@@ -28,7 +28,7 @@ from circuitvit.measure.cost import uncompiled
 from circuitvit.plain_weights import plain_copy
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.writing import KINDS, write_folder
-from circuitvit.saved_model import SavedModel
+from circuitvit.saved_model import SavedModel, without_hooks
 from circuitvit.torch_modes import in_default_modes
 
 Format = Literal["onnx", "pt2", "timm", "transformers"]
@@ -92,6 +92,8 @@ def export(
     if problems:
         raise CircuitError("this can't be exported: " + "; ".join(problems) + ".")
     if isinstance(ours, SavedModel):
+        ours.check_parts()
+        ours = without_hooks(ours)
         ours.preprocessing = ours.fitting_preprocessing()
     if to in KINDS:
         with _quiet():

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError, in_short
-from circuitvit.files import plain_json, read_json, settle, write_json
+from circuitvit.files import plain_json, read_json, readable_path, settle, write_json
 from circuitvit.files.reading import parsed
+from circuitvit.files.troubles import bad_path
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Kind:
     def place(self, path: str | os.PathLike[str]) -> Path:
         """The file itself, where the folder that `save` wrote is named."""
         try:
-            given = Path(path)
+            given = readable_path(path, self.noun)
         except TypeError:
             raise CircuitError(
                 f"path is a {type(path).__name__}, expected the path of {self.named}."
@@ -241,6 +242,8 @@ def kind_of(body: object) -> Kind | None:
 def recognised(path: str | os.PathLike[str]) -> str | None:
     """What a file or folder is, with what reads it; None where that can't be told."""
     source = Path(path)
+    if bad_path(path) is not None:
+        return None
     try:
         if source.is_dir():
             return _folder(source)

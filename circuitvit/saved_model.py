@@ -19,6 +19,7 @@ from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError, warn
 from circuitvit.files import (
     read_json,
+    readable_path,
     settle,
     unwritable_cache,
     write_json,
@@ -93,7 +94,7 @@ class SavedModel(
             )
         if others is not None:
             raise CircuitError(f"in this {type(self).__name__}, {others}")
-        hooked = [n or "the model" for n, part in self.named_modules() if _has_own_hooks(part)]
+        hooked = [n or "the model" for n, part in self.named_modules() if has_hooks(part)]
         if hooked:
             warn(
                 f"this {type(self).__name__} has forward hooks on {few(hooked)}, which run in its "
@@ -201,7 +202,7 @@ class SavedModel(
         Raises:
             CircuitError: there is no such folder, or it doesn't hold a whole model of circuitvit.
         """
-        source = Path(folder)
+        source = readable_path(folder, "model")
         if not source.is_dir():
             source = _downloaded(str(folder), hub)
         settle(source)
@@ -274,7 +275,16 @@ class SavedModel(
         return digest.hexdigest()[:16]
 
 
-def _has_own_hooks(part: nn.Module) -> bool:
+def without_hooks(model: Model) -> Model:
+    """A model of one's own copying, in eval mode, now without forward hooks."""
+    for part in model.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return model
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether forward hooks are on a module itself."""
     return bool(part._forward_hooks or part._forward_pre_hooks)
 
 

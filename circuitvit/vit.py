@@ -265,7 +265,7 @@ class ViT(SavedModel):
         if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
             raise CircuitError(
                 f"{name} have dtype {images.dtype}, this model's weights {dtype}. "
-                f"Use images.to({dtype}), or convert the model."
+                f"Use images.to({dtype}), or vit.to({images.dtype}) for the model."
             )
 
     def units_kept(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

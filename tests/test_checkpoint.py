@@ -194,7 +194,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_to_do(tmp_path, m
     whole = cv.train(make_vit(), blobs(), blobs(), recipe)
     with monkeypatch.context() as patch:
         patch.setattr(tensor_files, "save_file", full)
-        told = r"No space left.*after epoch 2.*epoch 1 is left.*Make room.*run the same again"
+        told = r"after epoch 2: No space left.*epoch 1 is left.*Make room.*run the same again"
         with pytest.raises(CircuitError, match=told):
             cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]

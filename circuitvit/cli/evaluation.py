@@ -10,7 +10,7 @@ import typer
 from circuitvit.cli.app import app, say, show
 from circuitvit.cli.options import Images, takes_images
 from circuitvit.errors import CircuitError
-from circuitvit.files import check_folder_writable, read_json
+from circuitvit.files import check_folder_writable, read_json, readable_path
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -75,7 +75,7 @@ def _found_below(folder: Path) -> list[Path]:
     Raises:
         CircuitError: there is no such folder, or none in it.
     """
-    if not folder.is_dir():
+    if not readable_path(folder, "folder of models").is_dir():
         raise CircuitError(f"--auto-find is {folder}, which is no folder. Name one with models.")
     below = sorted(path.parent for path in folder.rglob("config.json"))
     seen = [path for path in below if not _is_hidden(path.relative_to(folder))]
@@ -140,7 +140,7 @@ def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], lis
     each = list({_place(source): source for source in sources}.values())
     short = distinguishing(each)
     if baseline is not None and baseline not in short and _place(baseline) not in _places(each):
-        if not Path(baseline).exists() and ":" not in baseline:
+        if not readable_path(baseline, "baseline").exists() and ":" not in baseline:
             raise CircuitError(
                 f"there is no baseline {baseline}: it is no folder, and none of the models "
                 f"{', '.join(short)}. Name one of them, or another model's folder."

@@ -19,7 +19,12 @@ from circuitvit.cli.options import (
     takes_images,
 )
 from circuitvit.errors import CircuitError, warn
-from circuitvit.files import check_folder_writable, check_writable, writing_folder
+from circuitvit.files import (
+    check_folder_writable,
+    check_writable,
+    readable_path,
+    writing_folder,
+)
 from circuitvit.readme import README, read_card
 
 if TYPE_CHECKING:
@@ -93,9 +98,9 @@ def inspect(
 
 def _check_out(out: Path, model: str) -> None:
     """Refuse a folder that can't be written, or that is the model's own."""
-    if out.resolve() == Path(model).resolve():
-        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
     check_folder_writable(out)
+    if out.resolve() == readable_path(model, "model").resolve():
+        raise CircuitError(f"{out} is the model's own folder, which would be lost. Name another.")
 
 
 def _describe(found: "Examination") -> None:

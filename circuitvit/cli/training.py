@@ -124,6 +124,8 @@ def train(
     check_folder_writable(out)
     if gradient_flow is not None:
         check_writable(gradient_flow)
+    if tensorboard is not None:
+        check_folder_writable(tensorboard)
     recipe = cv.Recipe(
         epochs=epochs, learning_rate=learning_rate, final_learning_rate=final_learning_rate,
         warmup_epochs=warmup_epochs, schedule_by=schedule_by.value, weight_decay=weight_decay,

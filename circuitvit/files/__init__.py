@@ -4,7 +4,7 @@ from circuitvit.files.folders import settle, writing_folder
 from circuitvit.files.locks import held
 from circuitvit.files.outputs import check_folder_writable, check_writable, inside
 from circuitvit.files.reading import read_json
-from circuitvit.files.troubles import in_one_line, unwritable_cache
+from circuitvit.files.troubles import in_one_line, readable_path, unwritable_cache
 from circuitvit.files.writing import plain_json, replacing, write_json, write_text
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "inside",
     "plain_json",
     "read_json",
+    "readable_path",
     "replacing",
     "settle",
     "unwritable_cache",

@@ -10,6 +10,7 @@ plan.
 import ctypes
 import errno
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from circuitvit.errors import CircuitError
-from circuitvit.files.locks import clear_litter, held, staging
+from circuitvit.files.locks import clear_litter, held, make_folders, remove_empty, staging
 from circuitvit.files.outputs import inside
 from circuitvit.files.reading import read_json
 from circuitvit.files.syncing import files_in, sync, sync_tree
@@ -51,15 +52,30 @@ def writing_folder(
             raise CircuitError(f"cannot write {target}: it is a file. Name a folder, not a file.")
         settle(target)
         there = _is_held_in_place(target)
-        if not there:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with staging(target if there else target.parent, target) as place:
-            beside = place / (target.resolve().name or "folder")
-            beside.mkdir()
-            yield beside
-            sync_tree(beside)
-            _publish(beside, target, owned, exchange=not there)
+        made = [] if there else make_folders(target.parent)
+        try:
+            with staging(target if there else target.parent, target) as place:
+                beside = place / (target.resolve().name or "folder")
+                beside.mkdir()
+                with _named_as(target, beside):
+                    yield beside
+                sync_tree(beside)
+                _publish(beside, target, owned, exchange=not there)
+        finally:
+            remove_empty(made)
         clear_litter(target)
+
+
+@contextmanager
+def _named_as(target: Path, beside: Path) -> Iterator[None]:
+    """Say of what can't be written into the hidden folder where it was to go."""
+    try:
+        yield
+    except CircuitError as cause:
+        if f"{beside}" not in str(cause):
+            raise
+        told = re.sub(rf"{re.escape(str(beside))}\S*/(?=\S)", f"{target}/", str(cause))
+        raise CircuitError(told.replace(str(beside), str(target))) from cause
 
 
 def settle(folder: str | os.PathLike[str]) -> None:

@@ -39,7 +39,7 @@ def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iter
     target = checked_path(path)
     place = target.parent / f".{_short(target)}.lock{ENDING}"
     with in_one_line(target, every=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folders(target.parent)
         handle = _locked_by_name(place, wait=wait)
     if handle is None:
         raise CircuitError(
@@ -52,6 +52,7 @@ def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iter
         with suppress(OSError):
             place.rmdir()
         os.close(handle)
+        remove_empty(made)
 
 
 @contextmanager
@@ -70,6 +71,24 @@ def staging(parent: Path, target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(place, ignore_errors=True)
         os.close(handle)
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those that it is in; returns those that were missing, the inner first.
+
+    Raises:
+        OSError: one can't be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders in which nothing was written after all."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def clear_litter(parent: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError
-from circuitvit.files.troubles import bad_path
+from circuitvit.files.troubles import readable_path
 
 MOST_BYTES = 128 * 2**20
 """The scores of all edges of a ViT-g, the largest model in use, take half of it."""
@@ -32,10 +32,7 @@ def read_json(path: str | os.PathLike[str], *, what: str, finite: bool = True) -
         CircuitError: there is no such file, it is not whole JSON, or it is larger, deeper or holds
             longer numbers than any file of circuitvit.
     """
-    problem = bad_path(path)
-    if problem is not None:
-        raise CircuitError(f"no {what} there: {problem}.")
-    source = Path(path)
+    source = readable_path(path, what)
     try:
         return parsed(_bytes(source), finite=finite)
     except FileNotFoundError as cause:

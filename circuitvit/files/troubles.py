@@ -74,6 +74,8 @@ def bad_path(path: object) -> str | None:
         return f"{_shown(text)} holds the letter NUL, which no path can"
     if text != _encodable(text) and not _is_name_of_bytes(text):
         return f"{_shown(text)} holds half of a letter (a lone surrogate)"
+    if len(os.fsencode(_encodable(text))) > 4095:
+        return f"{_shown(text)} has more than 4,095 bytes, which no system takes"
     if any(len(os.fsencode(part)) > 255 for part in _encodable(text).split("/")):
         return f"{_shown(text)} has a part of more than 255 bytes, which no file system takes"
     return None
@@ -89,6 +91,21 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     if problem is not None:
         raise CircuitError(f"cannot write there: {problem}. Name another place.")
     return Path(path)
+
+
+def readable_path(path: str | os.PathLike[str], what: str) -> Path:
+    """A path to read from, with `~` for the home folder.
+
+    Raises:
+        CircuitError: it can't be the path of a file.
+    """
+    problem = bad_path(path)
+    if problem is not None:
+        raise CircuitError(f"no {what} there: {problem}.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as cause:
+        raise CircuitError(f"no {what} at {_shown(path)}: {cause}.") from cause
 
 
 def _is_name_of_bytes(text: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError
-from circuitvit.files.locks import staging
+from circuitvit.files.locks import make_folders, remove_empty, staging
 from circuitvit.files.syncing import sync, with_ordinary_mode
 from circuitvit.files.troubles import checked_path, in_one_line
 
@@ -27,14 +27,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     with in_one_line(target):
         if target.is_dir():
             raise CircuitError(f"cannot write {target}: Is a directory. Name a file, not a folder.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with staging(target.parent, target) as place:
-            beside = place / target.name
-            yield beside
-            with_ordinary_mode(beside)
-            sync(beside)
-            beside.replace(target)
-            sync(target.parent)
+        made = make_folders(target.parent)
+        try:
+            with staging(target.parent, target) as place:
+                beside = place / target.name
+                yield beside
+                with_ordinary_mode(beside)
+                sync(beside)
+                beside.replace(target)
+                sync(target.parent)
+        finally:
+            remove_empty(made)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -305,6 +305,8 @@ def _problems(
             "take labels by index: preprocessing=dataclasses.replace(model.preprocessing, "
             "class_names=None)"
         )
+    else:
+        advice.append(f"give the model a head of theirs: cv.with_new_head(model, {count})")
     *others, last = advice
     said = f"{', '.join(others)}, or {last}" if others else f"{last} as the model's are called"
     return f"the data's classes don't match the model's by name: {'; '.join(problems)}. {said}."

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, reason_of, warn
+from circuitvit.files import readable_path
 from circuitvit.images.batches import Batches
 from circuitvit.images.recipe import PairRecipe, cast, cut
 from circuitvit.images.tensors import (
@@ -144,7 +145,7 @@ class PairedImages:
         Raises:
             CircuitError: the file is missing, cut short, altered, or something else.
         """
-        told, tensors = _read(Path(path))
+        told, tensors = _read(readable_path(path, "pairs"))
         if told.get("schema") != SCHEMA:
             raise CircuitError(
                 f"{path} has pairs schema {told.get('schema')!r}, this version reads {SCHEMA}. "

@@ -7,7 +7,7 @@ from torch import nn
 
 from circuitvit.circuit_vit import FORMAT, CircuitViT
 from circuitvit.errors import warn
-from circuitvit.files import read_json, settle
+from circuitvit.files import read_json, readable_path, settle
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.conversion import Examination
 from circuitvit.pretrained.examining import examine
@@ -75,8 +75,9 @@ def load_saved(folder: str | Path) -> ViT | CircuitViT:
     Raises:
         CircuitError: it can't be read.
     """
-    settle(folder)
-    path = Path(folder) / "config.json"
+    place = readable_path(folder, "model")
+    settle(place)
+    path = place / "config.json"
     known = read_json(path, what="model config", finite=False) if path.is_file() else None
     if not isinstance(known, dict) or known.get("format") != FORMAT:
         return load_vit(folder)

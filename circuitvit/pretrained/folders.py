@@ -107,6 +107,8 @@ def _adapter_of_peft(folder: Path) -> str:
 def _check_files(folder: Path) -> None:
     """Refuse files of weights that are something else, such as pointers of git-lfs."""
     for path in sorted(filter(_holds_weights, folder.iterdir())):
+        if not path.is_file():
+            raise CircuitError(f"{path} is no file, expected a file of weights.")
         form, what = recognized(path)
         if form == "other":
             raise CircuitError(f"{path} is {what}.")

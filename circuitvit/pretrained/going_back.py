@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.pretrained.conversion import compare
+from circuitvit.saved_model import has_hooks, without_hooks
 from circuitvit.vit import ViT
 
 CLOSE = 1e-6
@@ -17,7 +18,7 @@ CLOSE = 1e-6
 
 
 def check_vit(vit: object) -> ViT:
-    """Refuse anything but a `ViT`.
+    """Refuse anything but a `ViT`; one with forward hooks is copied without them.
 
     Raises:
         CircuitError: it is something else.
@@ -28,7 +29,7 @@ def check_vit(vit: object) -> ViT:
             "circuitvit.ViT: a circuit compiled with level='edge' has no such form."
         )
     vit.check_weights()
-    return vit
+    return without_hooks(copy.deepcopy(vit)) if any(map(has_hooks, vit.modules())) else vit
 
 
 def refuse(problems: list[str], library: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import readable_path
 from circuitvit.plain_weights import WRAPPERS, plain_copy
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.recognition import check_layers
@@ -67,13 +68,16 @@ def opened(
             "file, or a name such as 'timm:NAME'."
         )
     text = "" if isinstance(source, nn.Module) else str(source)
-    path = Path(text).expanduser()
-    if heads is not None and (isinstance(source, nn.Module) or not path.is_file()):
+    path = readable_path(text, "model")
+    is_name = isinstance(source, nn.Module) or (":" in text and text.partition(":")[0] in LIBRARIES)
+    if heads is not None and (is_name or path.is_dir()):
         raise CircuitError(
             "heads= is for a bare checkpoint file, which doesn't tell them; this source does. "
             "Leave it out."
         )
-    file = None if checkpoint is None else Checkpoint(Path(checkpoint).expanduser(), weights)
+    file = None
+    if checkpoint is not None:
+        file = Checkpoint(readable_path(checkpoint, "checkpoint"), weights)
     if isinstance(source, nn.Module):
         found = _of_module(source, file)
     elif ":" in text and text.partition(":")[0] in LIBRARIES:

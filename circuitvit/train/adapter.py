@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import readable_path
 from circuitvit.precision import HALF
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.records import another_kind
@@ -301,7 +302,7 @@ _AGAIN = "Save it again with Training.adapter.save(path)."
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    given = Path(path)
+    given = readable_path(path, "adapter")
     return given if given.suffix == ".safetensors" else given / ADAPTER_FILE
 
 

@@ -96,9 +96,10 @@ class Checkpoint:
         except CircuitError as cause:
             kept = len(self.history) - 1
             size = sum(tensor.nbytes for tensor in self.tensors.values())
+            reason = str(cause).removeprefix(f"cannot write {path}: ").partition(". ")[0]
             raise CircuitError(
-                f"{cause} It was to be the checkpoint of {size / 1e6:z,.1f} MB after epoch "
-                f"{kept + 1}. "
+                f"cannot write the checkpoint {path} of {size / 1e6:z,.1f} MB after epoch "
+                f"{kept + 1}: {reason}. "
                 + (f"That of epoch {kept} is left as it was. " if path.exists() else "")
                 + "Make room, twice its size, and run the same again: it goes on from there."
             ) from cause

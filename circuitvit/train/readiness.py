@@ -16,6 +16,7 @@ from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.distillation import Teacher, teacher_problems
 from circuitvit.train.drop_path import DroppedPaths
+from circuitvit.train.learning import learning
 from circuitvit.train.recipe import Recipe
 from circuitvit.vit import ViT
 
@@ -51,6 +52,7 @@ def check(
         *_picture_problems(training, recipe),
         *_machine_problems(recipe, accelerator),
         *_block_problems(vit, recipe),
+        *_frozen_problems(vit, recipe),
     ]
     if teacher is not None:
         problems += teacher_problems(teacher, training, vit.config.classes)
@@ -122,6 +124,17 @@ def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
         )
     if channels not in (1, 3):
         yield f"RandAugment is of 1 or 3 channels, these images have {channels}; use rand_augment=0"
+
+
+def _frozen_problems(vit: ViT | CircuitViT, recipe: Recipe) -> Iterator[str]:
+    """Where nothing would learn; an adapter's own weights always do."""
+    taught = learning(vit, recipe).values()
+    if recipe.tune != "adapter" and not any(parameter.requires_grad for parameter in taught):
+        what = "of its head" if recipe.tune == "head" else "of the model"
+        yield (
+            f"no parameter {what} learns: requires_grad is False for all; call "
+            "vit.requires_grad_(True) first"
+        )
 
 
 def _block_problems(vit: ViT | CircuitViT, recipe: Recipe) -> Iterator[str]:

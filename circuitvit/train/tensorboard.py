@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import check_folder_writable
 
 CURVES = {
     "loss": "loss/training",
@@ -48,6 +49,7 @@ def curves_in(
     if not main:
         yield lambda entry: None
         return
+    check_folder_writable(folder)
     earlier = any(Path(folder).glob("events.out.tfevents.*"))
     try:
         writer = writer_of(str(folder), purge_step=len(history) + 1 if earlier else None)

@@ -13,6 +13,7 @@ from attack import specimens as own
 from attack.specimens import plain
 
 import circuitvit as cv
+from circuitvit.files import writing_folder
 
 OLD, NEW = 0, 1
 TEXTS = {".md", ".html"}
@@ -52,11 +53,12 @@ def _carded(number: int, path: Path, made: Path) -> None:
     dense = own.vit(number)
     circuit = own.circuit(number)
     small: Any = cv.compile(dense, circuit)
-    small.save_pretrained(path)
-    cv.write_card(
-        path, small, dense=dense, circuit=circuit, ablation="zero",
-        report=None, data=f"data {number}",
-    )  # fmt: skip
+    with writing_folder(path, owned=("model.safetensors", "config.json", "README.md")) as beside:
+        small.save_pretrained(beside)  # as `circuitvit compile` does it
+        cv.write_card(
+            beside, small, dense=dense, circuit=circuit, ablation="zero",
+            report=None, data=f"data {number}",
+        )  # fmt: skip
 
 
 def _adapter(number: int, path: Path, made: Path) -> None:

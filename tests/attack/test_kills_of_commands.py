@@ -66,7 +66,9 @@ def unreadable(room: str) -> list[str]:
     for name, reader in READERS.items():
         path = Path(room) / name
         others = {"checkpoint.safetensors"}  # of a training that isn't over
-        begun = path.is_file() or (path.is_dir() and {p.name for p in path.iterdir()} - others)
+        begun = path.is_file() or (
+            path.is_dir() and {p.name for p in path.iterdir() if p.name[0] != "."} - others
+        )
         if begun:
             try:
                 getter = cv
@@ -90,7 +92,7 @@ def attack(name: str, kills: int, workers: Workers, template: Path, place: Path,
     words, room = COMMANDS[name], place / "room"
     shutil.copytree(template, room)
     whole = workers.command(*words, cwd=str(room), seconds=300)
-    tally.case(f"{name}, not killed", whole.line(0) or ", ".join(hidden(room)))
+    tally.case(f"{name}, not killed", whole.line(0, seconds=300) or ", ".join(hidden(room)))
     if whole.value != 0:
         return
     names = sorted(str(p.relative_to(room)) for p in room.rglob("*"))
@@ -109,7 +111,8 @@ def attack(name: str, kills: int, workers: Workers, template: Path, place: Path,
     now = sorted(str(p.relative_to(room)) for p in room.rglob("*"))
     other = sorted(set(now) ^ set(names))
     tally.case(
-        f"{name}, after all kills", last.line(0) or (f"litter or gone: {other}" if other else "")
+        f"{name}, after all kills",
+        last.line(0, seconds=300) or (f"litter or gone: {other}" if other else ""),
     )
 
 

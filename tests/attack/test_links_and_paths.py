@@ -75,7 +75,7 @@ COMMANDS = (
     ("evaluate", "{model}", "--out", "{}"), ("evaluate", "--auto-find", "{}"), ("evaluate", "{model}", "--data", "{}"),
     ("export", "{}", "x.onnx"), ("export", "{model}", "{}", "--to", "timm"), ("export", "{model}", "{}", "--to", "onnx"),
     ("train", "{}", "--epochs", "500"), ("train", "x", "--data", "{}"), ("train", "x", "--start-from", "{}"),
-    ("train", "x", "--teacher", "{}"), ("train", "x", "--epochs", "1", "--tensorboard", "{}"), ("demo", "--out", "{}"),
+    ("train", "x", "--distill-from", "{}"), ("train", "x", "--epochs", "1", "--tensorboard", "{}"), ("demo", "--out", "{}"),
 )  # fmt: skip
 
 

@@ -73,16 +73,18 @@ class Outcome:
             return f"told it in several lines: {self.message[:200]!r}"
         return ""
 
-    def line(self, code: int = 2) -> str:
+    def line(self, code: int = 2, seconds: float = MOST_SECONDS) -> str:
         """What is wrong with a command's refusal: this code, and one clear line; "" if nothing."""
-        if self.trouble():
-            return self.trouble()
+        if self.trouble(seconds):
+            return self.trouble(seconds)
         if self.value != code:
             return f"ended with code {self.value}: {(self.stdout + self.stderr)[-300:]!r}"
         said = [line for line in self.stderr.splitlines() if line.strip()]
         told = [line for line in said if not line.startswith("circuitvit: warning:")]
         if code == 2 and told and told[0].startswith("Usage:"):  # what typer refuses by itself
             return "" if "Invalid value" in self.stderr else f"said {self.stderr[-300:]!r}"
+        # A training that stops in its midst has told of its epochs before.
+        told = [line for line in told if ", loss " not in line]
         if code == 2 and not (len(told) == 1 and told[0].startswith("circuitvit: ")):
             return f"said {self.stderr[-300:]!r}"
         return "showed a traceback" if "Traceback" in self.stderr + self.stdout else ""
