@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from circuitvit.config import MOST, ViTConfig
 from circuitvit.errors import CircuitError, in_short, printable
+from circuitvit.files import plain_json
 from circuitvit.restoring import UnfitError, restored
 
 Part = Literal["q", "k", "v"]
@@ -197,7 +198,7 @@ class Plan:
         surplus = list[str]()
         try:
             _check_sizes(values)
-            told = restored(_Plan, values, surplus=surplus)
+            told = restored(_Plan, plain_json(values), surplus=surplus)
             if surplus:
                 raise UnfitError(f"{', '.join(map(printable, surplus[:5]))} are not known")
             plan = cls(told.blocks, told.logits, told.tables)

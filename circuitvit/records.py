@@ -51,17 +51,24 @@ class Kind:
         return self.named.removeprefix("a ").removeprefix("an ")
 
     def marked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields with the mark and the schema in front of them."""
-        return {"format": self.mark, "schema": self.schema, **fields}
+        """The fields with the mark and the schema in front of them, and their checksum behind."""
+        body = self._body(fields)
+        try:
+            return body | {"checksum": checksum(plain_json(body))}
+        except CircuitError:  # values that no file can hold
+            return body
+
+    def _body(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in fields.items() if name != "checksum"}
+        return {"format": self.mark, "schema": self.schema, **own}
 
     def place(self, path: str | os.PathLike[str]) -> Path:
         """The file itself, where the folder that `save` wrote is named."""
-        try:
-            given = readable_path(path, self.noun)
-        except TypeError:
+        if not isinstance(path, str | os.PathLike):
             raise CircuitError(
                 f"path is a {type(path).__name__}, expected the path of {self.named}."
-            ) from None
+            )
+        given = readable_path(path, self.noun)
         return given / self.file if self.file and given.is_dir() else given
 
     def write(self, path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Path:
@@ -70,7 +77,7 @@ class Kind:
         Raises:
             CircuitError: the file can't be written, or a value is none of JSON's.
         """
-        body = plain_json(self.marked(fields))
+        body = plain_json(self._body(fields))
         return write_json(path, {**body, "checksum": checksum(body)})
 
     def read(self, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -110,7 +117,7 @@ class Kind:
                 f"version reads {self.schema}. Update circuitvit, or {self.again}."
             )
         seal = body.pop("checksum", None)
-        marked = self.marked(body)
+        marked = self._body(body)
 
         def check(surplus: Collection[str]) -> None:
             if seal is None and not self.sealed:  # of a version that wrote none

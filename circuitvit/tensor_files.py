@@ -77,11 +77,11 @@ def write_tensors(
     told = dict(metadata or {})
     with torch.inference_mode(mode=False):
         own = to_own_memory({name: tensor.detach().cpu() for name, tensor in tensors.items()})
-        hashes = dict(zip(own, _each(own.values(), _hash), strict=True))
-        told[DIGEST] = _digest(own, hashes, told)
-        with replacing(path) as beside:
-            save_file(own, beside, metadata=told)
-            _sort_header(beside)
+        with replacing(path) as beside, ThreadPoolExecutor(1) as beside_writing:
+            hashes = beside_writing.map(_hash, own.values())
+            save_file(own, beside, metadata=told | {DIGEST: "0" * 32})
+            digest = _digest(own, dict(zip(own, hashes, strict=True)), told)
+            _finish_header(beside, digest)
     return Path(path)
 
 
@@ -166,17 +166,16 @@ def _digest(
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def _sort_header(path: Path) -> None:
-    """Order the metadata by name; safetensors writes it in an order that changes with the run."""
+def _finish_header(path: Path, digest: str) -> None:
+    """Set the digest, and order the metadata, which safetensors writes in an order by chance."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
-        before = file.read(size)
-        header = json.loads(before)
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted((header["__metadata__"] | {DIGEST: digest}).items()))
         after = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(after) <= size:
-            file.seek(8)
-            file.write(after.ljust(size))
+        assert len(after) <= size, "safetensors writes its header more briefly than json"
+        file.seek(8)
+        file.write(after.ljust(size))
 
 
 def recognized(path: str | os.PathLike[str]) -> tuple[Form, str]:

@@ -273,3 +273,15 @@ def test_a_record_of_other_types_is_refused(record, tmp_path):
     save_file({"x": torch.ones(1)}, path, metadata={"circuitvit.training": json.dumps(record)})
     with pytest.raises(CircuitError, match="not a whole training checkpoint"):
         Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_a_model_of_which_nothing_learns_is_refused(tune):
+    vit = make_vit().requires_grad_(False)
+    with pytest.raises(CircuitError, match=r"no parameter .* learns: requires_grad is False"):
+        cv.train(vit, blobs(), blobs(), Recipe(epochs=1, batch=16, tune=tune))
+    vit.head.requires_grad_(True)
+    before = vit.patch.weight.detach().clone()
+    trained = cv.train(vit, blobs(), blobs(), Recipe(epochs=1, batch=16, tune=tune)).vit
+    assert torch.equal(trained.patch.weight, before)
+    assert not torch.equal(trained.head.weight, vit.head.weight)

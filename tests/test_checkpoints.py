@@ -300,3 +300,12 @@ def test_models_that_tensors_do_not_tell_apart_are_the_reason_for_the_warning(tm
         with pytest.warns(UserWarning, match="To be sure, give the architecture"):
             assert not same(cv.load_vit(tmp_path / "bare.pt", heads=HEADS), module)
         assert same(cv.load_vit(module, checkpoint=tmp_path / "bare.pt"), module)
+
+
+def test_a_mistyped_path_is_told_also_with_heads(tmp_path):
+    for path in (tmp_path / "typo.pt", "typo.pt"):
+        with pytest.raises(cv.CircuitError, match=r"no model at .*typo\.pt"):
+            cv.load_vit(path, heads=3)
+    for source, what in (("timm:vit_tiny_patch16_224", "name"), (tmp_path, "folder")):
+        with pytest.raises(cv.CircuitError, match="heads= is for a bare checkpoint"):
+            cv.load_vit(source, heads=3), what

@@ -336,3 +336,19 @@ def test_class_names_that_do_not_fit_are_left_out_with_a_warning(to, tmp_path):
     if path.is_dir():
         assert cv.load_vit(path).preprocessing.class_names in (None, vit.preprocessing.class_names)
     assert vit.preprocessing.class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2", "timm", "transformers"])
+def test_forward_hooks_do_not_get_into_what_is_exported(to, tmp_path):
+    vit = dense(channels=3)
+    images = random_images(vit, 5)
+    expected = vit(images).detach()
+    vit.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: 1.5 * output)
+    assert not torch.allclose(vit(images), expected, atol=1e-2)
+    path = tmp_path / f"model.{to}"
+    with pytest.warns(UserWarning, match=r"forward hooks on blocks\.0\.mlp"):
+        cv.export(vit, path, to=to)
+    run = {"onnx": by_onnxruntime, "pt2": by_torch_export}.get(to)
+    found = cv.load_vit(path)(images) if run is None else run(path, images)
+    assert torch.allclose(torch.as_tensor(found), expected, atol=1e-4)
+    assert not torch.allclose(vit(images), expected, atol=1e-2)  # the caller's has its hook

@@ -96,7 +96,8 @@ def test_what_is_no_file_or_too_large_is_refused_at_once(tmp_path):
         (tmp_path / "loop", "cannot read|no value"),
         ("/dev/zero", "no regular file"),
         ("a\0b", "NUL"),
-        ("x" * 5000, "more than 255 bytes"),
+        ("x" * 5000, "more than 4,095 bytes"),
+        ("x" * 300, "more than 255 bytes"),
         (tmp_path, "cannot read|no regular file"),
     ):
         with pytest.raises(cv.CircuitError, match=reason):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.images import Splits, load_splits
 from circuitvit.images.sampling import balanced, stratified
 
@@ -171,7 +171,7 @@ def test_settings_of_other_types_are_refused(name, values, expected):
     for value in values:
         with pytest.raises(CircuitError) as caught:
             load_splits("digits", **{name: value})
-        assert f"{name} is {value!r}" in str(caught.value).replace(" and test", "; test is")
+        assert f"{name} is {in_short(value)}" in str(caught.value).replace(" and test", "; test is")
         assert f", expected {expected}" in str(caught.value)
 
 

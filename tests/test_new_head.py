@@ -152,3 +152,8 @@ def test_an_applied_adapter_has_its_own_classes_and_the_backbones_mean_and_std()
         applied = one.apply(vit)
         assert applied.preprocessing == replace(SEEN, class_names=tuple("abc"))
         assert applied(images.images[:2]).shape == (2, 3)
+
+
+def test_true_is_no_number_of_classes(as_users_call):
+    with pytest.raises(cv.CircuitError, match="classes is True, expected a whole number"):
+        cv.with_new_head(random_vit(shape()), True)

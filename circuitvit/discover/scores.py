@@ -48,8 +48,8 @@ class EdgeScores(Mapping[str, float]):
         positions: Positions | None = None,
     ) -> None:
         count = count_at(config, provenance.level, qkv, positions)
-        names = names_at(config, provenance.level, qkv, positions) if len(values) == count else ()
-        if not names or set(names) != set(values):
+        names = names_at(config, provenance.level, qkv, positions) if len(values) == count else None
+        if names is None or set(names) != set(values):
             raise CircuitError(
                 f"got {len(values)} scores, expected one for each of the {count} names of "
                 f"level={in_short(provenance.level, most=60)} in a ViT of this shape."

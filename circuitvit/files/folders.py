@@ -18,10 +18,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from circuitvit.errors import CircuitError
-from circuitvit.files.locks import clear_litter, held, make_folders, remove_empty, staging
+from circuitvit.files.locks import (
+    clear_litter,
+    held,
+    make_folders,
+    remove_empty,
+    staging,
+)
 from circuitvit.files.outputs import inside
 from circuitvit.files.reading import read_json
-from circuitvit.files.syncing import files_in, sync, sync_tree
+from circuitvit.files.syncing import files_in, sync, sync_tree, with_ordinary_mode
 from circuitvit.files.troubles import checked_path, in_one_line
 from circuitvit.files.writing import write_json
 
@@ -59,7 +65,10 @@ def writing_folder(
                 beside.mkdir()
                 with _named_as(target, beside):
                     yield beside
-                sync_tree(beside)
+                for name in files_in(beside):
+                    with_ordinary_mode(beside / name)
+                if target.exists():  # a new folder's loss at a power cut loses nothing old
+                    sync_tree(beside)
                 _publish(beside, target, owned, exchange=not there)
         finally:
             remove_empty(made)

@@ -127,7 +127,8 @@ def _new(parent: Path, start: str) -> tuple[Path, int]:
 
 def _locked_by_name(place: Path, *, wait: bool) -> int | None:
     while True:
-        with suppress(FileExistsError):
+        place.parent.mkdir(parents=True, exist_ok=True)  # who held it may have taken it away
+        with suppress(FileExistsError, FileNotFoundError):
             place.mkdir()
         handle = _open(place)
         if handle is None:

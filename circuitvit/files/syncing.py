@@ -27,9 +27,8 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """The same for all that is in a folder; files get the mode that `open` would give them."""
+    """The same for all that is in a folder."""
     for path in files_in(folder):
-        with_ordinary_mode(folder / path)
         sync(folder / path)
     for parent, _, _ in os.walk(folder):
         sync(Path(parent))

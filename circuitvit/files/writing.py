@@ -17,7 +17,7 @@ from circuitvit.files.troubles import checked_path, in_one_line
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a fresh path on the same disk; when the block succeeds, it becomes `path`.
 
-    It is on the disk, not only in memory, when the block ends.
+    Where there is a `path`, the new one is on the disk, not only in memory, before it goes.
 
     Raises:
         CircuitError: the folder can't be made or written to, or the disk is full. `path` is then as
@@ -33,9 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 beside = place / target.name
                 yield beside
                 with_ordinary_mode(beside)
-                sync(beside)
+                if target.exists():  # a new file's loss at a power cut loses nothing old
+                    sync(beside)
                 beside.replace(target)
-                sync(target.parent)
         finally:
             remove_empty(made)
 

@@ -305,11 +305,13 @@ def _problems(
             "take labels by index: preprocessing=dataclasses.replace(model.preprocessing, "
             "class_names=None)"
         )
-    else:
-        advice.append(f"give the model a head of theirs: cv.with_new_head(model, {count})")
     *others, last = advice
     said = f"{', '.join(others)}, or {last}" if others else f"{last} as the model's are called"
-    return f"the data's classes don't match the model's by name: {'; '.join(problems)}. {said}."
+    return (
+        f"the data's classes don't match the model's by name: {'; '.join(problems)}. For a model "
+        f"of the data's classes, load the data without model= and give it a head for them: "
+        f"cv.with_new_head(model, {count}). {said}."
+    )
 
 
 def _by_form(names: Sequence[str], form: Callable[[str], str]) -> dict[str, list[int]]:

@@ -140,12 +140,12 @@ class Curve(Measurement):
         """Everything as plain JSON values, with CPR, CMD and the summary of the controls."""
         areas = ("cpr", "cmd", "cpr_left", "cmd_left")
         controls = {name: _plain(self.random_area(name)) for name in areas}
-        return {
+        return self.KIND.marked({
             **super().as_dict(),
             "cpr": _plain(self.cpr),
             "cmd": _plain(self.cmd),
             "random": {"faithfulness": [vars(control) for control in self.random()], **controls},
-        }
+        })  # fmt: skip
 
     def table(self) -> list[list[str]]:
         """A row for each share, then the areas; header first."""

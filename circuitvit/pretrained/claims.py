@@ -161,9 +161,7 @@ def check_size(config: Path, make: Callable[[], nn.Module], files: Iterable[Path
             module = make()
         count = sum(parameter.numel() for parameter in module.parameters())
     except Exception as cause:  # a library raises what it likes
-        raise CircuitError(
-            f"no model can be made of {config}: {type(cause).__name__}: {reason_of(cause)}."
-        ) from cause
+        raise CircuitError(f"no model can be made of {config}: {reason_of(cause)}.") from cause
     held = sum(file.stat().st_size for file in files)
     if count > held + _SPARE:
         raise CircuitError(

@@ -49,7 +49,7 @@ def curves_in(
     if not main:
         yield lambda entry: None
         return
-    check_folder_writable(folder)
+    _check_writable(folder)
     earlier = any(Path(folder).glob("events.out.tfevents.*"))
     try:
         writer = writer_of(str(folder), purge_step=len(history) + 1 if earlier else None)
@@ -71,6 +71,13 @@ def curves_in(
         yield write
     finally:
         writer.close()
+
+
+def _check_writable(folder: str | os.PathLike[str]) -> None:
+    try:
+        check_folder_writable(folder)
+    except CircuitError as cause:
+        raise CircuitError(f"cannot write TensorBoard's curves to {folder}: {cause}") from cause
 
 
 def _writer() -> Any:
