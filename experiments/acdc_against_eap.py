@@ -16,6 +16,8 @@ heads from the last), neurons in groups, the weakest by EAP's score first. EAP k
 most by size. Nothing is chosen on test images: they are looked at in the last stage alone.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 from dataclasses import asdict, replace
 from functools import cached_property

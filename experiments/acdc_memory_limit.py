@@ -10,6 +10,8 @@ own whose address space is limited (`ulimit -v`, which counts the libraries' 2.3
 thread. Time is the processor's, of that process, so that a busy machine matters less.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import hashlib
 import json
 import multiprocessing

@@ -20,6 +20,8 @@ default of a single one. Intervals are of the test images; what another seed or 
 change isn't in them. So it can't show that circuits tell good shapes, only fail to.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

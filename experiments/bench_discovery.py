@@ -15,6 +15,8 @@ that is absent; the others have random weights, scaled so that logits vary, and 
 pairs until 3–10% of the edges stay.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import json
 import multiprocessing
 import statistics

@@ -13,6 +13,8 @@ own blocks cut to the same shapes by hand: what can be had at all. `timm` is tim
 others have random weights and random scores. Edge circuits are EAP's (greedy), under `zero`.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import copy
 import json
 import sys

@@ -16,6 +16,8 @@ of units drawn at random until no more MACs are left than EAP −30% has: of 5 d
 the most. Nothing was trained any further. All figures are on test images, which chose only the advice.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 from pathlib import Path
 

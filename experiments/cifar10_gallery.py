@@ -14,6 +14,8 @@ images of the training set, so only the test images are new to it. `classes/` ha
 class against all others, at one τ, and how far all circuits overlap.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 from pathlib import Path
 from statistics import median

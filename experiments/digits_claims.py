@@ -7,6 +7,8 @@ Command: `make demo && .venv/bin/python experiments/digits_claims.py`
 Hardware: any CPU. Minutes: 2, the demo's. Expected: five lines that say ok.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 import json
 import sys

@@ -6,6 +6,8 @@ Hardware: any CPU with Chromium (Debian's package `chromium`). Minutes: 1 after 
 Expected: graphs/digits/{circuit.json, graph.html, graph.png, report.md} as committed.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 import shutil
 from pathlib import Path

@@ -24,6 +24,8 @@ The published figures are of 200 classes of Tiny-ImageNet: 36.25% → 33.00% wit
 36.07% recovered, 61.3 s → 58.1 s. Other images, so the *changes* are what is compared.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 import argparse
 import math
 from collections.abc import Callable, Mapping

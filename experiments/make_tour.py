@@ -5,6 +5,8 @@ Command: `.venv/bin/python experiments/make_tour.py`
 Hardware: any CPU. Minutes: 2. Expected: experiments/tour.ipynb, executed.
 """
 
+import quiet_interrupt  # noqa: F401  # isort: skip
+
 from pathlib import Path
 
 import nbformat

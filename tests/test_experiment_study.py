@@ -1,6 +1,8 @@
 """What the experiments share: `experiments/study.py`, in this process, without a whole toy run."""
 
+import ast
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -225,3 +227,18 @@ def test_options_that_leave_no_stage_are_refused(monkeypatch, capsys):
         studies.run(studies.stages_of, studies.options("About.", "small"))
     assert stopped.value.code == 2
     assert "leave no stage" in capsys.readouterr().err
+
+
+def test_an_interrupted_script_says_so_in_one_line():
+    folder = Path(__file__).parents[1] / "experiments"
+    scripts = [path for path in folder.glob("*.py") if "__main__" in path.read_text()]
+    assert len(scripts) > 8
+    for script in scripts:
+        imports = [n for n in ast.parse(script.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]  # fmt: skip
+        assert [name.name for name in imports[0].names] == ["quiet_interrupt"], script.name
+    done = subprocess.run(
+        [sys.executable, "-c", "import quiet_interrupt; raise KeyboardInterrupt"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == "interrupted\n"
+    assert done.returncode != 0
