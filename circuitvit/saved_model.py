@@ -251,6 +251,11 @@ class SavedModel(
             for name in sorted(set(own) & set(weights))
             if own[name].shape != weights[name].shape
         ]
+        problems += [
+            f"{name} is of {weights[name].dtype}, expected floating point"
+            for name in sorted(set(own) & set(weights))
+            if own[name].is_floating_point() != weights[name].is_floating_point()
+        ]
         if problems:
             raise CircuitError(
                 f"the weights from {source} don't fit this model: " + "; ".join(problems) + "."

@@ -83,6 +83,11 @@ def _fit(module: nn.Module, weights: Weights) -> tuple[str, ...]:
         for role, name in sorted(wanted.items())
         if role in given and given[role][1].shape != own[name].shape
     ]
+    wrong += [
+        f"{given[role][0]} is of {given[role][1].dtype}, expected floating point"
+        for role, name in sorted(wanted.items())
+        if role in given and own[name].is_floating_point() != given[role][1].is_floating_point()
+    ]
     doubled = [f"{n} and {given[roles[n]][0]} are two names of one parameter" for n in twice]
     whole = not (missing or wrong or doubled)
     fatal = of_another_model(module, surplus) if whole else surplus

@@ -296,5 +296,5 @@ def _side(size: Any) -> int:
     if isinstance(size, Mapping):
         size = size.get("shortest_edge") or size.get("height") or 0
     if isinstance(size, list | tuple):
-        size = size[0]
+        size = size[0] if size else 0
     return int(size or 0)

@@ -279,11 +279,12 @@ def plain(value: Any) -> Any:
 
 
 def read(kind: str, path: str) -> str:
-    """A digest of what a file or folder holds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """A digest of what a file or folder holds, and how many warnings there were."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         held = plain(KINDS[kind].load(Path(path)))
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+    told = sum(issubclass(each.category, UserWarning) for each in caught)
+    return f"{hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()} {told}"
 
 
 def words(kind: str, path: Path) -> list[str]:

@@ -46,7 +46,9 @@ def attack(kind: str, cases: range, workers: Workers, specimens: Path, room: Pat
         if not trouble and specimen.never_refused and end.refused:
             trouble = f"was refused: {end.message}"
         if not trouble and specimen.guarded and not sealed and not end.refused:
-            trouble = "" if end.value == whole.value else "was read as something else"
+            (before, few), (now, more) = whole.value.split(), end.value.split()
+            told = int(more) > int(few)  # what was left out is named
+            trouble = "" if now == before or told else "was read as something else"
         tally.case(name, trouble)
 
 

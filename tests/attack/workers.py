@@ -84,7 +84,7 @@ class Outcome:
         if code == 2 and told and told[0].startswith("Usage:"):  # what typer refuses by itself
             return "" if "Invalid value" in self.stderr else f"said {self.stderr[-300:]!r}"
         # A training that stops in its midst has told of its epochs before.
-        told = [line for line in told if ", loss " not in line]
+        told = [line for line in told if not line.startswith("epoch ")]
         if code == 2 and not (len(told) == 1 and told[0].startswith("circuitvit: ")):
             return f"said {self.stderr[-300:]!r}"
         return "showed a traceback" if "Traceback" in self.stderr + self.stdout else ""
