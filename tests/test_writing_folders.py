@@ -15,6 +15,7 @@ from circuitvit.files import (
     check_writable,
     held,
     inside,
+    locks,
     replacing,
     settle,
     write_json,
@@ -237,3 +238,21 @@ def test_outputs_are_checked_without_leaving_anything(tmp_path):
         with pytest.raises(CircuitError, match="cannot write"):
             check_folder_writable(path)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("how", ["no fcntl", "no locks on this disk"])
+def test_where_nothing_can_be_locked_work_goes_on(tmp_path, monkeypatch, how):
+    if how == "no fcntl":
+        monkeypatch.setattr(locks, "fcntl", None)
+    else:
+
+        def refused(handle, operation):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", refused)
+    with held(tmp_path / "it", "a training"), held(tmp_path / "it", "a training"):
+        save(tmp_path / "model", OLD)
+        save(tmp_path / "model", NEW)
+        write_text(tmp_path / "t.txt", "x")
+    assert held_by(tmp_path / "model") == NEW
+    assert sorted(os.listdir(tmp_path)) == ["model", "t.txt"]

@@ -16,7 +16,7 @@ from circuitvit.files.troubles import checked_path, in_one_line
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and no litter is cleared
+except ImportError:  # Windows has none: nothing is locked, and no litter is cleared
     fcntl = None
 
 ENDING = ".circuitvit-tmp"
@@ -37,6 +37,9 @@ def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iter
         CircuitError: another process works on it, or the folder can't be written.
     """
     target = checked_path(path)
+    if fcntl is None:
+        yield
+        return
     place = target.parent / f".{_short(target)}.lock{ENDING}"
     with in_one_line(target, every=True):
         made = make_folders(target.parent)
@@ -70,7 +73,8 @@ def staging(parent: Path, target: Path) -> Iterator[Path]:
         clear_litter(parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def make_folders(folder: Path) -> list[Path]:
@@ -93,6 +97,8 @@ def remove_empty(folders: list[Path]) -> None:
 
 def clear_litter(parent: Path) -> None:
     """Remove the hidden folders that killed processes left in a folder."""
+    if fcntl is None:
+        return
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if entry.name.endswith(ENDING) and entry.is_dir(follow_symlinks=False):
@@ -108,18 +114,20 @@ def _clear(place: Path) -> None:
     with suppress(OSError):
         handle = os.open(place, os.O_RDONLY)
         try:
-            if _lock(handle, wait=False):
+            if _lock(handle, wait=False) is True:
                 shutil.rmtree(place, ignore_errors=True)
         finally:
             os.close(handle)
 
 
-def _new(parent: Path, start: str) -> tuple[Path, int]:
+def _new(parent: Path, start: str) -> tuple[Path, int | None]:
     """A new folder and its open, locked handle."""
     while True:
         place = Path(tempfile.mkdtemp(prefix=start, suffix=ENDING, dir=parent))
+        if fcntl is None:
+            return place, None
         handle = _open(place)
-        if handle is not None and _lock(handle, wait=True) and _is_at(handle, place):
+        if handle is not None and _lock(handle, wait=True) is not False and _is_at(handle, place):
             return place, handle
         if handle is not None:  # taken for litter in the moment before it was locked
             os.close(handle)
@@ -133,7 +141,7 @@ def _locked_by_name(place: Path, *, wait: bool) -> int | None:
         handle = _open(place)
         if handle is None:
             continue
-        if not _lock(handle, wait=wait):
+        if _lock(handle, wait=wait) is False:
             os.close(handle)
             return None
         if _is_at(handle, place):
@@ -157,16 +165,15 @@ def _is_at(handle: int, place: Path) -> bool:
     return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open folder; False if another holds it. Without locks, everyone gets it to work."""
-    if fcntl is None:
-        return wait
+def _lock(handle: int, *, wait: bool) -> bool | None:
+    """Lock an open folder; False if another holds it, None where nothing can be locked."""
+    assert fcntl is not None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError:  # a network's file system that has no locks
-        return wait
+    except OSError:  # a network's file system without locks
+        return None
     return True
 
 
