@@ -128,9 +128,8 @@ class ViTConfig:
             "activation": activation,
         }
         for name, value in per_block.items():
-            each = (
-                list(value) if _is_sequence(value) else [value] * depth
-            )  # no more than MOST_BLOCKS
+            # `depth` was checked, so no more than MOST_BLOCKS are made.
+            each = list(value) if _is_sequence(value) else [value] * depth
             values[name] = tuple(_plain(item) for item in each)
         for name, value in values.items():
             object.__setattr__(self, name, value if name in per_block else _plain(value))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitvit.errors import CircuitError, in_short
-from circuitvit.files import plain_json, read_json, readable_path, settle, write_json
+from circuitvit.files import finish_save, plain_json, read_json, readable_path, write_json
 from circuitvit.files.reading import parsed
 from circuitvit.files.troubles import bad_path
 
@@ -102,7 +102,7 @@ class Kind:
             CircuitError: as `read` does, and the check does where fields were altered.
         """
         source = self.place(path)
-        settle(source.parent)
+        finish_save(source.parent)
         body = self._json(source)
         if kind_of(body) is not self:
             told = recognised(source)

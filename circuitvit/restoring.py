@@ -16,9 +16,9 @@ from circuitvit.records import Kind
 
 Made = TypeVar("Made")
 
-MOST = 2**63
+MOST = 2**128
 """Whole numbers are smaller than this, with either sign."""
-_DIGITS = 19
+_DIGITS = 39
 """Of such a number."""
 
 

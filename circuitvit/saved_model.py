@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError, warn
 from circuitvit.files import (
+    finish_save,
     read_json,
     readable_path,
-    settle,
     unwritable_cache,
     write_json,
     write_text,
@@ -205,7 +205,7 @@ class SavedModel(
         source = readable_path(folder, "model")
         if not source.is_dir():
             source = _downloaded(str(folder), hub)
-        settle(source)
+        finish_save(source)
         values = read_json(source / CONFIG, what="model config")
         shape = dict(values) if isinstance(values, dict) else values
         seen = shape.pop(PREPROCESSING, None) if isinstance(shape, dict) else None

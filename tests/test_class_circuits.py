@@ -10,7 +10,7 @@ from models import random_images, random_vit, shape
 import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs
-from circuitvit.records import SEARCH
+from circuitvit.records import CLASS_CIRCUITS, SEARCH
 
 NAMES = ("cat", "dog", "a/b", "Cat")
 
@@ -325,3 +325,28 @@ def test_two_classes_of_one_name_are_told_apart():
     assert list(circuits) == ["crane (0)", "dog", "crane (2)", "cat"]
     pairs = circuits.pairs(images)
     assert set(pairs["crane (2)"].labels.tolist()) == {2}
+
+
+@pytest.mark.parametrize("place", ["*", "thesis.tex", "*/circuit.json", "../thesis.tex"])
+def test_a_hostile_index_costs_no_ones_files(tmp_path, place):
+    (tmp_path / "c").mkdir()
+    for name in ("c/thesis.tex", "thesis.tex", "c/circuit.json"):
+        (tmp_path / name).write_text("mine")
+    CLASS_CIRCUITS.write(
+        tmp_path / "c" / "classes.json", {"settings": {}, "circuits": {"a": place}}
+    )
+    circuit = cv.Circuit(VIT.config, ["embed->logits"])
+    cv.ClassCircuits({"b": circuit}).save(tmp_path / "c")
+    assert cv.ClassCircuits.load(tmp_path / "c")["b"] == circuit
+    for name in ("c/thesis.tex", "thesis.tex", "c/circuit.json"):
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_seeds_of_128_bits_survive_saving(tmp_path):
+    seed = 2**127 + 1
+    pairs = Pairs.by_class(IMAGES, clean="dog", count=4, seed=seed)
+    pairs.save(tmp_path / "pairs")
+    assert cv.Pairs.load(tmp_path / "pairs").recipe == pairs.recipe
+    circuit = cv.eap(VIT, pairs, method="random", seed=seed % 2**63).top(5)
+    circuit.save(tmp_path / "c.json")
+    assert cv.Circuit.load(tmp_path / "c.json").provenance == circuit.provenance

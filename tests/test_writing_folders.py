@@ -2,9 +2,12 @@
 
 import errno
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,16 +16,16 @@ from circuitvit import CircuitError
 from circuitvit.files import (
     check_folder_writable,
     check_writable,
+    finish_save,
     held,
     inside,
     locks,
     replacing,
-    settle,
     write_json,
     write_text,
     writing_folder,
 )
-from circuitvit.files.folders import COMMIT
+from circuitvit.files.commits import COMMIT
 from circuitvit.files.locks import ENDING
 
 OLD = {"config.json": "old", "weights": "old", "gone.txt": "old"}
@@ -114,7 +117,7 @@ def test_a_kill_leaves_the_old_or_the_new_files_and_the_next_save_no_litter(tmp_
             save(folder, OLD)
             put(folder, foreign)
             kill_after(count, folder)
-            settle(folder)
+            finish_save(folder)
             found = {name: text for name, text in held_by(folder).items() if ENDING not in name}
             assert found in (OLD | foreign, NEW | foreign), (len(foreign), count)
             save(folder, NEW)
@@ -175,21 +178,125 @@ def test_a_folder_of_that_name_inside_is_refused(tmp_path):
     assert held_by(tmp_path) == {"model/weights/mine.txt": "mine", "file": "x"}
 
 
-def test_a_plan_that_leads_out_of_its_folder_is_refused(tmp_path):
+def plant(folder: Path, plan: object) -> None:
+    (folder / COMMIT / "files").mkdir(parents=True, exist_ok=True)
+    write_json(folder / COMMIT / "plan.json", plan)
+
+
+def test_a_planted_plan_is_refused(tmp_path):
     (tmp_path / "precious").write_text("mine")
     folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    number = [folder.stat().st_dev, folder.stat().st_ino]
     for plan in (
-        {"put": [], "remove": ["../precious"]},
-        {"put": ["../precious"], "remove": []},
-        {"put": [str(tmp_path / "precious")], "remove": []},
-        {"put": 3},
+        {"folder": number, "put": [], "remove": ["../precious"]},
+        {"folder": number, "put": ["../precious"], "remove": []},
+        {"folder": number, "put": [str(tmp_path / "precious")], "remove": []},
+        {"folder": number, "put": 3},
         [],
+        {"put": [], "remove": ["thesis.tex"]},
+        {"folder": [1, 2], "put": [], "remove": ["thesis.tex"]},
     ):
-        (folder / COMMIT).mkdir(parents=True, exist_ok=True)
-        write_json(folder / COMMIT / "plan.json", plan)
+        plant(folder, plan)
         with pytest.raises(CircuitError, match="interrupted when it was all but done"):
-            settle(folder)
+            finish_save(folder)
+    assert (folder / "thesis.tex").read_text() == "mine"
+    (folder / COMMIT / "files" / "sub").symlink_to(tmp_path, target_is_directory=True)
+    plant(folder, {"folder": number, "put": ["sub/precious"], "remove": []})
+    with pytest.raises(CircuitError, match="no folder of its own"):
+        finish_save(folder)
+    shutil.rmtree(folder / COMMIT)
+    (folder / COMMIT).symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(CircuitError, match="no folder of a save"):
+        finish_save(folder)
+    (folder / COMMIT).unlink()
+    (folder / COMMIT).write_text("mine")
+    with pytest.raises(CircuitError, match="no folder of a save"):
+        save(folder, NEW)
+    assert (folder / COMMIT).read_text() == "mine"
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("way", ["a file for a folder", "a link for a folder", "a link for a file"])
+def test_what_is_in_the_way_is_refused_before_anything_changes(tmp_path, way):
+    folder = tmp_path / "model"
+    save(folder, OLD)
+    put(folder, {"notes": "mine"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "blob").write_text("mine")
+    if way == "a file for a folder":
+        (folder / "more").write_text("mine")
+    elif way == "a link for a folder":
+        (folder / "more").symlink_to(tmp_path / "other", target_is_directory=True)
+    else:
+        (folder / "config.json").unlink()
+        (folder / "config.json").symlink_to(tmp_path / "blob")
+    before = held_by(folder)
+    if way == "a link for a file":  # as a snapshot of the hub has them: the link goes
+        save(folder, NEW)
+        assert held_by(folder) == NEW | {"notes": "mine"}
+        assert not (folder / "config.json").is_symlink()
+    else:
+        for _ in range(2):
+            with pytest.raises(CircuitError, match="no folder of its own"):
+                save(folder, NEW)
+        assert held_by(folder) == before
+    assert (tmp_path / "blob").read_text() == "mine"
+    assert os.listdir(tmp_path / "other") == []
+    assert not (folder / COMMIT).exists()
+
+
+def test_files_called_as_our_own_and_a_folder_called_as_our_own(tmp_path):
+    put(tmp_path / "a", {"notes": "mine"})
+    save(tmp_path / "a", {"plan.json": "p", "files": "f"})
+    assert held_by(tmp_path / "a") == {"notes": "mine", "plan.json": "p", "files": "f"}
+    put(tmp_path / "commit", {"notes": "mine"})
+    save(tmp_path / "commit", NEW)
+    assert held_by(tmp_path / "commit") == NEW | {"notes": "mine"}
+
+
+def test_a_folder_of_another_group_keeps_its_group(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a folder to another group")
+    save(tmp_path / "model", OLD)
+    os.chown(tmp_path / "model", -1, 12345)
+    os.chmod(tmp_path / "model", 0o2775)
+    save(tmp_path / "model", NEW)
+    found = (tmp_path / "model").stat()
+    assert (found.st_gid, found.st_mode & 0o7777) == (12345, 0o2775)
+    assert held_by(tmp_path / "model") == NEW
+
+
+def test_names_that_begin_alike_do_not_share_a_lock(tmp_path):
+    begin = "search_" + "ä" * 70
+    with held(tmp_path / f"{begin}1", "a search"), held(tmp_path / f"{begin}2", "a search"):
+        pass
+
+
+def test_a_forked_child_does_not_hold_the_lock(tmp_path):
+    with held(tmp_path / "it", "a training"):
+        child = os.fork()
+        if not child:
+            time.sleep(20)
+            os._exit(0)
+    try:
+        with held(tmp_path / "it", "a training"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_other_machines_hidden_folders_are_left_for_a_week(tmp_path):
+    own, other = (tmp_path / f".x.{host}.circuitvit-tmp" for host in (locks._HERE, "00000000"))
+    for place in (own, other):
+        place.mkdir()
+    write_text(tmp_path / "t.txt", "x")
+    assert sorted(os.listdir(tmp_path)) == [other.name, "t.txt"]
+    os.utime(other, (0, 0))
+    write_text(tmp_path / "t.txt", "x")
+    assert os.listdir(tmp_path) == ["t.txt"]
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -1,5 +1,6 @@
 """Circuits of several classes of one model: a mapping, its folder, and what they have in common."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from circuitvit.preprocessing import class_name
 from circuitvit.records import CLASS_CIRCUITS
 
 INDEX = "classes.json"
+OWN_PLACE = r"[^/]+/circuit\.json"
+"""Where `Store` puts circuits; files at other places are not its own to remove."""
 LONGEST = 60
 
 
@@ -223,6 +226,7 @@ def read_index(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 def _written_before(folder: str | os.PathLike[str]) -> list[str]:
     """The files of the circuits that were saved in a folder before."""
     try:
-        return [*read_index(folder)[1].values()]
+        places = read_index(folder)[1].values()
+        return [glob.escape(place) for place in places if re.fullmatch(OWN_PLACE, place)]
     except CircuitError:  # there is none, or it is damaged
         return []

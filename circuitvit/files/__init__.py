@@ -1,6 +1,7 @@
 """Reading and writing of files: each result is wholly old or wholly new, whatever happens."""
 
-from circuitvit.files.folders import settle, writing_folder
+from circuitvit.files.commits import finish_save
+from circuitvit.files.folders import writing_folder
 from circuitvit.files.locks import held
 from circuitvit.files.outputs import check_folder_writable, check_writable, inside
 from circuitvit.files.reading import read_json
@@ -10,6 +11,7 @@ from circuitvit.files.writing import plain_json, replacing, write_json, write_te
 __all__ = [
     "check_folder_writable",
     "check_writable",
+    "finish_save",
     "held",
     "in_one_line",
     "inside",
@@ -17,7 +19,6 @@ __all__ = [
     "read_json",
     "readable_path",
     "replacing",
-    "settle",
     "unwritable_cache",
     "write_json",
     "write_text",

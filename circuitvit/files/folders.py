@@ -1,40 +1,26 @@
 """Several files of a folder, written all at once: a kill leaves all old or all new ones.
 
 They are made in a hidden folder. Where the target holds nothing else, the two folders change places
-in one step. Where it holds other people's files, or is a link, a mount point or the working
-directory, the hidden folder is renamed to `COMMIT` inside the target, with a plan of what goes
-where: from then on the new files count, and whoever comes next, to read or to write, finishes the
-plan.
+in one step. Where it holds other people's files, is theirs too, or is a link, a mount point or the
+working directory, the files are put in by `commits`.
 """
 
 import ctypes
 import errno
+import glob
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from circuitvit.errors import CircuitError
-from circuitvit.files.locks import (
-    clear_litter,
-    held,
-    make_folders,
-    remove_empty,
-    staging,
-)
-from circuitvit.files.outputs import inside
-from circuitvit.files.reading import read_json
+from circuitvit.files.commits import commit, finish_save
+from circuitvit.files.locks import clear_litter, make_folders, remove_empty, staging
 from circuitvit.files.syncing import files_in, sync, sync_tree, with_ordinary_mode
 from circuitvit.files.troubles import checked_path, in_one_line
-from circuitvit.files.writing import write_json
 
-COMMIT = ".circuitvit-commit"
-PLAN = "plan.json"
-CONFIG = "config.json"
-"""What libraries read first: it goes first and comes last, so that they never see half."""
 _AT_CURRENT, _EXCHANGE = -100, 2
 
 
@@ -56,7 +42,7 @@ def writing_folder(
     with in_one_line(target):
         if target.exists() and not target.is_dir():
             raise CircuitError(f"cannot write {target}: it is a file. Name a folder, not a file.")
-        settle(target)
+        finish_save(target)
         there = _is_held_in_place(target)
         made = [] if there else make_folders(target.parent)
         try:
@@ -87,38 +73,24 @@ def _named_as(target: Path, beside: Path) -> Iterator[None]:
         raise CircuitError(told.replace(str(beside), str(target))) from cause
 
 
-def settle(folder: str | os.PathLike[str]) -> None:
-    """Finish what a killed process had all but written into a folder, if there is such a thing.
-
-    Raises:
-        CircuitError: it can't be finished, as in a folder that can't be written to.
-    """
-    target = Path(folder)
-    if not os.path.lexists(target / COMMIT):
-        return
-    try:
-        with in_one_line(target), held(target / COMMIT, "a save", wait=True):
-            _finish(target)
-    except CircuitError as cause:
-        raise CircuitError(
-            f"a save into {target} was interrupted when it was all but done, and can't be finished "
-            f"here: {cause}"
-        ) from cause
-
-
 def _is_held_in_place(target: Path) -> bool:
     """Whether a folder can't change places with another."""
     if not target.is_dir():
         return False
-    here = Path.cwd()
-    real = target.resolve()
     return (
         target.is_symlink()
         or os.path.ismount(target)
-        or here == real
-        or here.is_relative_to(real)
+        or _is_current(target)
         or not os.access(target.parent, os.W_OK)
     )
+
+
+def _is_current(target: Path) -> bool:
+    """Whether the working directory is a folder, or in it."""
+    try:
+        return Path.cwd().is_relative_to(target.resolve())
+    except FileNotFoundError:  # the working directory was removed
+        return False
 
 
 def _publish(beside: Path, target: Path, owned: Collection[str], *, exchange: bool) -> None:
@@ -126,22 +98,21 @@ def _publish(beside: Path, target: Path, owned: Collection[str], *, exchange: bo
     if exchange and _appears(beside, target):
         return
     clear_litter(target)
-    for name in names:
-        if (target / name).is_dir() and not (target / name).is_symlink():
-            raise CircuitError(
-                f"cannot write {target / name}: it is a folder. Name another place, or move it."
-            )
-    ours, is_all = _ours(target, [*names, *owned], {*names})
-    if exchange and is_all and _exchanged(beside, target):
+    patterns = [*map(glob.escape, names), *owned]
+    ours, is_all = _ours(target, patterns)
+    if exchange and is_all and _is_alike(beside, target) and _exchanged(beside, target):
         _give_back(beside, target, ours)
         return
-    write_json(beside / PLAN, {"put": names, "remove": sorted(ours - {*names})})
-    sync(beside)
-    with held(target / COMMIT, "a save", wait=True):
-        _finish(target)
-        beside.rename(target / COMMIT)
-        sync(target)
-        _finish(target)
+    commit(beside, target, remove=ours - {*names}, place=beside.parent)
+
+
+def _is_alike(beside: Path, target: Path) -> bool:
+    """Whether a new folder has the owner and group of the old one, which has no further rights."""
+    new, old = beside.stat(), target.stat()
+    rights = os.listxattr(target) if hasattr(os, "listxattr") else []
+    return (new.st_uid, new.st_gid) == (old.st_uid, old.st_gid) and not any(
+        "acl" in name for name in rights
+    )
 
 
 def _appears(beside: Path, target: Path) -> bool:
@@ -179,14 +150,14 @@ def _give_back(old: Path, target: Path, ours: Collection[str]) -> None:
                 (old / name).rename(target / name)
 
 
-def _ours(target: Path, patterns: Sequence[str], names: set[str]) -> tuple[set[str], bool]:
-    """The files of a folder that are written anew or owned, and whether there is nothing else."""
+def _ours(target: Path, patterns: Sequence[str]) -> tuple[set[str], bool]:
+    """The files of a folder that patterns name, and whether there is nothing else."""
     deepest = max((pattern.count("/") for pattern in patterns), default=0)
     found, is_all = set[str](), True
     for parent, inner, files in os.walk(target):
         place = Path(parent).relative_to(target)
         inside_it = [(place / name).as_posix() for name in files]
-        ours = {name for name in inside_it if name in names or _matches(name, patterns)}
+        ours = {name for name in inside_it if _matches(name, patterns)}
         found |= ours
         is_all &= len(ours) == len(files) and bool(files or inner)
         is_all &= not any((Path(parent) / name).is_symlink() for name in inner)
@@ -202,37 +173,3 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _matches_one(name: Sequence[str], pattern: Sequence[str]) -> bool:
     return len(name) == len(pattern) and all(map(fnmatchcase, name, pattern))
-
-
-def _finish(target: Path) -> None:
-    """Carry out the plan in `COMMIT`, from wherever another process was killed."""
-    commit = target / COMMIT
-    if not os.path.lexists(commit):
-        return
-    if (commit / PLAN).exists():
-        plan = read_json(commit / PLAN, what="plan of a save")
-        put, remove = _names(target, plan, "put"), _names(target, plan, "remove")
-        for place in (*remove, *(p for p in put if p == target / CONFIG and _waits(p, target))):
-            place.unlink(missing_ok=True)
-        for place in sorted(put, key=lambda place: place == target / CONFIG):
-            if _waits(place, target):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                (commit / place.relative_to(target)).replace(place)
-        for parent in {place.parent for place in put}:
-            sync(parent)
-        (commit / PLAN).unlink()
-    elif left := list(files_in(commit)):
-        raise CircuitError(f"{commit} holds {left[0]}, but no {PLAN}. Remove that folder.")
-    shutil.rmtree(commit, ignore_errors=True)
-
-
-def _waits(place: Path, target: Path) -> bool:
-    """Whether the new file is still in the hidden folder."""
-    return (target / COMMIT / place.relative_to(target)).exists()
-
-
-def _names(target: Path, plan: object, key: str) -> list[Path]:
-    names = plan.get(key) if isinstance(plan, dict) else None
-    if not isinstance(names, list):
-        raise CircuitError(f"{target / COMMIT / PLAN} is no plan of a save. Remove its folder.")
-    return [inside(target, name) for name in names]

@@ -5,11 +5,15 @@ can be locked by another process is litter.
 """
 
 import os
+import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import xxhash
 
 from circuitvit.errors import CircuitError
 from circuitvit.files.troubles import checked_path, in_one_line
@@ -20,7 +24,11 @@ except ImportError:  # Windows has none: nothing is locked, and no litter is cle
     fcntl = None
 
 ENDING = ".circuitvit-tmp"
-_LONGEST = 60
+_HERE = xxhash.xxh32_hexdigest(platform.node().encode())
+"""This machine in the names of hidden folders: on a shared disk, locks tell nothing of others."""
+_DAYS = 7
+"""After so many days without a change, another machine's hidden folder is litter, too."""
+_LONGEST = 30
 """Letters of a target's name that go into the name of a hidden folder."""
 
 
@@ -40,7 +48,7 @@ def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iter
     if fcntl is None:
         yield
         return
-    place = target.parent / f".{_short(target)}.lock{ENDING}"
+    place = target.parent / f".{_short(target)}.{_HERE}.lock{ENDING}"
     with in_one_line(target, every=True):
         made = make_folders(target.parent)
         handle = _locked_by_name(place, wait=wait)
@@ -54,7 +62,7 @@ def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iter
     finally:
         with suppress(OSError):
             place.rmdir()
-        os.close(handle)
+        _release(handle)
         remove_empty(made)
 
 
@@ -67,14 +75,14 @@ def staging(parent: Path, target: Path) -> Iterator[Path]:
     Raises:
         OSError: it can't be made.
     """
-    place, handle = _new(parent, f".{_short(target)}.")
+    place, handle = _new(parent, f".{_short(target)}.{_HERE}.")
     try:
         yield place
         clear_litter(parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
         if handle is not None:
-            os.close(handle)
+            _release(handle)
 
 
 def make_folders(folder: Path) -> list[Path]:
@@ -101,8 +109,10 @@ def clear_litter(parent: Path) -> None:
         return
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if entry.name.endswith(ENDING) and entry.is_dir(follow_symlinks=False):
-                _clear(Path(entry.path))
+            if is_staging(entry.name) and entry.is_dir(follow_symlinks=False):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if f".{_HERE}." in entry.name or age > _DAYS * 86400:
+                    _clear(Path(entry.path))
 
 
 def is_staging(name: str) -> bool:
@@ -114,7 +124,7 @@ def _clear(place: Path) -> None:
     with suppress(OSError):
         handle = os.open(place, os.O_RDONLY)
         try:
-            if _lock(handle, wait=False) is True:
+            if _lock(handle, wait=False) is True and _is_at(handle, place):
                 shutil.rmtree(place, ignore_errors=True)
         finally:
             os.close(handle)
@@ -177,5 +187,15 @@ def _lock(handle: int, *, wait: bool) -> bool | None:
     return True
 
 
+def _release(handle: int) -> None:
+    """Unlock, also for processes that were forked meanwhile and hold the folder open too."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
+
+
 def _short(target: Path) -> str:
-    return target.name.lstrip(".")[:_LONGEST] or "it"
+    """The beginning of a target's name, and digits that tell it from others that begin alike."""
+    begin = target.name.lstrip(".")[:_LONGEST]
+    return f"{begin}.{xxhash.xxh32_hexdigest(os.fsencode(target.name))}"

@@ -16,7 +16,7 @@ MOST_PARTS = 5 * 10**6
 """Lists and dicts in a file."""
 DEEPEST = 64
 """Lists and dicts inside one another; files of circuitvit have at most 8."""
-_DIGITS = 20
+_DIGITS = 40
 _LARGE = re.compile(rb"[eE]\+?[0-9]{3}")
 
 

@@ -270,6 +270,6 @@ def _too_few(images: ImageSet, pool: np.ndarray, judge: Judge, count: int) -> st
 
 
 def _listed(names: Iterable[object]) -> str:
-    in_short = [str(name) for name in names]
-    rest = len(in_short) - CLASSES_TOLD
-    return ", ".join(in_short[:CLASSES_TOLD]) + (f" and {rest} more" if rest > 0 else "")
+    told = [str(name) for name in names]
+    rest = len(told) - CLASSES_TOLD
+    return ", ".join(told[:CLASSES_TOLD]) + (f" and {rest} more" if rest > 0 else "")

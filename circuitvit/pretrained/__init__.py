@@ -7,7 +7,7 @@ from torch import nn
 
 from circuitvit.circuit_vit import FORMAT, CircuitViT
 from circuitvit.errors import warn
-from circuitvit.files import read_json, readable_path, settle
+from circuitvit.files import finish_save, read_json, readable_path
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.conversion import Examination
 from circuitvit.pretrained.examining import examine
@@ -76,7 +76,7 @@ def load_saved(folder: str | Path) -> ViT | CircuitViT:
         CircuitError: it can't be read.
     """
     place = readable_path(folder, "model")
-    settle(place)
+    finish_save(place)
     path = place / "config.json"
     known = read_json(path, what="model config", finite=False) if path.is_file() else None
     if not isinstance(known, dict) or known.get("format") != FORMAT:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.files import read_json, settle
+from circuitvit.files import finish_save, read_json
 from circuitvit.plain_weights import adapters_among
 from circuitvit.preprocessing import natural_key
 from circuitvit.pretrained import huggingface, timm, torchvision
@@ -45,7 +45,7 @@ def from_folder(
     Raises:
         CircuitError: the folder is none of a model, or its weights don't fit.
     """
-    settle(folder)
+    finish_save(folder)
     if not (folder / "config.json").is_file():
         raise CircuitError(_no_model(folder))
     if (folder / "adapter_config.json").is_file() and not _has_whole_weights(folder):

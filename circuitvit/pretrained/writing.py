@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.files import read_json, settle, write_json, writing_folder
+from circuitvit.files import finish_save, read_json, write_json, writing_folder
+from circuitvit.files.locks import is_staging
 from circuitvit.pretrained.conversion import compare
 from circuitvit.pretrained.going_back import check_vit
 from circuitvit.pretrained.into_huggingface import processor_dict, to_transformers
@@ -75,7 +76,7 @@ def write_folder(
 def _check_target(target: Path, to: str) -> None:
     if target.is_file():
         raise CircuitError(f"{target} is a file; name a folder for to={to!r}.")
-    settle(target)
+    finish_save(target)
     there = list(target.iterdir()) if target.is_dir() else []
     config = target / "config.json"
     if config not in there and all(map(_is_ours, there)):  # new, empty, or left by a kill
@@ -90,7 +91,7 @@ def _check_target(target: Path, to: str) -> None:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file is one of those that this writes."""
-    return any(fnmatch(path.name, pattern) for pattern in WRITTEN)
+    return is_staging(path.name) or any(fnmatch(path.name, pattern) for pattern in WRITTEN)
 
 
 def _write_timm(vit: ViT, module: nn.Module, folder: Path) -> None:

@@ -61,8 +61,10 @@ class Outcome:
 
     def trouble(self, seconds: float = MOST_SECONDS, grown: int = MOST_BYTES) -> str:
         """What is wrong with any end but a result or a CircuitError; "" if nothing."""
-        if self.late or self.seconds > seconds:
-            return f"took {self.seconds:.1f} s"
+        if self.late or self.processor > seconds:  # a busy machine is not our fault
+            return (
+                f"took {self.processor:.1f} s of the processor's time, {self.seconds:.1f} s in all"
+            )
         if self.signal:
             return f"ended by {signal.Signals(self.signal).name}: {self.stderr[-200:]}"
         if self.error and not self.refused:
