@@ -30,6 +30,9 @@ def writing_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder; when the block succeeds, its files are the target's, all at once.
 
+    After a power cut, a target that was there is the old or the new one; one that was new may be
+    missing or damaged, which digests and checksums tell.
+
     Args:
         folder: the target; made if need be. Other files in it stay as they are.
         owned: patterns of files that an earlier save wrote; those not written anew go. `*` stands

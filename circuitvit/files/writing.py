@@ -17,7 +17,8 @@ from circuitvit.files.troubles import checked_path, in_one_line
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a fresh path on the same disk; when the block succeeds, it becomes `path`.
 
-    Where there is a `path`, the new one is on the disk, not only in memory, before it goes.
+    Where there is a `path`, the new one is on the disk, not only in memory, before the old one
+    goes. After a power cut a file that was new may be missing or damaged.
 
     Raises:
         CircuitError: the folder can't be made or written to, or the disk is full. `path` is then as
