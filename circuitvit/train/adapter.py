@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from circuitvit.config import MOST
 from circuitvit.errors import CircuitError
 from circuitvit.files import readable_path
 from circuitvit.precision import HALF
@@ -267,8 +268,10 @@ class Adapter:
                 surplus = list[str]()
                 told = restored(_Record, record, surplus=surplus)
                 names = told.class_names
-                if told.width < 1 or not names or len(set(names)) < len(names):
-                    raise UnfitError("width is below 1, or class_names are none or not distinct")
+                if not 1 <= told.width <= MOST or not names or len(set(names)) < len(names):
+                    raise UnfitError(
+                        f"width is not in 1 to {MOST:,}, or class_names are none or not distinct"
+                    )
                 head = weights.get("head.bias")
                 if head is not None and head.shape != (len(names),):
                     raise UnfitError(f"{len(names)} class_names for a head of {len(head)}")
