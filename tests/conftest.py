@@ -1,7 +1,9 @@
 """What all tests share: random models whose every parameter matters, and pairs for them."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -28,6 +30,31 @@ def another_processor() -> Iterator[None]:
     """With CIRCUITVIT_ODD_ADDRESSES=1, products round by shape and address."""
     with OtherProcessor():
         yield
+
+
+CHROMIUM = [
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, driven by playwright."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        absent = pytest.fail if os.environ.get("CIRCUITVIT_REQUIRE_ALL") == "1" else pytest.skip
+        absent("there is no chromium on this machine to open pages with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=executable, args=CHROMIUM)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -23,10 +21,6 @@ from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE
 
 HOSTILE = "</script ><img src=x onerror=\"window.owned=1\"> & 'Ünïcode' <b>$x$ %{y}</b> \u2028 -->"
 EVERY = 10**6
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
 PLACE_OF = """name => {
   const plot = document.getElementById("plot"), dots = plot.data.at(-1), { x, y } = plot.getBoundingClientRect();
   const at = dots.customdata.findIndex((row) => row[0] === name), { xaxis, yaxis } = plot._fullLayout;
@@ -169,18 +163,6 @@ def test_the_page_is_small_and_holds_every_edge_with_its_exact_score(tmp_path, s
     units, readers = ([item["name"] for item in data[key]] for key in ("units", "readers"))
     rows = zip(writer, reader, score, strict=True)
     assert {f"{units[w]}->{readers[r]}": s for w, r, s in rows} == dict(kept.scores)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium")
-    if executable is None:
-        absent = pytest.fail if os.environ.get("CIRCUITVIT_REQUIRE_ALL") == "1" else pytest.skip
-        absent("there is no chromium on this machine to open pages with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
 
 
 @pytest.fixture

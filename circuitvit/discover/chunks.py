@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.config import ViTConfig
 from circuitvit.discover.incremental import IncrementalRun, Trial
-from circuitvit.discover.passes import Passes
+from circuitvit.discover.passes import SearchPasses
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.state import Speedups
 from circuitvit.discover.streaming import NO_MEMORY, is_out_of_memory
@@ -37,7 +37,7 @@ MOMENTS = 32
 """The most removals that are tried together."""
 
 Answer = TypeVar("Answer")
-MakePasses = Callable[[Tensor, int], Passes]
+MakePasses = Callable[[Tensor, int], SearchPasses]
 """Of the model's logits and how many pairs go at once."""
 
 
@@ -75,7 +75,7 @@ class Chunks:
         self._whole: IncrementalRun | None = None
         self._trial: Trial | None = None
         self._make_passes = passes
-        self._passes: Passes | None = None
+        self._passes: SearchPasses | None = None
         self._full = self._logits_of_model() if full is None else full
         pairs = problem.pairs
         if self._images == len(pairs):
@@ -186,7 +186,7 @@ class Chunks:
 
         return self._insisted(ask)
 
-    def _passing(self) -> Passes:
+    def _passing(self) -> SearchPasses:
         if self._passes is None:
             assert self._make_passes is not None
             self._passes = self._make_passes(self._full, self._images)

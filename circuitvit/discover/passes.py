@@ -31,7 +31,7 @@ at.
 
 
 @dataclass
-class Passes:
+class SearchPasses:
     """The passes of a search.
 
     Attributes:

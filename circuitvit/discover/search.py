@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.discover.chunks import MOMENTS, Chunks
 from circuitvit.discover.decisions import Decisions, EnoughSeen, Led, Seen
-from circuitvit.discover.passes import Passes
+from circuitvit.discover.passes import SearchPasses
 from circuitvit.discover.problem import Problem
 from circuitvit.discover.state import Speedups, has_reader
 from circuitvit.edge_graph import (
@@ -157,8 +157,8 @@ class EdgeSearch:
             self._full = self._chunks.loss_of_model()
             self._decisions.stand_on(self._full, self._chunks.largest_logit())
 
-    def _passes(self, full: Tensor, images: int) -> Passes:
-        return Passes(self._problem, full, self._decisions, self._look_ahead, images)
+    def _passes(self, full: Tensor, images: int) -> SearchPasses:
+        return SearchPasses(self._problem, full, self._decisions, self._look_ahead, images)
 
     def _look_ahead(
         self,

@@ -1,8 +1,5 @@
 """Names with markup in them show as text in Chromium: no script runs, on any page or card."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +8,8 @@ from attack.markup import EVIL
 
 KIND = "markup"
 pytestmark = [pytest.mark.attack, pytest.mark.browser]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 TOUCHED = """() => { for (const type of ['mouseover', 'mouseenter', 'focus', 'click'])
     for (const part of document.querySelectorAll('body *')) part.dispatchEvent(new Event(type)); }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        absent = pytest.fail if os.environ.get("CIRCUITVIT_REQUIRE_ALL") == "1" else pytest.skip
-        absent("there is no chromium on this machine to open pages with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
 
 
 def as_pages(room: Path) -> list[Path]:
