@@ -24,6 +24,7 @@ from circuitvit.edge_graph import (
     edges_of,
     graph_of,
     in_order,
+    meant_by,
     node_named,
     nodes_of,
     units_of,
@@ -35,7 +36,7 @@ from circuitvit.records import CIRCUIT
 from circuitvit.restoring import load_record, naming
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
+    import circuitvit.html.saved_figure
 
 Ablation = Literal["patch", "zero", "mean"]
 Level = Literal["edge", "node", "block"]
@@ -107,7 +108,8 @@ class Circuit:
 
     Args:
         config: the shape of the ViT.
-        edges: names of the kept edges, in any order.
+        edges: names of the kept edges, in any order. With split q, k and v, a head as reader
+            means all three, here and in `edge in circuit`: `embed->a0.h1`.
         qkv: granularity of the heads' readers.
         scores: what each kept edge scored, for drawing.
         provenance: how it was found.
@@ -149,6 +151,17 @@ class Circuit:
         self.provenance = provenance or Provenance()
         self._complete = True
 
+    @classmethod
+    def full(cls, config: ViTConfig, qkv: Qkv = "split") -> "Circuit":
+        """The circuit that keeps every edge of a ViT of this shape, which is the model itself.
+
+        Raises:
+            CircuitError: the ViT has more edges than a computer holds, or `qkv` is unknown.
+        """
+        if not isinstance(config, ViTConfig):
+            raise CircuitError(f"expected Circuit.full(vit.config), got a {type(config).__name__}.")
+        return cls(config, edge_names_of(config, qkv), qkv=qkv)
+
     def __setattr__(self, name: str, value: object) -> None:
         if getattr(self, "_complete", False):
             raise AttributeError(f"circuits are immutable, so {name} can't be set; see keeping().")
@@ -171,7 +184,7 @@ class Circuit:
         return iter(self.edges)
 
     def __contains__(self, edge: object) -> bool:
-        return edge in self._kept
+        return isinstance(edge, str) and self._kept.issuperset(meant_by(edge, self.qkv))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -327,8 +340,11 @@ class Circuit:
             found = [link.name for link in file.graph.edges]
             return cls(file.config, found, qkv=file.qkv, scores=scores, provenance=file.provenance)
 
-    def figure(self) -> "plotly.graph_objects.Figure":
-        """The circuit as a plotly figure: depth from left to right, heads upwards."""
+    def figure(self) -> "circuitvit.html.saved_figure.Figure":
+        """The circuit as a plotly figure: depth from left to right, heads upwards.
+
+        `figure.save("circuit.svg")` (or `.png`, `.pdf`) writes it as a picture.
+        """
         return figure(self.graph(), title=repr(self))
 
     def to_html(

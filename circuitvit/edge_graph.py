@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import networkx as nx
@@ -166,19 +165,35 @@ def in_order(
 ) -> tuple[tuple[Edge, ...], tuple[str, ...]]:
     """The edges of some names in the pinned order, each once, and the names that no edge has.
 
+    Names are read as `meant_by` has them.
+
     Takes time and memory for the names alone, not for every edge of the ViT.
     """
     edge_count(config, qkv)
     places, before = places_of(config), writers_before(config)
     readers = {name: place for place, name in enumerate(readers_of(config, qkv))}
-    found, unknown = list[tuple[int, int, Edge]](), list[str]()
-    for name in dict.fromkeys(names):
-        writer, _, reader = str(name).partition("->")
-        if reader in readers and places.get(writer, len(places)) < before[node_named(reader).unit]:
-            found.append((readers[reader], -places[writer], Edge(writer, reader)))
-        else:
-            unknown.append(name)
-    return tuple(edge for *_, edge in sorted(found, key=itemgetter(0, 1))), tuple(unknown)
+    found, unknown = dict[tuple[int, int], Edge](), dict[str, None]()
+    for given in names:
+        for name in meant_by(str(given), qkv):
+            writer, _, reader = name.partition("->")
+            place = places.get(writer, len(places))
+            if reader in readers and place < before[node_named(reader).unit]:
+                found[readers[reader], -place] = Edge(writer, reader)
+            else:
+                unknown[given] = None
+    return tuple(found[place] for place in sorted(found)), tuple(unknown)
+
+
+def meant_by(name: str, qkv: Qkv = "split") -> tuple[str, ...]:
+    """The edges that a name stands for.
+
+    It is one, but a head that reads with split q, k and v means all three: `embed->a0.h1` is
+    `embed->a0.h1.q`, `….k` and `….v`.
+    """
+    _, _, reader = name.partition("->")
+    if qkv == "split" and reader.startswith("a") and reader[-1].isdigit():
+        return tuple(f"{name}.{part}" for part in "qkv")
+    return (name,)
 
 
 @lru_cache(maxsize=64)

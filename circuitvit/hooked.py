@@ -16,10 +16,15 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint, LensHandle
 
 from circuitvit.config import ViTConfig
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.precision import in_single
 from circuitvit.torch_modes import ordinary
 from circuitvit.vit import PARTS, Attention, Block, ViT, activate, pooled
+
+
+MUCH = 2**30
+"""Bytes; before a cache takes more, a warning says so."""
+_READ_BY_HEAD = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in")
 
 
 class OwnHookPoint(HookPoint):
@@ -222,7 +227,8 @@ class HookedViT(HookedRootModule):
 
         Args:
             images: the batch.
-            names_filter: which hooks to keep: a name, names, or a function of the name.
+            names_filter: which hooks to keep: a name, names, or a function of the name. By default
+                it is all of them, and a warning comes before more than 1 GiB is kept.
             **lens: further arguments of TransformerLens's `run_with_cache`. Its `incl_bwd` calls
                 `backward` on the output, so it goes with a model of one logit and one image only.
 
@@ -240,12 +246,24 @@ class HookedViT(HookedRootModule):
         else:
             kept = list(self.hook_dict) if names is None else list(names)
         self._check_names(kept)
+        self._warn_of_size(images, kept)
         lens.pop("return_cache_object", None)
         logits, cache = super().run_with_cache(
             images, names_filter=lambda name: name in set(kept), **lens
         )
         has_batch = not lens.get("remove_batch_dim", False)
         return logits, ActivationCache(cache, self, has_batch_dim=has_batch)
+
+    def _warn_of_size(self, images: Tensor, names: Iterable[str]) -> None:
+        kept = list(names)
+        bytes_each = next(self.vit.parameters()).element_size()
+        size = len(images) * bytes_each * numbers_kept(self.vit.config, kept)
+        if size > MUCH:
+            warn(
+                f"run_with_cache will keep {size / 2**30:z.1f} GiB: {len(kept)} hooks of "
+                f"{len(images)} images. Give names_filter, such as names_filter=lambda name: "
+                "name.endswith('hook_pattern'), or fewer images."
+            )
 
     def _check_backward(self, images: Tensor) -> None:
         logits = len(images), self.vit.config.classes
@@ -305,6 +323,34 @@ class HookedViT(HookedRootModule):
                 f"no hooks named {unknown}. Names are such as 'blocks.0.attn.hook_z'; "
                 "HookedViT.hook_dict lists all."
             )
+
+
+def numbers_kept(config: ViTConfig, names: Iterable[str]) -> int:
+    """How many numbers hooks of these names keep of one image, without running anything."""
+    return sum(_numbers_at(config, name) for name in names)
+
+
+def _numbers_at(config: ViTConfig, name: str) -> int:
+    part, _, hook = name.rpartition(".")
+    one = hook == "hook_scale"
+    if part == "ln_final":
+        rows = config.pooled if config.fc_norm else config.tokens
+        return rows * (1 if one else config.width)
+    if not part:  # hook_embed
+        return config.tokens * config.width
+    _, block, *inner = part.split(".")
+    heads, mlp_width = config.heads[int(block)], config.mlp_width[int(block)]
+    layer = inner[0] if inner else ""
+    if layer == "mlp":
+        return config.tokens * mlp_width
+    by_head = layer == "attn" or layer.startswith("ln1") or hook in _READ_BY_HEAD
+    if hook in ("hook_attn_scores", "hook_pattern"):
+        each = config.tokens
+    elif hook in ("hook_q", "hook_k", "hook_v", "hook_z"):
+        each = config.head_width[int(block)]
+    else:
+        each = 1 if one else config.width
+    return config.tokens * (heads if by_head else 1) * each
 
 
 def _plus(stream: Tensor, constant: Tensor | None) -> Tensor:

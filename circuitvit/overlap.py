@@ -21,6 +21,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import write_text, writing_folder
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.heatmap import heatmap
+from circuitvit.html.readings import OVERLAP as READING
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.records import OVERLAP
 from circuitvit.restoring import load_record
@@ -215,6 +216,7 @@ class Overlap:
             ],
             title="Edges that circuits share",
             subtitle=f"{self.told()}{by_chance}; on the diagonal each one's edges",
+            reading=READING,
             scale_title="Jaccard",
         )
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import networkx as nx
 import pytest
+import torch
 from models import SHAPES, random_images, random_pairs, random_vit, shape
 
 import circuitvit as cv
+from circuitvit.ablation import EdgeMask
 from circuitvit.edge_graph import edge_names_of, edges_of, node_named, units_of
 
 CONFIG = shape()
@@ -25,6 +27,41 @@ def test_edges_come_in_the_pinned_order_and_nothing_is_dropped():
     assert len(circuit) == len(names[::3])
     assert names[3] in circuit
     assert names[1] not in circuit
+
+
+def test_the_full_circuit_keeps_every_edge(as_users_call):
+    assert cv.Circuit.full(CONFIG).edges == edge_names_of(CONFIG)
+    assert cv.Circuit.full(CONFIG, qkv="joint").edges == edge_names_of(CONFIG, "joint")
+    assert len(cv.Circuit.full(CONFIG).complement()) == 0
+    with pytest.raises(cv.CircuitError, match=r"expected Circuit.full\(vit.config\), got a str"):
+        cv.Circuit.full("vit")
+    with pytest.raises(cv.CircuitError, match="qkv is 'both'"):
+        cv.Circuit.full(CONFIG, qkv="both")
+
+
+def test_a_head_as_reader_means_three_edges_unless_they_are_joint():
+    whole, parts = "a0.h1->a1.h0", [f"a0.h1->a1.h0.{part}" for part in "qkv"]
+    circuit = circuit_of(whole, "m1->logits")
+    assert circuit == circuit_of(*parts, "m1->logits")
+    assert set(circuit.edges) == {*parts, "m1->logits"}
+    assert whole in circuit
+    assert whole not in circuit_of(*parts[:2])
+    assert set(circuit.keeping([whole])) == set(parts)
+    joint = circuit_of(whole, qkv="joint")
+    assert joint.edges == (whole,)
+    assert whole in joint
+    assert parts[0] not in joint
+    vit = random_vit(CONFIG)
+    images = random_images(vit, 3)
+    runs = [
+        cv.run_circuit(vit, one, images, ablation="zero")
+        for one in (circuit.keeping([whole]), joint)
+    ]
+    torch.testing.assert_close(*runs)
+    mask, expected = (EdgeMask.of(CONFIG, names) for names in ([whole], parts))
+    assert all(torch.equal(*rows) for rows in zip(mask.attention, expected.attention, strict=True))
+    with pytest.raises(cv.CircuitError, match=r"1 edges do not exist in this ViT \(m1->a1.h0\)"):
+        circuit_of("m1->a1.h0")
 
 
 def test_circuits_are_sets_of_edges():

@@ -97,6 +97,18 @@ def test_a_method_of_ones_own_is_given_the_pairs():
     assert circuits.settings["find"] == "first_edges"
 
 
+def test_without_a_count_a_class_gives_64_pairs_or_all_it_has():
+    found, own = list[int](), [int((IMAGES.labels == label).sum()) for label in range(4)]
+
+    def first_edge(vit, pairs):
+        found.append(len(pairs))
+        return cv.Circuit(vit.config, ["embed->logits"])
+
+    circuits = cv.class_circuits(VIT, IMAGES, find=first_edge)
+    assert found == [min(64, count) for count in own]
+    assert circuits.settings["count"] == 64
+
+
 def test_only_right_images_are_used_if_asked_for():
     circuits = cv.class_circuits(VIT, IMAGES, right_for=VIT, **FAST)
     for pairs in circuits.pairs(IMAGES).values():

@@ -11,6 +11,7 @@ from circuitvit.edge_graph import (
     edge_names_of,
     edges_of,
     in_order,
+    meant_by,
     node_named,
     readers_of,
     writers_of,
@@ -121,3 +122,17 @@ def test_a_graph_that_no_computer_holds_is_refused_by_its_count():
     for ask in (edge_count, edges_of, edge_names_of, cv.edge_graph):
         with pytest.raises(cv.CircuitError, match="5,515,281,501 edges .*at most 67,108,864"):
             ask(config)
+
+
+def test_a_head_as_reader_means_its_query_key_and_value():
+    parts = tuple(f"a0.h1->a1.h0.{part}" for part in "qkv")
+    assert meant_by("a0.h1->a1.h0") == parts
+    assert meant_by("a0.h1->a1.h0", "joint") == ("a0.h1->a1.h0",)
+    for name in ("a0.h1->a1.h0.q", "a0.h1->m1", "m0->logits", "a0.h1", "m0->"):
+        assert meant_by(name) == (name,)
+    edges, unknown = in_order(shape(), ["a0.h1->a1.h0.k", "a0.h1->a1.h0", "m1->a1.h0", "m1->a9.h9"])
+    assert [edge.name for edge in edges] == list(reversed(parts)), "each once, in the pinned order"
+    assert unknown == ("m1->a1.h0", "m1->a9.h9"), "as they were given"
+    (edge,), none = in_order(shape(), ["a0.h1->a1.h0", "a0.h1->a1.h0"], "joint")
+    assert (edge.name, none) == ("a0.h1->a1.h0", ())
+    assert in_order(shape(), ["a0.h1->a1.h0.q"], "joint")[1] == ("a0.h1->a1.h0.q",)

@@ -4,6 +4,7 @@ from models import SHAPES, agree, random_images, random_vit, shape
 from transformer_lens import ActivationCache
 
 import circuitvit as cv
+from circuitvit.hooked import numbers_kept
 
 SPLIT_BLOCK = [
     "hook_resid_pre",
@@ -167,6 +168,33 @@ def test_readers_and_writers_know_their_hooks():
 
 
 # Case 17 of the field's reports: gradients in the cache
+
+
+@pytest.mark.parametrize("split_qkv", [True, False])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_size_of_a_cache_is_known_before_it_is_filled(name, split_qkv):
+    vit = random_vit(shape(name))
+    hooked = cv.HookedViT(vit, split_qkv=split_qkv)
+    _, cache = hooked.run_with_cache(random_images(vit, 3))
+    for hook, kept in cache.items():
+        assert 3 * numbers_kept(vit.config, [hook]) == kept.numel(), hook
+    assert 3 * numbers_kept(vit.config, cache) == sum(kept.numel() for kept in cache.values())
+
+
+def test_a_cache_of_more_than_a_gibibyte_is_warned_of_before_it_is_made(monkeypatch, as_users_call):
+    from circuitvit import hooked as module
+
+    vit = random_vit(shape(), dtype=torch.float32)
+    hooked, images = cv.HookedViT(vit), random_images(vit, 3)
+    assert module.MUCH == 2**30
+    size = 4 * 3 * numbers_kept(vit.config, hooked.hook_dict)
+    monkeypatch.setattr(module, "MUCH", size)
+    hooked.run_with_cache(images)  # exactly so much is not more
+    monkeypatch.setattr(module, "MUCH", size - 1)
+    told = rf"will keep 0.0 GiB: {len(hooked.hook_dict)} hooks of 3 images. Give names_filter, such"
+    with pytest.warns(UserWarning, match=told):
+        hooked.run_with_cache(images)
+    hooked.run_with_cache(images, names_filter=lambda name: name.endswith("hook_pattern"))
 
 
 def test_run_with_cache_and_incl_bwd_says_what_to_do_and_the_advice_works():

@@ -310,3 +310,25 @@ def test_the_animals_of_tiny_imagenet_need_no_categories():
     assert set(pairs.labels.tolist()) == {0, 2}
     assert set(pairs.corrupt_labels.tolist()) == {1}
     assert Pairs.remake(pairs.recipe, zoo).fingerprint() == pairs.fingerprint()
+
+
+def test_without_a_count_there_are_64_pairs_or_all_there_are():
+    images = drawn_images()
+    for made in (Pairs.by_class, Pairs.noised, Pairs.against_mean):
+        pairs = made(images)
+        assert (len(pairs), pairs.recipe["arguments"]["count"]) == (64, 64)
+        assert torch.equal(pairs.clean, made(images, count=64).clean)
+    pairs = Pairs.by_category(images, CATEGORIES)
+    assert (len(pairs), pairs.recipe["arguments"]["count"]) == (64, 64)
+    few = images.subset(range(30))
+    pairs = Pairs.by_class(few)
+    assert sorted(places(pairs.clean)) == list(range(30)), "all there are"
+    assert pairs.recipe["arguments"]["count"] == 30
+    right = np.arange(200) % 5 == 0
+    pairs = Pairs.by_class(images, right_for=Model(images, right))
+    assert sorted(places(pairs.clean)) == list(range(0, 200, 5)), "all right ones there are"
+    assert len(Pairs.by_class(images, clean="robin", corrupt="trout", count=3)) == 3
+    with pytest.raises(CircuitError, match="31 pairs were asked for, but there are 30 clean"):
+        Pairs.by_class(few, count=31)
+    with pytest.raises(CircuitError, match="the model gets only 0 right"):
+        Pairs.by_class(few, right_for=np.zeros(30, bool))

@@ -21,10 +21,16 @@ def test_importing_the_package_is_fast_and_loads_nothing_heavy():
     assert done.stdout.strip() == "[] True"
 
 
+def test_a_fresh_package_lists_its_public_names_without_loading_torch():
+    code = "import sys, circuitvit as cv; print(dir(cv) == cv.__all__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "True False"
+
+
 def test_every_public_name_is_there():
     for name in cv.__all__:
         assert getattr(cv, name) is not None
-    assert set(cv.__all__) <= set(dir(cv))
+    assert dir(cv) == cv.__all__
     assert sorted(cv.__all__) == cv.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cv.nothing  # noqa: B018

@@ -43,7 +43,10 @@ def discover(
     ] = None,
     ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
     level: Annotated[str, typer.Option(help="edge, node or block.")] = "edge",
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of clean and corrupt images.")] = 64,
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs of clean and corrupt images; 64, or all there are."),
+    ] = None,
     clean: Annotated[str | None, typer.Option(help="Class of the clean images.")] = None,
     corrupt: Annotated[str | None, typer.Option(help="Class of the corrupt images.")] = None,
     only_right: OnlyRight = False,
@@ -118,7 +121,10 @@ def class_circuits(
     ] = None,
     tau: Annotated[float, typer.Option(help="What one edge may cost.")] = 0.01,
     ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of images for each circuit.")] = 64,
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs of images for each circuit; 64, or all there are."),
+    ] = None,
     only_right: OnlyRight = False,
     images: Images,
 ) -> None:

@@ -20,7 +20,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, inside
 from circuitvit.images import ImageSet, Pairs, fingerprint
 from circuitvit.images.judging import Judge
-from circuitvit.images.pairing import class_index, places_by_class
+from circuitvit.images.pairing import PAIRS, class_index, places_by_class
 from circuitvit.metrics import Metric, metric_name
 from circuitvit.progress import progress
 from circuitvit.torch_modes import in_default_modes
@@ -42,7 +42,7 @@ def class_circuits(
     find: Find = "acdc",
     tau: float = 0.01,
     edges: int | None = None,
-    count: int = 64,
+    count: int | None = None,
     seed: int = 0,
     metric: Metric | None = None,
     ablation: Ablation = "patch",
@@ -67,7 +67,7 @@ def class_circuits(
         tau: of `acdc`.
         edges: how many edges (or nodes or blocks, by `level`) to take by |score|; with methods of
             `eap` only, which need it.
-        count: pairs for each circuit.
+        count: pairs for each circuit; None is 64, or all there are of a class.
         seed: draws the pairs, and the scores of `random`.
         metric: a name or a callable; None is `kl` for `acdc` and `logit_difference` for `eap`.
         ablation: what removed edges carry.
@@ -103,7 +103,7 @@ def class_circuits(
         check_folder_writable(resume)
     judge = Judge.of(images, right_for)
     tasks = _tasks(images, classes, count=count, seed=seed, judge=judge)
-    settings = {**search.settings(), "count": count, "seed": seed}
+    settings = {**search.settings(), "count": PAIRS if count is None else count, "seed": seed}
     settings |= {"images": images.fingerprint(), "right_for": judge.name}
     store = None if resume is None else Store.resumed(resume, settings)
     found: dict[str, Circuit] = {}
@@ -235,7 +235,7 @@ Task = tuple[str | int, str | int | None]
 
 
 def _tasks(
-    images: ImageSet, classes: Any, *, count: int, seed: int, judge: Judge
+    images: ImageSet, classes: Any, *, count: int | None, seed: int, judge: Judge
 ) -> dict[str, Task]:
     """What is to be done, by name; everything that can't be done is told together."""
     tasks, problems = dict[str, Task](), list[str]()

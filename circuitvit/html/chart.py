@@ -1,23 +1,28 @@
 """Charts of measurements: lines with bands, or dots with bars. Knows neither circuits nor torch."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from circuitvit.files import write_text
 from circuitvit.html.escaping import escape
+from circuitvit.html.library import PlotlyJS, write_page
 from circuitvit.html.plotly_figure import FONT, INK
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
+    import circuitvit.html.saved_figure
 
 # A name that the rooms above can annotate with, without plotly.
-Figure: TypeAlias = "plotly.graph_objects.Figure"
+Figure: TypeAlias = "circuitvit.html.saved_figure.Figure"
 
 GREY = "#7b8794"
 GRID = "#e4e7eb"
+LINE = 110
+"""Letters of a line above a figure."""
+_PAGE = Path(__file__).with_name("chart.html")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ def chart(
     *,
     title: str,
     subtitle: str,
+    reading: str = "",
     x_title: str,
     y_title: str,
     x_kind: Literal["log", "linear", "category"] = "linear",
@@ -67,6 +73,7 @@ def chart(
         series: those drawn first lie below.
         title: the heading; texts are shown literally.
         subtitle: a smaller line below it.
+        reading: how to read the chart, in two sentences.
         x_title: what the horizontal axis shows.
         y_title: what the vertical axis shows.
         x_kind: of the horizontal axis.
@@ -74,14 +81,16 @@ def chart(
         level_name: what is written on it.
         diagonal: whether to draw the line on which x = y, with both axes over the same range.
     """
-    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+    # plotly takes longer to import than all the rest
+    from circuitvit.html.saved_figure import Figure as Drawn
 
     traces: list[dict[str, Any]] = []
     for item in series:
         if item.mark == "line" and item.low is not None and item.high is not None:
             traces.append(_band(item, item.low, item.high))
         traces.append(_marks(item))
-    drawn = go.Figure(traces, layout=_layout(title, subtitle, x_title, y_title, x_kind))
+    basis = frame(title, subtitle, reading)
+    drawn = Drawn(traces, layout={**basis, **_layout(x_title, y_title, x_kind, basis)})
     if level is not None:
         drawn.add_hline(
             y=level,
@@ -107,26 +116,84 @@ def chart(
     return drawn
 
 
-def chart_page(path: str | os.PathLike[str], drawn: Figure) -> Path:
-    """Write a figure as a page with plotly.js in it.
+def chart_page(path: str | os.PathLike[str], drawn: Figure, *, plotlyjs: PlotlyJS = True) -> Path:
+    """Write a figure as a page that works offline: its texts above it, and it fills the window.
+
+    Args:
+        path: the file to write.
+        drawn: the figure.
+        plotlyjs: True puts plotly.js (5 MB) into the page; `"directory"` puts it beside the page,
+            one file for all the pages of a folder.
 
     Raises:
         CircuitError: the file can't be written.
     """
-    text = drawn.to_html(full_html=True, include_plotlyjs=True, config={"displaylogo": False})
-    return write_text(path, text)
+    told = dict(drawn.layout.meta or {})
+    room = {"title": None, "width": None, "height": None}
+    if told:
+        room["margin"] = {**drawn.layout.margin.to_plotly_json(), "t": 28 + told["above"]}
+    element = type(drawn)(drawn).update_layout(room, overwrite=True).to_html(
+        full_html=False, include_plotlyjs=plotlyjs,
+        config={"displaylogo": False, "responsive": True}, default_height="100%", div_id="chart",
+    )  # fmt: skip
+    lines = [told.get(name, "") for name in ("reading", "subtitle")]
+    text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
+        title=escape(told.get("title", "")),
+        lines="".join(f"<p>{escape(line)}</p>" for line in lines if line),
+        ink=INK,
+        font=FONT,
+        width=told.get("least_width", 0),
+        height=told.get("least_height", 380),
+        chart=element,
+    )
+    return write_page(path, text, plotlyjs)
 
 
-def frame(title: str, subtitle: str) -> dict[str, Any]:
-    """What the layouts of all charts share; both texts are shown literally."""
-    heading = f"{escape(title)}<br><span style='font-size:12px'>{escape(subtitle)}</span>"
+def frame(
+    title: str,
+    subtitle: str,
+    reading: str = "",
+    *,
+    above: int = 0,
+    least_width: int = 0,
+    least_height: int = 380,
+) -> dict[str, Any]:
+    """What the layouts of all charts share; texts are shown literally.
+
+    Args:
+        title: the heading.
+        subtitle: a smaller line below it: what was measured, on what.
+        reading: how to read the chart, in two sentences.
+        above: pixels between these and the axes that something else needs.
+        least_width: of the chart on a page, in pixels; a narrower window scrolls.
+        least_height: likewise.
+    """
+    texts = [text for text in (reading, subtitle) if text]
+    lines = [escape(line) for text in texts for line in textwrap.wrap(text, LINE)]
+    small = "".join(f"<br><span style='font-size:12px'>{line}</span>" for line in lines)
     return {
         "template": "none",
-        "title": {"text": heading, "x": 0.02, "font": {"size": 17}},
+        "title": {
+            "text": escape(title) + small,
+            "x": 0.02,
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 14},
+            "font": {"size": 17},
+        },
+        "margin": {"l": 68, "r": 24, "t": 56 + 17 * len(lines) + above, "b": 56},
         "font": {"family": FONT, "size": 13, "color": INK},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
+        "meta": {  # what `chart_page` says in HTML, whose lines break where the window ends
+            "title": title,
+            "subtitle": subtitle,
+            "reading": reading,
+            "above": above,
+            "least_width": least_width,
+            "least_height": least_height,
+        },
     }
 
 
@@ -172,19 +239,22 @@ def _marks(item: Series) -> dict[str, Any]:
     return marks
 
 
-def _layout(title: str, subtitle: str, x_title: str, y_title: str, x_kind: str) -> dict[str, Any]:
+def _layout(x_title: str, y_title: str, x_kind: str, basis: dict[str, Any]) -> dict[str, Any]:
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GREY, "ticks": "outside"}
+    axis["automargin"] = True
     x_axis = {**axis, "type": x_kind, "title": {"text": escape(x_title)}, "showline": True}
     if x_kind == "log":
         x_axis |= {"dtick": "D2", "tickformat": "~g"}
     if x_kind == "category":
         x_axis |= {"showgrid": False}
     return {
-        **frame(title, subtitle),
         "hovermode": "closest",
-        "legend": {"orientation": "h", "y": -0.2, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
-        "margin": {"l": 68, "r": 24, "t": 76, "b": 56},
-        "height": 520,
+        "legend": {
+            "orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom",
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        "margin": {**basis["margin"], "b": 84},
+        "height": 440 + basis["margin"]["t"],
         "xaxis": x_axis,
         "yaxis": {**axis, "title": {"text": escape(y_title)}},
-    }
+    }  # fmt: skip

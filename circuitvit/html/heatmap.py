@@ -22,6 +22,7 @@ def heatmap(
     hover: Sequence[Sequence[str]],
     title: str,
     subtitle: str,
+    reading: str = "",
     scale_title: str,
 ) -> Figure:
     """Draw a symmetric matrix of values in 0–1; its diagonal is left out of the colours.
@@ -33,9 +34,11 @@ def heatmap(
         hover: what to say of each cell; lines are parted by newlines.
         title: the heading.
         subtitle: a smaller line below it.
+        reading: how to read it, in two sentences.
         scale_title: what the colours show.
     """
-    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+    # plotly takes longer to import than all the rest
+    from circuitvit.html.saved_figure import Figure as Drawn
 
     count = len(names)
     cells = [[None if i == j else values[i][j] for j in range(count)] for i in range(count)]
@@ -54,7 +57,7 @@ def heatmap(
         "hoverongaps": True,
         "colorbar": {"title": {"text": escape(scale_title)}, "outlinewidth": 0, "thickness": 14},
     }
-    drawn = go.Figure([trace], layout=_layout(names, title, subtitle))
+    drawn = Drawn([trace], layout=_layout(names, frame(title, subtitle, reading)))
     if count <= WRITTEN:
         drawn.update_layout(annotations=list(_written(cells, own, top)))
     return drawn
@@ -83,7 +86,7 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def _layout(names: Sequence[str], title: str, subtitle: str) -> dict[str, Any]:
+def _layout(names: Sequence[str], basis: dict[str, Any]) -> dict[str, Any]:
     count = len(names)
     every = max(1, count // 60)
     places = list(range(0, count, every))
@@ -98,9 +101,9 @@ def _layout(names: Sequence[str], title: str, subtitle: str) -> dict[str, Any]:
     }
     side = min(900, 220 + 58 * count) if count <= WRITTEN else 900
     return {
-        **frame(title, subtitle),
+        **basis,
         "plot_bgcolor": EMPTY,
-        "margin": {"l": 16, "r": 24, "t": 84, "b": 16},
+        "margin": {"l": 16, "r": 24, "t": basis["margin"]["t"], "b": 16},
         "width": max(820, side + 120),
         "height": max(420, side),
         "xaxis": {**axis, "automargin": True, "constrain": "domain"},

@@ -12,19 +12,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from circuitvit.files import write_text, writing_folder
 from circuitvit.html.drawing import Drawing, read
 from circuitvit.html.escaping import escape, json_in_script
+from circuitvit.html.library import PLOTLY_FILE, PlotlyJS, write_page
 from circuitvit.html.plotly_figure import GHOST, SVG_EDGES, figure_of
 from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
 
 _HERE = Path(__file__).parent
-_PLOTLY_FILE = "plotly.min.js"
 
 
 def page(
@@ -33,7 +32,7 @@ def page(
     *,
     title: str,
     details: Mapping[str, object],
-    plotlyjs: bool | Literal["directory"],
+    plotlyjs: PlotlyJS,
 ) -> Path:
     """Write an interactive page of a graph.
 
@@ -60,7 +59,7 @@ def page(
     if plotlyjs == "directory":
         # A page opened as a file has no origin, so 'self' does not cover its neighbour.
         sources += ["'self'", "file:"]
-        element = f'<script src="{_PLOTLY_FILE}"></script>'
+        element = f'<script src="{PLOTLY_FILE}"></script>'
     elif plotlyjs:
         sources.append(_hash(library))
         element = f"<script>{library}</script>"
@@ -76,12 +75,7 @@ def page(
         plotly=element,
         js=js,
     )
-    if plotlyjs == "directory":
-        with writing_folder(Path(path).parent) as beside:
-            write_text(beside / _PLOTLY_FILE, library)
-            write_text(beside / Path(path).name, text)
-        return Path(path)
-    return write_text(path, text)
+    return write_page(path, text, plotlyjs)
 
 
 def _resource(name: str) -> str:

@@ -8,6 +8,7 @@ from circuitvit.html.chart import GREY, GRID, Figure, frame
 from circuitvit.html.escaping import escape
 from circuitvit.html.heatmap import SCALE
 from circuitvit.html.plotly_figure import INK
+from circuitvit.html.readings import PANELS
 
 COLORS = (
     "#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#1c7ed6",
@@ -23,7 +24,10 @@ NAMED_DOTS = 8
 GAP = 118
 """Between two rows of panels, in pixels: a title, and the axis of the row above."""
 
-TOP = 104
+ABOVE = 30
+"""For the titles of the first two panels, in pixels."""
+TOP = 60
+"""Above the panels of a page, in pixels."""
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
@@ -76,8 +80,10 @@ def panels(
         cost_title: what `cost` is.
         subtitle: a smaller line below the heading.
     """
-    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+    # plotly takes longer to import than all the rest
     from plotly.subplots import make_subplots
+
+    from circuitvit.html.saved_figure import Figure as Drawn
 
     count = len(models)
     heights = [max(300, 60 + 26 * count)] * 3
@@ -111,9 +117,9 @@ def panels(
         (_confidence(models), 3, 1), (_sizes(models, baseline), 3, 2),
     ):  # fmt: skip
         for trace in traces:
-            drawn.add_trace(go.Figure([trace]).data[0], row=row, col=col)
+            drawn.add_trace(Drawn([trace]).data[0], row=row, col=col)
     _set_axes(drawn, models, class_names, cost_title)
-    return drawn
+    return Drawn(drawn)
 
 
 def _set_axes(
@@ -307,13 +313,16 @@ def _count(number: int) -> str:
 
 
 def _layout(subtitle: str, total: int, left: int, bottom: int) -> dict[str, Any]:
-    basis = frame("Models side by side", subtitle)
+    height = total + TOP + bottom
+    basis = frame(
+        "Models side by side", subtitle, PANELS, above=ABOVE, least_width=760, least_height=height
+    )
+    top = basis["margin"]["t"]
     return {
         **basis,
-        "title": {**basis["title"], "y": 1, "yanchor": "top", "pad": {"t": 18}},
         "font": {**basis["font"], "size": 12},
         "barmode": "overlay",
         "legend": {"orientation": "h", "x": 0, "y": -70 / total, "yanchor": "top"},
-        "margin": {"l": left, "r": 28, "t": TOP, "b": bottom},
-        "height": total + TOP + bottom,
+        "margin": {"l": left, "r": 28, "t": top, "b": bottom},
+        "height": total + top + bottom,
     }  # fmt: skip

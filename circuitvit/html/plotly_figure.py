@@ -11,7 +11,7 @@ from circuitvit.html.escaping import escape
 from circuitvit.html.strokes import Stroke, strokes
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
+    import circuitvit.html.saved_figure
 
 SVG_EDGES = 2000  # more than these are drawn by WebGL
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -25,7 +25,7 @@ _HOVER = (
 )
 
 
-def figure(graph: nx.DiGraph, *, title: str) -> "plotly.graph_objects.Figure":
+def figure(graph: nx.DiGraph, *, title: str) -> "circuitvit.html.saved_figure.Figure":
     """Draw a graph as a plotly figure, depth from left to right and heads upwards.
 
     Args:
@@ -39,9 +39,10 @@ def figure(graph: nx.DiGraph, *, title: str) -> "plotly.graph_objects.Figure":
     )
 
 
-def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "plotly.graph_objects.Figure":
+def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "circuitvit.html.saved_figure.Figure":
     """The figure without a title; trace t holds the edges of stroke t, then come the units."""
-    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+    # plotly takes longer to import than all the rest
+    from circuitvit.html.saved_figure import Figure as Drawn
 
     gap = ((0, 0), (0, 1), (0, 0))  # a NaN after each edge lifts the pen
     curves = np.pad(drawing.curves(), gap, constant_values=np.nan).astype(np.float32)
@@ -60,7 +61,7 @@ def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "plotly.graph_object
         }
         for kind in kinds
     ]
-    return go.Figure(
+    return Drawn(
         [*traces, {"type": kind_of_trace, **_unit_trace(drawing)}], layout=_layout(drawing)
     )
 

@@ -16,6 +16,7 @@ def timeline(
     *,
     title: str,
     subtitle: str,
+    reading: str = "",
     x_title: str,
     scale_title: str,
 ) -> Figure:
@@ -27,10 +28,12 @@ def timeline(
         values: [row time], ≥ 0; a cell without one, or with 0, has no colour.
         title: the heading.
         subtitle: a smaller line below it.
+        reading: how to read it, in two sentences.
         x_title: what the times are.
         scale_title: what the colours show.
     """
-    import plotly.graph_objects as go  # plotly takes longer to import than all the rest
+    # plotly takes longer to import than all the rest
+    from circuitvit.html.saved_figure import Figure as Drawn
 
     cells = [[math.log10(v) if v else None for v in row] for row in values]
     known = [v for row in cells for v in row if v is not None] or [0.0]
@@ -61,7 +64,8 @@ def timeline(
             "thickness": 14,
         },
     }
-    return go.Figure([trace], layout=_layout(rows, times, title, subtitle, x_title))
+    basis = frame(title, subtitle, reading, least_height=150 + 24 * len(rows))
+    return Drawn([trace], layout=_layout(rows, times, x_title, basis))
 
 
 def _ticks(low: float, high: float) -> Iterator[float]:
@@ -81,14 +85,14 @@ def _said(name: str, time: int, value: float | None, x_title: str) -> str:
 
 
 def _layout(
-    rows: Sequence[str], times: Sequence[int], title: str, subtitle: str, x_title: str
+    rows: Sequence[str], times: Sequence[int], x_title: str, basis: dict[str, Any]
 ) -> dict[str, Any]:
     axis = {"showgrid": False, "zeroline": False, "linecolor": GREY}
     whole = {"tickmode": "array", "tickvals": list(times)} if len(times) <= 20 else {}
     return {
-        **frame(title, subtitle),
+        **basis,
         "plot_bgcolor": EMPTY,
-        "margin": {"l": 16, "r": 24, "t": 84, "b": 56},
+        "margin": {"l": 16, "r": 24, "t": basis["margin"]["t"], "b": 56},
         "height": max(360, 150 + 24 * len(rows)),
         "xaxis": {**axis, **whole, "title": {"text": escape(x_title)}, "ticks": "outside"},
         "yaxis": {

@@ -42,7 +42,7 @@ _TOLD = 3
 
 @no_type_check  # it checks its own input, with words for people
 def load_splits(
-    source: "Place | Dataset | DatasetDict",
+    source: "Place | Mapping[str, Place] | Dataset | DatasetDict",
     *,
     model: Viewer | None = None,
     preprocessing: Preprocessing | None = None,
@@ -73,8 +73,9 @@ def load_splits(
             one folder a class, in it or in its `train`, `test`, … (links are followed; whatever
             Pillow can open is read, whether its name says so or not); the folder
             `tiny-imagenet-200`; a parquet file, a folder or pattern of parquet files whose names
-            say `train`, `test` or `valid`; a `.npz` file; the id of a data set on the Hugging Face
-            hub; or what `datasets` has loaded. `./digits` is a path.
+            say `train`, `test` or `valid`, or `{"train": "a.parquet", "test": "b.parquet"}`, where
+            a split may also be a folder or a pattern of such; a `.npz` file; the id of a data set
+            on the Hugging Face hub; or what `datasets` has loaded. `./digits` is a path.
         model: a `ViT` or `CircuitViT`, whose size, channels, preprocessing and classes are used. If
             it knows its class names, the data's classes are matched to them by name, whatever their
             order; else they must be as many as the model's.
@@ -122,7 +123,7 @@ def load_splits(
         raise CircuitError("images can't be loaded so: " + "; ".join(problems) + ".")
     limit, seed, workers = None if limit is None else int(limit), int(seed), int(workers)
     validation, test = float(validation), float(test)
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+    name = _name_of(source)
     wish = Wish(
         name, classes, class_order, asked.preprocessing.class_names, asked.classes, split, streaming
     )
@@ -141,6 +142,16 @@ def load_splits(
         labels = torch.from_numpy(table.labels[parts[part][decoded.kept]])
         sets[part] = ImageSet(asked.normalised(decoded.pixels), labels, table.class_names, seen)
     return Splits(**sets, skipped=_skipped(found, table))
+
+
+def _name_of(source: Any) -> str:
+    """What messages call a source."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    places = list(source.values()) if isinstance(source, Mapping) else []
+    if places and all(isinstance(place, str | os.PathLike) for place in places):
+        return ", ".join(map(os.fspath, places))
+    return type(source).__name__
 
 
 def _problems(given: Mapping[str, Any]) -> Iterator[str]:
@@ -170,9 +181,12 @@ def _kind_problems(given: Mapping[str, Any]) -> Iterator[str]:
     source, classes, cache = (given[name] for name in ("source", "classes", "cache"))
     if isinstance(source, str) and not source.strip():
         yield "source is empty; give a path ('.' is this folder), a hub id or 'digits'"
-    for name in ("source", "cache"):
-        if isinstance(given[name], str | os.PathLike):
-            yield from _path_problems(name, given[name])
+    places = {"source": source, "cache": cache}
+    if isinstance(source, Mapping):
+        places |= {f"source[{split!r}]": place for split, place in source.items()}
+    for name, place in places.items():
+        if isinstance(place, str | os.PathLike):
+            yield from _path_problems(name, place)
     if not isinstance(classes, str | Sequence | np.ndarray | None):
         yield f"classes is {in_short(classes)}, expected 'animals' or a list of names or indices"
     if not isinstance(cache, str | os.PathLike | None):

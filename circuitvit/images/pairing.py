@@ -19,6 +19,8 @@ Pick = Callable[[np.random.Generator, int, Members], int]
 """Draws the class of a corrupt image, given that of the clean one."""
 
 CLASSES_TOLD = 12
+PAIRS = 64
+"""How many pairs are drawn where their number is not said; all there are, where these are fewer."""
 
 
 def places_by_class(
@@ -26,7 +28,7 @@ def places_by_class(
     *,
     clean: str | int | None,
     corrupt: str | int | None,
-    count: int,
+    count: int | None,
     seed: int,
     judge: Judge,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +77,7 @@ def places_by_category(
     *,
     clean: str | None,
     corrupt: str | None,
-    count: int,
+    count: int | None,
     seed: int,
     judge: Judge,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +115,7 @@ def places_by_category(
 
 
 def places_alone(
-    images: ImageSet, *, clean: str | int | None, count: int, seed: int, judge: Judge
+    images: ImageSet, *, clean: str | int | None, count: int | None, seed: int, judge: Judge
 ) -> np.ndarray:
     """Clean images of one class, or even over all, without partners.
 
@@ -127,21 +129,25 @@ def places_alone(
     return drawn(images, np.flatnonzero(wanted), count, seed, judge)
 
 
-def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judge) -> np.ndarray:
+def drawn(
+    images: ImageSet, pool: np.ndarray, count: int | None, seed: int, judge: Judge
+) -> np.ndarray:
     """Draw `count` right images of a pool without replacement, as evenly over classes as can be.
 
     The pool is put into an order that the seed alone decides; of each class, the first images that
-    are right are taken. So how many the model is asked about at once changes nothing.
+    are right are taken. So how many the model is asked about at once changes nothing. Where no
+    count is given, there are `PAIRS`, or all right images if these are fewer.
 
     Raises:
-        CircuitError: there are not so many.
+        CircuitError: there are not so many, or none.
     """
-    for name, value in (("count", count), ("seed", seed)):
+    wanted = (min(PAIRS, len(pool)) or PAIRS) if count is None else count
+    for name, value in (("count", wanted), ("seed", seed)):
         if not is_whole(value) or value >= MOST_SEED:
             raise CircuitError(f"{name} is {in_short(value)}, expected a whole number below 2¹²⁸.")
-    if not 1 <= count <= len(pool):
+    if not 1 <= wanted <= len(pool):
         raise CircuitError(
-            f"{count} pairs were asked for, but there are {len(pool)} clean images. Ask for "
+            f"{wanted} pairs were asked for, but there are {len(pool)} clean images. Ask for "
             f"1 to {len(pool)}, or give more images."
         )
     labels = images.labels.cpu().numpy()
@@ -149,11 +155,13 @@ def drawn(images: ImageSet, pool: np.ndarray, count: int, seed: int, judge: Judg
     turns = {label: turn for turn, label in enumerate(dict.fromkeys(labels[order].tolist()))}
     while True:
         left = order[~judge.wrong[order]]
-        chosen = left[_in_turns(labels[left], turns)][:count]
-        if judge.is_right(chosen).all() and len(chosen) == count:
+        if count is None and len(left):
+            wanted = min(wanted, len(left))
+        chosen = left[_in_turns(labels[left], turns)][:wanted]
+        if judge.is_right(chosen).all() and len(chosen) == wanted:
             return chosen
-        if len(left) < count:
-            raise CircuitError(_too_few(images, pool, judge, count))
+        if len(left) < wanted:
+            raise CircuitError(_too_few(images, pool, judge, wanted))
 
 
 def _in_turns(labels: np.ndarray, turns: Mapping[int, int]) -> np.ndarray:

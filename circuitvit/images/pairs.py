@@ -27,8 +27,8 @@ class Pairs(PairedImages):
 
     All constructors take these arguments:
 
-    * `count`: number of pairs. No clean image comes twice. They are as even over the classes as
-      there are images: the classes take turns.
+    * `count`: number of pairs; by default 64, or all there are if these are fewer. No clean image
+      comes twice. They are as even over the classes as there are images: the classes take turns.
     * `seed`: draws everything. The same seed and images give the same pairs.
     * `right_for`: a model (a callable from images to logits, such as a ViT; it is run without
       gradients, in the mode it is in), or a mask [image]: only images that it gets right are drawn,
@@ -60,7 +60,7 @@ class Pairs(PairedImages):
         *,
         clean: str | int | None = None,
         corrupt: str | int | None = None,
-        count: int,
+        count: int | None = None,
         seed: int = 0,
         right_for: Any = None,
     ) -> "Pairs":
@@ -74,7 +74,7 @@ class Pairs(PairedImages):
             clean: name or index of the clean images' class; None is every class but `corrupt`.
             corrupt: likewise of the corrupt images; None draws one of the other classes for each
                 pair, all equally likely.
-            count: number of pairs.
+            count: number of pairs; None is 64, or all there are.
             seed: draws the images.
             right_for: a model or a mask; draw only images that it gets right.
 
@@ -86,7 +86,7 @@ class Pairs(PairedImages):
         places = places_by_class(
             images, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
         )
-        arguments = {"clean": clean, "corrupt": corrupt, "count": count}
+        arguments = {"clean": clean, "corrupt": corrupt, "count": len(places[0])}
         return cls._made(images, written(
             "by_class", images, *places, arguments=arguments, seed=seed, right_for=judge.name
         ))  # fmt: skip
@@ -99,7 +99,7 @@ class Pairs(PairedImages):
         *,
         clean: str | None = None,
         corrupt: str | None = None,
-        count: int,
+        count: int | None = None,
         seed: int = 0,
         right_for: Any = None,
     ) -> "Pairs":
@@ -112,7 +112,8 @@ class Pairs(PairedImages):
             clean: the clean images' category; None is every one but `corrupt`.
             corrupt: the corrupt images' category; None draws one of the others for each pair, all
                 equally likely, and within it one of its classes, all equally likely.
-            count: number of pairs, as even over the classes as there are images.
+            count: number of pairs, as even over the classes as there are images; None is 64, or
+                all there are.
             seed: draws the images.
             right_for: a model or a mask; draw only images that it gets right.
 
@@ -125,7 +126,8 @@ class Pairs(PairedImages):
         places = places_by_category(
             images, categories, clean=clean, corrupt=corrupt, count=count, seed=seed, judge=judge
         )
-        arguments = {"categories": categories, "clean": clean, "corrupt": corrupt, "count": count}
+        arguments = {"categories": categories, "clean": clean, "corrupt": corrupt}
+        arguments["count"] = len(places[0])
         return cls._made(images, written(
             "by_category", images, *places, arguments=arguments, seed=seed, right_for=judge.name
         ))  # fmt: skip
@@ -136,7 +138,7 @@ class Pairs(PairedImages):
         images: ImageSet,
         *,
         clean: str | int | None = None,
-        count: int,
+        count: int | None = None,
         fill: str = "inpaint",
         size: int | float = 0.25,
         place: tuple[int, int] | None = None,
@@ -149,7 +151,7 @@ class Pairs(PairedImages):
         Args:
             images: where the images come from.
             clean: name or index of the only class to take; None is all.
-            count: number of pairs.
+            count: number of pairs; None is 64, or all there are.
             fill: `inpaint` fills the patch smoothly from the pixels around it (each pixel is the
                 mean of its neighbours); `blur` blurs it by a Gaussian with σ = side / 4.
             size: the patch's side: pixels (an int), or a share of the image's shorter side (a float
@@ -176,7 +178,7 @@ class Pairs(PairedImages):
         images: ImageSet,
         *,
         clean: str | int | None = None,
-        count: int,
+        count: int | None = None,
         std: int | float | Tensor = 1.0,
         seed: int = 0,
         right_for: Any = None,
@@ -186,7 +188,7 @@ class Pairs(PairedImages):
         Args:
             images: where the images come from.
             clean: name or index of the only class to take; None is all.
-            count: number of pairs.
+            count: number of pairs; None is 64, or all there are.
             std: of the noise, a number > 0, in units of the normalised pixels: 1 is as much as the
                 pixels themselves vary, where they are normalised by their own standard deviation.
             seed: draws the images and the noise.
@@ -210,7 +212,7 @@ class Pairs(PairedImages):
         images: ImageSet,
         *,
         clean: str | int | None = None,
-        count: int,
+        count: int | None = None,
         seed: int = 0,
         right_for: Any = None,
     ) -> "Pairs":
@@ -219,7 +221,7 @@ class Pairs(PairedImages):
         Args:
             images: where the images come from.
             clean: name or index of the only class to take; None is all.
-            count: number of pairs.
+            count: number of pairs; None is 64, or all there are.
             seed: draws the images.
             right_for: a model or a mask; take only images that it gets right.
 
@@ -250,7 +252,7 @@ class Pairs(PairedImages):
         made: str,
         images: ImageSet,
         clean: str | int | None,
-        count: int,
+        count: int | None,
         seed: int,
         right_for: Any,
         arguments: Mapping[str, Any],
@@ -258,9 +260,10 @@ class Pairs(PairedImages):
         """Pairs whose corrupt image is made from the clean one."""
         judge = Judge.of(images, right_for)
         places = places_alone(images, clean=clean, count=count, seed=seed, judge=judge)
+        arguments = {"clean": clean, "count": len(places), **arguments}
         return cls._made(images, written(
-            made, images, places, None, arguments={"clean": clean, "count": count, **arguments},
-            seed=seed, right_for=judge.name, corrupt_labels=judge.runners_up(places),
+            made, images, places, None, arguments=arguments, seed=seed, right_for=judge.name,
+            corrupt_labels=judge.runners_up(places),
         ))  # fmt: skip
 
     @classmethod

@@ -21,6 +21,7 @@ import numpy as np
 from circuitvit.errors import CircuitError, in_short, reason_of, warn
 from circuitvit.files import unwritable_cache
 from circuitvit.images.folders import is_metadata, layout_of, walked
+from circuitvit.images.shards import check_one_data_set
 from circuitvit.images.slices import split_of
 from circuitvit.images.table import Table, column_of, dataset_table, files_table
 
@@ -81,26 +82,58 @@ def source_table(source: str, draw: Draw | None = None) -> Table:
 
 
 def given_table(source: Any, draw: Draw | None = None) -> Table:
-    """The splits of what `datasets` has loaded already: a Dataset, or a DatasetDict of several.
+    """The splits of what `datasets` has loaded already, or of parquet files named one by one.
 
     What is stored is read, whatever its format or transform makes of it.
+
+    Args:
+        source: a Dataset; a DatasetDict of several; or a mapping from each split to its parquet
+            file, to a folder of them, or to a pattern.
+        draw: as of `source_table`.
 
     Raises:
         CircuitError: it is neither, or comes in a stream of which no count is asked for.
     """
     splits = source if isinstance(source, Mapping) else {"train": source}
+    if splits and all(isinstance(place, str | os.PathLike) for place in splits.values()):
+        files = {str(split): _parquet_at(place, str(split)) for split, place in splits.items()}
+        told = ", ".join(str(place) for place in splits.values())
+        return _table(told, _from_parquet(told, files, draw))
     strangers = [split for split in splits.values() if not hasattr(split, "select_columns")]
     if strangers or not splits:
         what = type(strangers[0] if strangers else source).__name__
         raise CircuitError(
-            f"source is a {what}, expected a path, a hub id, 'digits', or a Dataset or DatasetDict "
-            "of `datasets`. For arrays there is ImageSet.from_arrays."
+            f"source is a {what}, expected a path, a hub id, 'digits', a mapping such as "
+            "{'train': 'a.parquet', 'test': 'b.parquet'}, or a Dataset or DatasetDict of "
+            "`datasets`. For arrays there is ImageSet.from_arrays."
         )
     if draw is None and not all(hasattr(split, "__len__") for split in splits.values()):
         raise CircuitError("the data set is a stream. Give streaming=True and a limit.")
     # Another object: the caller's keeps its format.
     plain = {name: split.with_format(None) for name, split in splits.items()}
     return dataset_table(_drawn(plain, draw))
+
+
+def _parquet_at(place: str | os.PathLike[str], split: str) -> list[Path]:
+    """The parquet files of one split: a file, those in a folder, or those of a pattern.
+
+    Raises:
+        CircuitError: there are none, or something else is there.
+    """
+    path = Path(place).expanduser()
+    if path.is_dir():
+        found = [file for file in walked(path).files if _is_parquet(file) and not is_metadata(file)]
+    else:
+        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path)))]
+    files = [file for file in found if file.is_file() and _is_parquet(file)]
+    if not files or (len(files) < len(found) and not path.is_dir()):
+        what = "is no parquet file" if found else "is nothing there"
+        raise CircuitError(
+            f"the source of {split!r} is {os.fspath(place)}, and there {what}. Give a parquet "
+            "file, a folder of them or a pattern for each split; a folder of pictures by itself, "
+            "not in a mapping."
+        )
+    return files
 
 
 def _table(source: str, splits: dict[str, "Dataset"]) -> Table:
@@ -126,6 +159,7 @@ def _from_folder(folder: Path, draw: Draw | None) -> Table:
                 f"({pictures[0].relative_to(folder)}, …); the pictures are left out. Give the "
                 "folder of either."
             )
+        check_one_data_set(folder, parquet)
         return _table(str(folder), _from_parquet(str(folder), _by_split(parquet, folder), draw))
     layout = layout_of(folder, inside)
     if draw is not None:

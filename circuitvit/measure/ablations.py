@@ -16,6 +16,7 @@ from circuitvit.checks import check_circuit, check_vit
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, Series, chart
+from circuitvit.html.readings import ABLATIONS as READING
 from circuitvit.images import Pairs
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination, Outcome
@@ -97,6 +98,7 @@ class AcrossAblations(Measurement):
             series,
             title="Faithfulness under each ablation",
             subtitle=f"{self.conditions}; bars: 95% over images",
+            reading=READING,
             x_title="what removed edges carry",
             y_title="faithfulness, f",
             x_kind="category",

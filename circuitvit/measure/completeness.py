@@ -17,6 +17,7 @@ from circuitvit.circuit import Ablation, Circuit
 from circuitvit.edge_graph import edge_names_of, node_named
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, Series, chart
+from circuitvit.html.readings import COMPLETENESS as READING
 from circuitvit.images import Pairs
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination
@@ -84,6 +85,7 @@ class Completeness(Measurement):
             [dots],
             title=f"Completeness: mean gap {self.gap}",
             subtitle=f"{self.conditions.method}, {self.conditions}; bars: 95% over images",
+            reading=READING,
             x_title="model without K, on the scale of f",
             y_title="circuit without K",
             diagonal=True,

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitvit.html.chart import Figure, Series, chart
+from circuitvit.html.readings import CURVE as READING
 from circuitvit.measure.bootstrap import Estimate, Spread
 from circuitvit.measure.measurement import Measurement
 from circuitvit.records import CURVE, Kind
@@ -194,6 +195,7 @@ class Curve(Measurement):
             series,
             title="Faithfulness over the share of edges kept",
             subtitle=f"{self.conditions.method}, {self.conditions}; bands: 95% over images",
+            reading=READING,
             x_title="share of edges kept, k",
             y_title="faithfulness, f",
             x_kind="log",

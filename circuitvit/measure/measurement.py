@@ -11,6 +11,7 @@ from circuitvit.circuit import Provenance
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.escaping import markdown_text
+from circuitvit.html.library import PlotlyJS
 from circuitvit.html.tables import html_table, markdown_table
 from circuitvit.measure.examination import Conditions
 from circuitvit.records import Kind
@@ -34,7 +35,7 @@ class Measurement:
     conditions: Conditions
 
     def figure(self) -> Figure:
-        """The result as a plotly figure."""
+        """The result as a plotly figure; `figure.save("x.svg")` (or `.png`, `.pdf`) writes it."""
         raise NotImplementedError
 
     def table(self) -> list[list[str]]:
@@ -70,13 +71,18 @@ class Measurement:
         """
         return load_record(path, cls.KIND, cls, derived=cls.DERIVED)
 
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write the figure as a page that works offline (it holds plotly.js, 5 MB).
+    def to_html(self, path: str | os.PathLike[str], *, plotlyjs: PlotlyJS = True) -> Path:
+        """Write the figure as a page that works offline.
+
+        Args:
+            path: the file to write.
+            plotlyjs: True puts plotly.js (5 MB) into the page, `"directory"` beside it, one file
+                for all the pages of a folder.
 
         Raises:
             CircuitError: the file can't be written.
         """
-        return chart_page(path, self.figure())
+        return chart_page(path, self.figure(), plotlyjs=plotlyjs)
 
 
 def checked_draws(bootstrap: object, seed: object) -> tuple[int, int]:

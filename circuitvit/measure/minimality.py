@@ -17,6 +17,7 @@ from circuitvit.checks import check_circuit, check_vit
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, Series, chart
+from circuitvit.html.readings import MINIMALITY as READING
 from circuitvit.images import Pairs
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.examination import Examination
@@ -93,6 +94,7 @@ class Minimality(Measurement):
             [dots],
             title=f"Minimality: {idle} of {len(ranked)} edges are not clearly of use",
             subtitle=f"{self.conditions.method}, {self.conditions}; bars: 95% over images",
+            reading=READING,
             x_title="kept edges, costliest first",
             y_title="loss of faithfulness without the edge",
             level=0.0,

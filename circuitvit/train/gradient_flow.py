@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure
+from circuitvit.html.readings import GRADIENT_FLOW
 from circuitvit.html.timeline import timeline
 
 _OF_MLP = {"ln2", "mlp", "mlp_constant"}
@@ -89,6 +90,7 @@ def gradient_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
         [[epoch.get(layer) for epoch in epochs] for layer in layers],
         title="Gradient flow",
         subtitle="mean |∂loss/∂weight| of each layer, over the steps of an epoch, before clipping",
+        reading=GRADIENT_FLOW,
         x_title="epoch",
         scale_title="mean |gradient|",
     )
