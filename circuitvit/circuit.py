@@ -21,12 +21,13 @@ from circuitvit.edge_graph import (
     Qkv,
     edge_count,
     edge_names_of,
-    edges_of,
+    edges_among,
     graph_of,
     in_order,
     meant_by,
     node_named,
     nodes_of,
+    same_edge_set,
     units_of,
     writers_of,
 )
@@ -381,18 +382,3 @@ class _File:
     qkv: Qkv
     provenance: Provenance
     graph: NodeLinks
-
-
-def same_edge_set(one: ViTConfig, other: ViTConfig) -> bool:
-    """Whether two ViTs have the same writers and readers."""
-    return writers_of(one) == writers_of(other) and one.depth == other.depth
-
-
-def edges_among(config: ViTConfig, kept_units: Iterable[str], qkv: Qkv) -> tuple[str, ...]:
-    """Every edge among some units, `embed` and `logits`."""
-    inside = {"embed", "logits", *kept_units}
-    return tuple(
-        edge.name
-        for edge in edges_of(config, qkv)
-        if edge.writer in inside and node_named(edge.reader).unit in inside
-    )

@@ -152,6 +152,15 @@ class ViTConfig:
         """Number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
+    def told(self, heads: Sequence[int], mlp_width: Sequence[int]) -> str:
+        """The shape in words, with these heads and neurons in each block."""
+        side, patch = self.image_size, self.patch_size
+        return (
+            f"{self.depth} blocks, {_by_block(heads)} heads, width {self.width:,}, "
+            f"MLP {_by_block(mlp_width)}, images {self.channels}×{side}×{side} in patches of "
+            f"{patch}×{patch}, {self.classes:,} classes"
+        )
+
     @property
     def tokens(self) -> int:
         """Number of tokens of an image: prefix and patches."""
@@ -337,3 +346,8 @@ def _choice_problems(config: ViTConfig) -> Iterator[str]:
 
 def _is_count(value: object, *, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _by_block(values: Sequence[int]) -> str:
+    """One number where all blocks have it, else one for each block."""
+    return f"{values[0]:,}" if len(set(values)) == 1 else "/".join(map(str, values)) or "0"

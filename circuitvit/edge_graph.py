@@ -214,6 +214,21 @@ def edge_names_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[str, ...]:
     return tuple(edge.name for edge in edges_of(config, qkv))
 
 
+def same_edge_set(one: ViTConfig, other: ViTConfig) -> bool:
+    """Whether two ViTs have the same writers and readers."""
+    return writers_of(one) == writers_of(other) and one.depth == other.depth
+
+
+def edges_among(config: ViTConfig, kept_units: Iterable[str], qkv: Qkv) -> tuple[str, ...]:
+    """Every edge among some units, `embed` and `logits`."""
+    inside = {"embed", "logits", *kept_units}
+    return tuple(
+        edge.name
+        for edge in edges_of(config, qkv)
+        if edge.writer in inside and node_named(edge.reader).unit in inside
+    )
+
+
 def edge_graph(config: ViTConfig, qkv: Qkv = "split") -> nx.DiGraph:
     """The full graph of a ViT of this shape.
 

@@ -21,7 +21,6 @@ from circuitvit.precision import in_single
 from circuitvit.torch_modes import ordinary
 from circuitvit.vit import PARTS, Attention, Block, ViT, activate, pooled
 
-
 MUCH = 2**30
 """Bytes; before a cache takes more, a warning says so."""
 _READ_BY_HEAD = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in")

@@ -218,6 +218,7 @@ class Overlap:
             subtitle=f"{self.told()}{by_chance}; on the diagonal each one's edges",
             reading=READING,
             scale_title="Jaccard",
+            axis_title="circuit",
         )
 
     def _hover(self, found: Mapping[tuple[str, str], Likeness], i: int, j: int) -> str:

@@ -53,6 +53,9 @@ class SavedModel(
 ):
     """A module whose shape is plain JSON; a class says what that JSON holds.
 
+    Its repr is a summary; `print(model.blocks)` shows torch's tree of modules, and
+    `torch.nn.Module.__repr__(model)` that of the whole model.
+
     Attributes:
         config: the shape of the ViT that it is or comes from.
         preprocessing: how pictures become what it looks at; None where that is not known.
@@ -62,6 +65,21 @@ class SavedModel(
     config: ViTConfig
     preprocessing: Preprocessing | None = None
     card: str | None = None
+
+    def __repr__(self) -> str:
+        if "config" not in vars(self):  # it is being made
+            return f"{type(self).__name__}()"
+        parts = [self.config.told(*self.units_kept()), f"{self._parameters_told()} parameters"]
+        names = None if self.preprocessing is None else self.preprocessing.class_names
+        parts += [] if names is None else [f"{len(names):,} class names"]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _parameters_told(self) -> str:
+        return f"{sum(parameter.numel() for parameter in self.parameters()):,}"
+
+    def units_kept(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Heads, and neurons of the MLP, that are run in each block."""
+        return self.config.heads, self.config.mlp_width
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the shape and the weights, in single precision."""

@@ -268,10 +268,6 @@ class ViT(SavedModel):
                 f"Use images.to({dtype}), or vit.to({images.dtype}) for the model."
             )
 
-    def units_kept(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Heads, and neurons of the MLP, of each block."""
-        return self.config.heads, self.config.mlp_width
-
     def fingerprint(self) -> str:
         """16 hexadecimal digits that name the shape and the weights, in single precision."""
         return self.digest(self.config.identity())

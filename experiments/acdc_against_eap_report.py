@@ -198,6 +198,8 @@ def tradeoff(results: Results) -> Figure:
         title="Accuracy left after pruning",
         subtitle="test images, 95% intervals; random: the median of prunings of the same size, the "
         "least and the most, on fewer images; nothing was trained after pruning",
+        reading="Each mark is the model after one pruning; better ones lie further up and left. Compare "
+        "it with random prunings of the same size, which lie straight above or below it.",
         x_title="MACs, as a share of the dense model's",
         y_title="top-1",
         level=rows["dense"]["top1"],

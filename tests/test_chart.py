@@ -1,7 +1,9 @@
 import pytest
 
 from circuitvit.html.chart import Series, chart, chart_page
+from circuitvit.html.escaping import escape
 
+READING = "Dots further up are better. Bars that overlap say little."
 WORDS = {"title": "a <b>", "subtitle": "of &", "x_title": "x <i>", "y_title": "y"}
 
 
@@ -57,3 +59,56 @@ def test_a_page_holds_all_that_it_needs(tmp_path):
     text = chart_page(tmp_path / "a.html", chart([Series("one", [1], [2.0])], **WORDS)).read_text()
     assert len(text) > 1_000_000
     assert "<script src=" not in text
+
+
+def test_pages_of_a_folder_share_one_copy_of_plotly(tmp_path):
+    drawn = chart([Series("one", [1], [2.0])], **WORDS)
+    (tmp_path / "notes.txt").write_text("stay")
+    for name in ("a.html", "b.html"):
+        text = chart_page(tmp_path / name, drawn, plotlyjs="directory").read_text()
+        assert len(text) < 20_000
+        assert text.count('src="plotly.min.js"') == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["a.html", "b.html", "notes.txt", "plotly.min.js"]
+
+
+def test_a_chart_says_how_it_is_read_and_a_page_says_it_in_words_that_wrap(tmp_path):
+    reading = "Dots further up are <better>. " * 6
+    drawn = chart([Series("one", [1], [2.0])], **WORDS, reading=reading)
+    lines = drawn.layout.title.text.split("<br>")
+    assert lines[0] == "a &lt;b&gt;"
+    assert [len(line) > 30 for line in lines[1:3]] == [True, True], "in lines of some 110 letters"
+    assert "are &lt;better&gt;." in drawn.layout.title.text
+    assert drawn.layout.margin.t > chart([Series("one", [1], [2.0])], **WORDS).layout.margin.t
+    text = chart_page(tmp_path / "a.html", drawn, plotlyjs="directory").read_text()
+    assert "<h1>a &lt;b&gt;</h1>" in text
+    assert f"<p>{escape(reading)}</p><p>of &amp;</p>" in text
+    assert (
+        json.loads(re.search(r'"title":(\{[^}]*\}|null)', text)[1] or "{}").get("text") != "a <b>"
+    )
+    assert drawn.layout.title.text.startswith("a &lt;b&gt;"), "the figure itself stays as it was"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (400, 700)])
+def test_a_page_fills_the_window_and_loads_nothing(tmp_path, browser, width, height):
+    words = WORDS | {"subtitle": "much is said here " * 8}
+    items = [Series(f"series {place}", [1, 2], [2.0, 3.0]) for place in range(3)]
+    path = chart_page(
+        tmp_path / "a.html", chart(items, **words, reading=READING), plotlyjs="directory"
+    )
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    asked, troubles = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.goto(path.as_uri())
+    box = tab.locator("#chart .main-svg").first.bounding_box()
+    assert box["width"] == pytest.approx(width, abs=2)
+    assert box["y"] + box["height"] == pytest.approx(max(height, box["y"] + 380), abs=2)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    titles = tab.locator(".xtitle, .ytitle").all_text_contents()
+    assert titles == ["x <i>", "y"]
+    assert tab.locator("header p").first.inner_text() == READING
+    assert {url.rsplit("/", 1)[1] for url in asked} == {"a.html", "plotly.min.js"}
+    assert troubles == []
+    tab.close()

@@ -259,3 +259,15 @@ def test_models_of_one_kind_are_not_taken_for_the_other(tmp_path, as_users_call)
         cv.CircuitViT.of_shape(shape_now)
     with pytest.raises(cv.CircuitError, match="not the plan of a compiled circuit"):
         cv.CircuitViT.of_shape({**small.shape_as_dict(), "plan": {"blocks": [{}]}})
+
+
+def test_a_compiled_circuit_shows_itself_as_a_summary():
+    vit = random_vit(shape())
+    names = ["embed->a0.h0.q", "embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->m1", "m1->logits"]
+    exact = compiled(vit, cv.Circuit(vit.config, names))
+    count = sum(parameter.numel() for parameter in exact.parameters())
+    assert repr(exact) == (
+        "CircuitViT(2 blocks, 1/0 heads, width 8, MLP 0/6, images 1×4×4 in patches of 2×2, "
+        f"4 classes, {count:,} parameters)"
+    )
+    assert "(projections)" in torch.nn.Module.__repr__(exact)

@@ -91,7 +91,7 @@ def test_no_file_is_called_utils_helpers_misc_or_common():
 def test_each_kind_of_library_stays_in_its_room():
     """transformer_lens is imported by `hooked` alone, datasets by `images` alone."""
     homes = {"transformer_lens": "hooked.py", "datasets": "images", "accelerate": "train"}
-    homes |= {"plotly": "html", "sklearn": "images measure"}
+    homes |= {"plotly": "html", "kaleido": "html", "sklearn": "images measure"}
     for path in SOURCES:
         for item in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -102,10 +102,7 @@ def test_each_kind_of_library_stays_in_its_room():
             for name in names:
                 home = homes.get(name.split(".")[0])
                 inside = path.relative_to(HOUSE / "circuitvit").parts[0]
-                in_types_only = name.startswith("plotly") and inside == "circuit.py"
-                assert home is None or inside in home.split() or in_types_only, (
-                    f"{path} imports {name}"
-                )
+                assert home is None or inside in home.split(), f"{path} imports {name}"
 
 
 def test_nothing_is_pickled():

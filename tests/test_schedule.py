@@ -47,3 +47,32 @@ def test_the_history_tells_the_rates_by_epochs():
     recipe = Recipe(epochs=3, batch=16, learning_rate=0.01, warmup_epochs=1, schedule_by="epoch")
     history = cv.train(make_vit(), blobs(), blobs(), recipe).history
     assert [entry["learning_rate"] for entry in history] == pytest.approx([0.01, 0.01, 0.005])
+
+
+def test_the_recipe_for_photographs_has_deits_numbers():
+    recipe = Recipe.photos()
+    assert (recipe.epochs, recipe.batch, recipe.warmup_epochs) == (100, 256, 5)
+    assert recipe.learning_rate == pytest.approx(5e-4 * 256 / 512)
+    assert recipe.final_learning_rate == pytest.approx(recipe.learning_rate / 50)
+    assert (recipe.weight_decay, recipe.label_smoothing, recipe.drop_path) == (0.05, 0.1, 0.1)
+    assert (recipe.mixup, recipe.cutmix, recipe.erase) == (0.8, 1.0, 0.25)
+    assert (recipe.rand_augment, recipe.rand_augment_magnitude) == (2, 9)
+    assert (recipe.horizontal_flip, recipe.crop_scale) == (True, 0.08)
+    assert (recipe.translate, recipe.rotate, recipe.augment) == (0, 0, True)
+    tuned = Recipe.photos(pretrained=True)
+    assert (tuned.epochs, tuned.weight_decay, tuned.mixup) == (20, 0.1, 0.8)
+    assert tuned.learning_rate == pytest.approx(1e-5 * 256 / 512)
+    assert tuned.final_learning_rate == pytest.approx(tuned.learning_rate / 10)
+
+
+def test_what_is_given_beside_photos_wins():
+    recipe = Recipe.photos(epochs=7, mixup=0.0, batch=1024)
+    assert (recipe.epochs, recipe.mixup, recipe.cutmix) == (7, 0.0, 1.0)
+    assert recipe.learning_rate == pytest.approx(1e-3), "the peak follows the batch"
+    given = Recipe.photos(learning_rate=1e-6)
+    assert (given.batch, given.learning_rate) == (256, 1e-6)
+    assert given.final_learning_rate == pytest.approx(2e-8), "the end follows the peak"
+    assert Recipe.photos(final_learning_rate=0.0).final_learning_rate == 0.0
+    for wrong in ({"batch": 0}, {"learning_rate": "much"}, {"crop_scale": 2}):
+        with pytest.raises(cv.CircuitError, match=f"can't be followed: {next(iter(wrong))} is "):
+            Recipe.photos(**wrong)

@@ -229,3 +229,17 @@ def test_pushing_to_the_hub_uploads_the_saved_folder(monkeypatch, tmp_path):
     with pytest.raises(cv.CircuitError, match="mean nothing without push_to_hub"):
         vit.save_pretrained(tmp_path / "b", repo="me/vit")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_vit_shows_itself_as_a_summary_and_its_modules_on_request():
+    vit = random_vit(shape())
+    count = sum(parameter.numel() for parameter in vit.parameters())
+    told = "2 blocks, 2 heads, width 8, MLP 6, images 1×4×4 in patches of 2×2, 4 classes"
+    assert repr(vit) == f"ViT({told}, {count:,} parameters)"
+    vit.preprocessing = cv.Preprocessing(class_names=("a", "b", "c", "d"))
+    assert repr(vit) == f"ViT({told}, {count:,} parameters, 4 class names)"
+    assert "3 blocks, 1/0/3 heads, width 8, MLP 5/7/0," in repr(random_vit(shape("ragged")))
+    assert "Linear(in_features=8" in torch.nn.Module.__repr__(vit)
+    assert "Linear(in_features=8" in str(vit.blocks)
+    assert repr(cv.HookedViT(vit)).count("ViT(2 blocks") == 1, "within another module too"
+    assert repr(cv.ViT.__new__(cv.ViT)) == "ViT()"

@@ -14,9 +14,13 @@ from circuitvit.circuit import Circuit, Provenance, edges_among
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Qkv, edge_count, edge_names_of, edges_of, node_named, units_of
 from circuitvit.errors import CircuitError, in_short
+from circuitvit.html.escaping import escape
+from circuitvit.html.tables import html_table
 from circuitvit.records import SCORES
 from circuitvit.restoring import load_record, naming
 
+SHOWN = 12
+"""Scores that a notebook shows."""
 Positions = Literal["class/patch"]
 """Tokens before the first patch, and patch tokens, scored apart."""
 
@@ -78,6 +82,13 @@ class EdgeScores(Mapping[str, float]):
     def __repr__(self) -> str:
         apart = f", {self.positions}" if self.positions else ""
         return f"EdgeScores({len(self)} {self.provenance.level}s{apart}, {self.provenance.method})"
+
+    def _repr_html_(self) -> str:
+        what = self.provenance.level
+        best = self.ranked()[:SHOWN]
+        rows = [[what, "score"], *([name, f"{self[name]:+z.3g}"] for name in best)]
+        few = f"the {SHOWN} largest by size of {len(self):,}" if len(self) > SHOWN else "all"
+        return f"<p>{escape(f'{self!r}: {few}')}</p>{html_table(rows)}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the scores as one JSON file with a checksum, and return its path.

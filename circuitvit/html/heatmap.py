@@ -24,6 +24,7 @@ def heatmap(
     subtitle: str,
     reading: str = "",
     scale_title: str,
+    axis_title: str = "",
 ) -> Figure:
     """Draw a symmetric matrix of values in 0–1; its diagonal is left out of the colours.
 
@@ -36,6 +37,7 @@ def heatmap(
         subtitle: a smaller line below it.
         reading: how to read it, in two sentences.
         scale_title: what the colours show.
+        axis_title: what the rows and columns are.
     """
     # plotly takes longer to import than all the rest
     from circuitvit.html.saved_figure import Figure as Drawn
@@ -57,7 +59,7 @@ def heatmap(
         "hoverongaps": True,
         "colorbar": {"title": {"text": escape(scale_title)}, "outlinewidth": 0, "thickness": 14},
     }
-    drawn = Drawn([trace], layout=_layout(names, frame(title, subtitle, reading)))
+    drawn = Drawn([trace], layout=_layout(names, axis_title, frame(title, subtitle, reading)))
     if count <= WRITTEN:
         drawn.update_layout(annotations=list(_written(cells, own, top)))
     return drawn
@@ -86,11 +88,12 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def _layout(names: Sequence[str], basis: dict[str, Any]) -> dict[str, Any]:
+def _layout(names: Sequence[str], axis_title: str, basis: dict[str, Any]) -> dict[str, Any]:
     count = len(names)
     every = max(1, count // 60)
     places = list(range(0, count, every))
     axis = {
+        "title": {"text": escape(axis_title)},
         "tickvals": places,
         "ticktext": [escape(_short(names[place])) for place in places],
         "showgrid": False,

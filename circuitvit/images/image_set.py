@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitvit.errors import CircuitError, in_short
+from circuitvit.errors import CircuitError, in_short, printable
 from circuitvit.images.arrays import arrays_table
 from circuitvit.images.asking import Viewer, asked_for
 from circuitvit.images.decoding import decode
@@ -22,7 +22,11 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
+from circuitvit.images.thumbnails import shown, thumbnail, within
 from circuitvit.preprocessing import Preprocessing, class_name
+
+SHOWN = 12
+"""Classes of which a notebook shows an image."""
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -67,6 +71,30 @@ class ImageSet:
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.images.shape[1:]))
         return f"ImageSet({len(self)} images {shape}, {len(self.class_names)} classes)"
+
+    def _repr_html_(self) -> str:
+        pixels, counts = self._unnormalised, self.labels.bincount(minlength=len(self.class_names))
+        there = counts.nonzero().flatten().tolist()
+        firsts = [int((self.labels == label).nonzero()[0]) for label in there[:SHOWN]]
+        drawn = [
+            thumbnail(pixels(self.images[place]), f"{printable(name, most=24)}: {count:,}")
+            for place, name, count in (
+                (place, self.class_names[label], int(counts[label]))
+                for place, label in zip(firsts, there, strict=False)
+            )
+        ]
+        rest = f"; the first of {SHOWN} classes, with its images" if len(there) > SHOWN else ""
+        return shown(f"{self!r}{rest}", drawn)
+
+    def _unnormalised(self, image: Tensor) -> Tensor:
+        """An image with values in 0–1, as its picture had them; where not known, stretched."""
+        if self.preprocessing is None:
+            return within(image[None])[0]
+        mean, std = (
+            torch.tensor(values, device=image.device).view(-1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return image.detach().float() * std + mean
 
     def subset(self, indices: Indices) -> "ImageSet":
         """Some of the images, in the order asked for; the classes stay the same.

@@ -22,11 +22,14 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
+from circuitvit.images.thumbnails import shown, thumbnail, within
 from circuitvit.records import another_kind
 from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
+SHOWN = 6
+"""Pairs that a notebook shows."""
 TENSORS = ("clean", "corrupt", "labels", "corrupt_labels")
 
 Own = TypeVar("Own", bound="PairedImages")
@@ -75,6 +78,19 @@ class PairedImages:
         shape = "×".join(map(str, self.clean.shape[1:]))
         given = [name for name in TENSORS[1:] if getattr(self, name) is not None]
         return f"Pairs({len(self)} images {shape}, with {', '.join(given) or 'nothing else'})"
+
+    def _repr_html_(self) -> str:
+        drawn = []
+        for name, labels in (("clean", self.labels), ("corrupt", self.corrupt_labels)):
+            images = getattr(self, name)
+            if images is not None:
+                few = within(images[:SHOWN])
+                told = [""] * len(few) if labels is None else labels[:SHOWN].tolist()
+                both = zip(few, told, strict=True)
+                drawn += [thumbnail(image, f"{name} {label}".strip()) for image, label in both]
+                drawn.append("<br>")
+        rest = f"; the first {SHOWN}, with their classes" if len(self) > SHOWN else ""
+        return shown(f"{self!r}{rest}", drawn)
 
     def subset(self: Own, indices: Indices) -> Own:
         """Some of the pairs, in the order asked for.
