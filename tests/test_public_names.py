@@ -86,6 +86,7 @@ DEFAULTS = {
     ("faithfulness", "metric"): "kl",
     ("faithfulness", "ablation"): "patch",
     ("faithfulness_curve", "metric"): "logit_difference",
+    ("class_circuits", "count"): None,
 }
 
 
@@ -98,10 +99,15 @@ def test_signatures_are_those_of_the_contract(name):
             assert parameters[parameter].default == default
 
 
+def test_the_number_of_pairs_has_one_default():
+    for name in ("by_class", "by_category", "occluded", "noised", "against_mean"):
+        assert inspect.signature(getattr(cv.Pairs, name)).parameters["count"].default is None, name
+
+
 METHODS = {
     "ViT": ["save_pretrained", "from_pretrained", "forward"],
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
-    "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
+    "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html", "full"],
     "EdgeScores": ["top", "greedy", "above", "keys", "items", "save", "load"],
     "Pairs": [
         "by_class", "by_category", "occluded", "noised", "against_mean", "remake", "batches",

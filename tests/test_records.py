@@ -24,7 +24,8 @@ SAVED = [
 ONE_OF_EACH = ["scores", "circuit", "class circuits", "overlap", "curve", "completeness",
                "minimality", "across ablations", "report", "evaluation", "costs", "savings"]  # fmt: skip
 OTHERS = {"pairs": "saved whole, in test_paired_images", "pairs with a recipe": "likewise",
-          "adapter": "saved whole, in test_adapter"}  # fmt: skip
+          "adapter": "saved whole, in test_adapter",
+          "figure": "a picture, in test_saved_figure"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def load(name, path):
 def test_everything_that_saves_itself_is_tried():
     saves = {name for name in MAKERS if hasattr(made(name), "save")}
     assert saves == {*SAVED, *OTHERS}
-    assert all(hasattr(made(name), "load") for name in saves)
+    assert all(hasattr(made(name), "load") for name in saves - {"figure"})
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -128,10 +128,11 @@ def chart_page(path: str | os.PathLike[str], drawn: Figure, *, plotlyjs: PlotlyJ
     Raises:
         CircuitError: the file can't be written.
     """
-    told = dict(drawn.layout.meta or {})
-    room = {"title": None, "width": None, "height": None}
+    layout: Any = drawn.layout
+    told: dict[str, Any] = dict(layout.meta or {})
+    room: dict[str, Any] = {"title": None, "width": None, "height": None}
     if told:
-        room["margin"] = {**drawn.layout.margin.to_plotly_json(), "t": 28 + told["above"]}
+        room["margin"] = {**layout.margin.to_plotly_json(), "t": 28 + told["above"]}
     element = type(drawn)(drawn).update_layout(room, overwrite=True).to_html(
         full_html=False, include_plotlyjs=plotlyjs,
         config={"displaylogo": False, "responsive": True}, default_height="100%", div_id="chart",
@@ -240,8 +241,10 @@ def _marks(item: Series) -> dict[str, Any]:
 
 
 def _layout(x_title: str, y_title: str, x_kind: str, basis: dict[str, Any]) -> dict[str, Any]:
-    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GREY, "ticks": "outside"}
-    axis["automargin"] = True
+    axis: dict[str, Any] = {
+        "gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GREY, "ticks": "outside",
+        "automargin": True,
+    }  # fmt: skip
     x_axis = {**axis, "type": x_kind, "title": {"text": escape(x_title)}, "showline": True}
     if x_kind == "log":
         x_axis |= {"dtick": "D2", "tickformat": "~g"}

@@ -34,9 +34,10 @@ def figure(graph: nx.DiGraph, *, title: str) -> "circuitvit.html.saved_figure.Fi
     """
     drawing = read(graph)
     drawn = figure_of(drawing, strokes(drawing.score))
-    return drawn.update_layout(
+    drawn.update_layout(
         title={"text": escape(title), "x": 0.02, "font": {"size": 16}}, margin_t=56, height=640
     )
+    return drawn
 
 
 def figure_of(drawing: Drawing, kinds: Sequence[Stroke]) -> "circuitvit.html.saved_figure.Figure":

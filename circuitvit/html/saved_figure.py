@@ -51,8 +51,9 @@ class Figure(go.Figure):
                 "ends in .svg, .png or .pdf. Interactive pages are written by to_html."
             )
         options: dict[str, Any] = {"format": form, "scale": scale}
-        options["width"] = width or self.layout.width or WIDTH
-        options["height"] = height or self.layout.height or HEIGHT
+        own: Any = self.layout
+        options["width"] = width or own.width or WIDTH
+        options["height"] = height or own.height or HEIGHT
         picture = _drawn(self.to_dict(), options)
         with replacing(target) as fresh:
             fresh.write_bytes(picture)
