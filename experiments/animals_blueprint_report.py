@@ -5,6 +5,7 @@ from typing import Any
 
 from study import origins
 
+from circuitvit.html.chart import frame
 from circuitvit.html.tables import markdown_table
 
 RANDOM = "random blueprint"
@@ -132,4 +133,12 @@ def figure(results: Mapping[str, Any]) -> Any:
     drawn.update_xaxes(title="speed-up", row=1, col=3)
     for column in (1, 3):
         drawn.update_yaxes(title="validation top-1, %", row=1, col=column)
-    return drawn.update_layout(template="plotly_white", showlegend=False)
+    basis = frame(
+        "Accuracy and speed-up over τ",
+        "circuits compiled to their units; validation images",
+        "Each dot is the model after ACDC with one τ; with a larger τ more is removed. Better models "
+        "lie further up and right in the last panel.",
+        above=30,
+        least_width=760,
+    )
+    return drawn.update_layout(**basis, showlegend=False)

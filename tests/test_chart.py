@@ -1,3 +1,4 @@
+import plotly.graph_objects as go
 import pytest
 
 from circuitvit.html.chart import Series, chart, chart_page
@@ -82,9 +83,25 @@ def test_a_chart_says_how_it_is_read_and_a_page_says_it_in_words_that_wrap(tmp_p
     assert drawn.layout.margin.t > chart([Series("one", [1], [2.0])], **WORDS).layout.margin.t
     text = chart_page(tmp_path / "a.html", drawn, plotlyjs="directory").read_text()
     assert "<h1>a &lt;b&gt;</h1>" in text
-    assert f"<p>{escape(reading)}</p><p>of &amp;</p>" in text
+    assert f"<p>{escape(reading)}</p>\n<p>of &amp;</p>" in text
+    assert "a <b>" not in text
     assert '"text":"a ' not in text, "not twice"
     assert drawn.layout.title.text.startswith("a &lt;b&gt;"), "the figure itself stays as it was"
+
+
+def test_texts_with_what_no_file_can_hold_are_written(tmp_path):
+    words = WORDS | {"title": "</script> \ud800\x00", "subtitle": "\udfff"}
+    drawn = chart([Series("one", [1], [2.0])], **words, reading="\ud8ff")
+    text = chart_page(tmp_path / "a.html", drawn, plotlyjs="directory").read_text()
+    assert "<h1>&lt;/script&gt; ??</h1>\n<p>?</p>\n<p>?</p>" in text
+    assert "</script> ?" not in text
+
+
+def test_a_plain_figure_of_plotly_becomes_a_page_too(tmp_path):
+    plain = go.Figure(go.Scatter(x=[1], y=[2]))
+    text = chart_page(tmp_path / "a<b.html", plain, plotlyjs="directory").read_text()
+    assert "<title>a&lt;b</title>" in text
+    assert "<h1>" not in text
 
 
 @pytest.mark.browser

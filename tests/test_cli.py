@@ -180,6 +180,14 @@ def test_circuits_of_more_classes_join_those_in_the_folder(workplace):
     ]  # fmt: skip
 
 
+def test_without_pairs_there_are_64_or_all_there_are(workplace):
+    words = ["--method", "eap", "--edges", 9]
+    for limit, count in ((100, 64), (40, 40)):
+        done = run("discover", "model", f"{limit}.json", *words, "--limit", limit, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert cv.Circuit.load(workplace / f"{limit}.json").provenance.images == count
+
+
 def test_class_names_with_commas_can_be_named(workplace):
     names = ("tench, Tinca tinca", "crane", "0")
     for place in range(30):

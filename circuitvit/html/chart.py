@@ -137,10 +137,10 @@ def chart_page(path: str | os.PathLike[str], drawn: Figure, *, plotlyjs: PlotlyJ
         full_html=False, include_plotlyjs=plotlyjs,
         config={"displaylogo": False, "responsive": True}, default_height="100%", div_id="chart",
     )  # fmt: skip
-    lines = [told.get(name, "") for name in ("reading", "subtitle")]
+    heading = f"<h1>{told['title']}</h1>" if told else ""
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
-        title=escape(told.get("title", "")),
-        lines="".join(f"<p>{escape(line)}</p>" for line in lines if line),
+        title=told["title"] if told else escape(Path(path).stem),
+        header="\n".join([heading, *(f"<p>{line}</p>" for line in told.get("lines", ()))]),
         ink=INK,
         font=FONT,
         width=told.get("least_width", 0),
@@ -188,9 +188,8 @@ def frame(
         "plot_bgcolor": "#ffffff",
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": FONT, "color": INK}},
         "meta": {  # what `chart_page` says in HTML, whose lines break where the window ends
-            "title": title,
-            "subtitle": subtitle,
-            "reading": reading,
+            "title": escape(title),
+            "lines": [escape(text) for text in texts],
             "above": above,
             "least_width": least_width,
             "least_height": least_height,
