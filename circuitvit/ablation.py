@@ -5,8 +5,9 @@ For a set C of kept edges every reader r reads
     x_r = constants + Σ_{(w→r)∈C} a_w + Σ_{(w→r)∉C} ã_w,
 
 where a_w is what w writes in this same run and ã_w its ablated value. LayerNorm is recomputed on
-the sum, and with all edges kept this is the model itself. Everything that runs a circuit runs it
-here: discovery, faithfulness, the compiler's check.
+the sum, and with all edges kept this is the model itself. `run_embedded` is the plain form, with a
+copy of the sum for every reader; the compiler's check uses it. Discovery and measures use the quick
+form, `circuitvit.runs`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

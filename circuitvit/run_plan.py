@@ -165,14 +165,16 @@ class RunPlan:
         return index
 
     def _parent(self, read: Read) -> int | None:
-        """The latest read of an earlier sub-layer that keeps the same, where much is kept."""
+        """What one of the two sub-layers before reads, if it keeps the same and that is much."""
         if 2 * len(read.kept) <= self.before[read.layer]:
             return None
-        for layer in reversed(range(read.layer)):
+        present = [layer for layer in range(read.layer) if self._layers[layer]]
+        for layer in reversed(present[-2:]):
             end = bisect_left(read.kept, self.before[layer], key=lambda w: self.writes[w].place)
-            earlier = self._reads.get(Read(layer, "all", read.kept[:end]))
-            if earlier is not None:
-                return earlier
+            for rows in ("all", read.rows):
+                earlier = self._reads.get(Read(layer, rows, read.kept[:end]))
+                if earlier is not None:
+                    return earlier
         return None
 
 

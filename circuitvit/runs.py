@@ -21,8 +21,8 @@ from torch import Tensor
 
 from circuitvit.edge_graph import node_named, writers_of
 from circuitvit.rows import Rows, narrowed
-from circuitvit.run_plan import Read, RunPlan
-from circuitvit.vit import Attention, Block, ViT
+from circuitvit.run_plan import RunPlan, Write
+from circuitvit.vit import PARTS, Attention, Block, ViT
 from circuitvit.writes import IMAGES_AT_ONCE, Writes, attention_constants
 
 FEW = 4
@@ -66,9 +66,11 @@ class Runs:
         self._nodes = [node_named(name) for name in writers_of(vit.config)]
         self._images = len(clean)
         self._ablated = ablated
-        self._writes = {0: vit.embed(clean)}
+        self._writes = {0: vit.embed(clean)}  # of heads, z
         self._reads: dict[int, Stream] = {}
-        self._differences: dict[tuple[int, Rows], Stream] = {}
+        self._differences: dict[tuple[int, Rows], tuple[int, Stream]] = {}
+        self._table = self._writes[0].new_empty(len(self._nodes), *self._writes[0].shape)
+        self._filled = set[int]()
         self._bases = self._sums()
 
     def logits(self) -> Iterator[Float[Tensor, "image class"]]:
@@ -81,15 +83,12 @@ class Runs:
 
     def _forget(self, number: int) -> None:
         """Drop what no circuit after this one needs; everything, where it is too much."""
-        held = sum(x.numel() for x in (*self._reads.values(), *self._differences.values()))
         last_read, last_write = self._plan.last_read, self._plan.last_write
-        if held > NUMBERS_HELD:
-            self._reads, self._differences = {}, {}
-            self._writes = {0: self._writes[0]}
-            return
         self._reads = {n: x for n, x in self._reads.items() if last_read[n] > number}
         self._writes = {n: x for n, x in self._writes.items() if n == 0 or last_write[n] > number}
-        self._differences = {k: x for k, x in self._differences.items() if k[0] in self._writes}
+        held = sum(x.numel() for x in (*self._reads.values(), *self._writes.values()))
+        if held > NUMBERS_HELD:
+            self._reads, self._writes = {}, {0: self._writes[0]}
 
     def _sums(self) -> list[Float[Tensor, "#image token width"]]:
         """What each sub-layer reads with no edge kept."""
@@ -105,12 +104,6 @@ class Runs:
         """The rows that are needed; one row that stands for all tokens stays as it is."""
         return x if x.shape[-2] == 1 else narrowed(x, has, needs, self._vit.config.pools_from)
 
-    def _write(self, index: int) -> Tensor:
-        """What a write is: of a head, its z."""
-        if index not in self._writes:
-            self._make([index])
-        return self._writes[index]
-
     def _ablated_write(self, place: int) -> Tensor:
         node = self._nodes[place]
         if node.block is None:
@@ -125,55 +118,50 @@ class Runs:
 
     def _make(self, writes: Sequence[int]) -> None:
         """Run units of one sub-layer, those that have not been run yet."""
-        missing = [index for index in writes if index not in self._writes]
+        missing = {n: self._plan.writes[n] for n in writes if n not in self._writes}
         if not missing:
             return
-        all_writes = self._plan.writes
-        reads = self._streams({read for index in missing for read in all_writes[index].reads})
-        block = self._blocks[self._nodes[all_writes[missing[0]].place].block or 0]
-        if self._nodes[all_writes[missing[0]].place].kind == "mlp":
-            (index,) = missing
-            self._writes[index] = self._mlp(block, reads, index)
+        reads = self._streams({read for write in missing.values() for read in write.reads})
+        node = self._nodes[next(iter(missing.values())).place]
+        assert node.block is not None
+        block = self._blocks[node.block]
+        if node.kind == "mlp":
+            self._writes |= {n: self._mlp(block, reads, write) for n, write in missing.items()}
             return
-        for rows in {all_writes[index].rows for index in missing}:
-            alike = [index for index in missing if all_writes[index].rows == rows]
-            self._writes |= dict(zip(alike, self._heads(block, reads, alike), strict=True))
+        for rows in {write.rows for write in missing.values()}:
+            alike = {n: write for n, write in missing.items() if write.rows == rows}
+            z = self._heads(block, reads, [*alike.values()], rows)
+            self._writes |= dict(zip(alike, z, strict=True))
 
-    def _mlp(self, block: Block, reads: dict[int, Stream], index: int) -> Stream:
+    def _mlp(self, block: Block, reads: dict[int, Stream], write: Write) -> Stream:
         assert block.mlp is not None
         assert block.ln2 is not None
-        write = self._plan.writes[index]
         hidden = block.mlp.neurons(block.ln2(reads[write.reads[0]]))
         has = "all" if write.rows == "mean" else write.rows
         return block.mlp.fc2(self._narrow(hidden, has, write.rows))
 
-    def _heads(self, block: Block, reads: dict[int, Stream], writes: list[int]) -> list[Tensor]:
+    def _heads(
+        self, block: Block, reads: dict[int, Stream], writes: list[Write], rows: Rows
+    ) -> tuple[Tensor, ...]:
         """Z of heads of one block that are needed at the same rows."""
         attention, norm = block.attention, block.ln1
         assert attention is not None
         assert norm is not None
-        together: dict[int, list[tuple[int, int]]] = {}
-        for part in range(3):
-            for index in writes:
-                write = self._plan.writes[index]
-                together.setdefault(write.reads[part], []).append((part, write.place))
-        made = dict[tuple[int, int], Tensor]()
-        for read, columns in together.items():
-            rows = [
-                part * attention.heads + (self._nodes[place].head or 0) for part, place in columns
-            ]
-            made |= dict(zip(columns, _projected(attention, norm(reads[read]), rows), strict=True))
-        places = [self._plan.writes[index].place for index in writes]
+        together: dict[int, list[int]] = {}
+        for part in range(len(PARTS)):
+            for write in writes:
+                row = part * attention.heads + (self._nodes[write.place].head or 0)
+                together.setdefault(write.reads[part], []).append(row)
+        made = dict[int, Tensor]()
+        for read, some in together.items():
+            made |= dict(zip(some, _projected(attention, norm(reads[read]), some), strict=True))
         images = max(x.shape[0] for x in made.values())
-        q, k, v = (
-            torch.stack([made[part, place].expand(images, -1, -1) for place in places], dim=1)
-            for part in range(3)
-        )
+        each = [made[row].expand(images, -1, -1) for row in sorted(made)]
+        size = len(writes)
+        q, k, v = (torch.stack(each[n : n + size], dim=1) for n in (0, size, 2 * size))
         q, k = attention.normalize("q", q), attention.normalize("k", k)
         z = F.scaled_dot_product_attention(q, k, v)
-        needed = self._plan.writes[writes[0]].rows
-        has = "all" if needed == "mean" else needed
-        return list(self._narrow(z, has, needed).unbind(dim=1))
+        return self._narrow(z, "all" if rows == "mean" else rows, rows).unbind(dim=1)
 
     def _streams(self, reads: set[int]) -> dict[int, Stream]:
         """What some readers of one sub-layer read."""
@@ -203,7 +191,7 @@ class Runs:
     def _onward(self, index: int, parent: int) -> Stream:
         """What is read, from what an earlier sub-layer read and all that was written since."""
         read, start = self._plan.reads[index], self._plan.reads[parent]
-        x = self._narrow(self._stream(parent), "all", read.rows)
+        x = self._narrow(self._stream(parent), start.rows, read.rows)
         since = {self._plan.writes[w].place: w for w in read.kept}
         for layer in range(start.layer, read.layer):
             x = x + self._added(layer, since, read.rows)
@@ -214,7 +202,7 @@ class Runs:
         constant = self._constant(layer, rows)
         places = range(self._plan.before[layer], self._plan.before[layer + 1])
         writes = [
-            self._narrow(self._write(kept[place]), self._plan.writes[kept[place]].rows, rows)
+            self._narrow(self._writes[kept[place]], self._plan.writes[kept[place]].rows, rows)
             if place in kept
             else self._narrow(self._ablated_write(place), "all", rows)
             for place in places
@@ -235,19 +223,26 @@ class Runs:
         return self._narrow(constant.expand(len(self._vit.positions), -1), "all", rows)
 
     def _difference(self, index: int, rows: Rows) -> Stream:
-        """A − ã of a write in the stream, at some rows."""
-        key = index, rows
-        if key not in self._differences:
-            write = self._plan.writes[index]
-            node = self._nodes[write.place]
-            ablated = self._narrow(self._ablated_write(write.place), "all", rows)
-            value = self._narrow(self._write(index), write.rows, rows) - ablated
-            if node.head is not None:
-                attention = self._blocks[node.block or 0].attention
-                assert attention is not None
-                value = value @ attention.output_weight()[node.head]
-            self._differences[key] = value
-        return self._differences[key]
+        """How a write differs from ã in the stream, at some rows; one for each writer is held.
+
+        Those of all tokens lie behind one another in one table, for `_summed_together`.
+        """
+        write = self._plan.writes[index]
+        known, value = self._differences.get((write.place, rows), (None, self._writes[0]))
+        if known == index:
+            return value
+        node = self._nodes[write.place]
+        ablated = self._narrow(self._ablated_write(write.place), "all", rows)
+        value = self._narrow(self._writes[index], write.rows, rows) - ablated
+        if node.head is not None:
+            attention = self._blocks[node.block or 0].attention
+            assert attention is not None
+            value = value @ attention.output_weight()[node.head]
+        if rows == "all":
+            value = self._table[write.place].copy_(value)
+            self._filled.add(write.place)
+        self._differences[write.place, rows] = index, value
+        return value
 
     def _nearly(self, index: int, made: dict[int, Stream]) -> bool:
         """Make what is read from a read that keeps a few writers more or fewer, if there is one."""
@@ -257,7 +252,7 @@ class Runs:
             return False
         other = max(near, key=lambda one: len(reads[one].kept))
         mine, theirs = set(reads[index].kept), set(reads[other].kept)
-        if len(mine ^ theirs) >= len(mine):
+        if len(mine ^ theirs) > min(FEW, len(mine) - 1):
             return False
         start = x = self._narrow(made[other], reads[other].rows, rows)
         for write in sorted(mine - theirs):
@@ -289,16 +284,26 @@ class Runs:
     def _summed_together(self, reads: list[int], rows: Rows) -> dict[int, Stream]:
         """The same in one product."""
         kept = [self._plan.reads[index].kept for index in reads]
-        writes = sorted({write for row in kept for write in row})
-        table = torch.stack(torch.broadcast_tensors(*(self._difference(w, rows) for w in writes)))
-        keeps = table.new_tensor([[write in row for write in writes] for row in map(set, kept)])
+        values = {
+            self._plan.writes[w].place: self._difference(w, rows) for row in kept for w in row
+        }
+        if rows == "all":
+            places = range(max(values) + 1)
+            table = self._table[: len(places)]
+            for place in set(places) - self._filled:
+                table[place].zero_()
+            self._filled.update(places)
+        else:
+            places = sorted(values)
+            table = torch.stack(torch.broadcast_tensors(*(values[place] for place in places)))
+        mine = [{self._plan.writes[w].place for w in row} for row in kept]
+        keeps = table.new_tensor([[place in row for place in places] for row in mine])
         sums = torch.mm(keeps, table.flatten(1)).view(-1, *table.shape[1:])
-        base = self._base(reads[0])
-        return {index: x + base for index, x in zip(reads, sums, strict=True)}
+        return dict(zip(reads, sums.add_(self._base(reads[0])), strict=True))
 
     def _base(self, index: int) -> Float[Tensor, "#image _row width"]:
         """What is read with no edge kept."""
-        read: Read = self._plan.reads[index]
+        read = self._plan.reads[index]
         return self._narrow(self._bases[read.layer], "all", read.rows)
 
     def _read_out(self, index: int) -> Float[Tensor, "image class"]:
