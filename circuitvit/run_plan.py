@@ -28,6 +28,10 @@ Kept = dict[str, list[int]]
 """By reader (q, k and v apart), the indices of the writers that it reads, ascending."""
 
 
+MANY = 8
+"""With fewer writers kept than these, and than half of all, their sum is quicker made afresh."""
+
+
 class Read(NamedTuple):
     """What a reader reads.
 
@@ -132,7 +136,8 @@ class RunPlan:
     def _rows(self, kept: Kept) -> dict[str, Rows]:
         """Which rows are needed of what each unit writes; units that reach no logits are absent."""
         logits = rows_of_logits(self.config, pooled=True)
-        rows, needs = {"logits": logits}, dict[int, set[Rows]]()
+        rows: dict[str, Rows] = {"logits": logits}
+        needs: dict[int, set[Rows]] = {}
         for place in kept["logits"]:
             needs.setdefault(place, set()).add(logits)
         for place in reversed(range(1, len(writers_of(self.config)))):
@@ -166,7 +171,7 @@ class RunPlan:
 
     def _parent(self, read: Read) -> int | None:
         """What one of the two sub-layers before reads, if it keeps the same and that is much."""
-        if 2 * len(read.kept) <= self.before[read.layer]:
+        if len(read.kept) < min(MANY, self.before[read.layer] / 2):
             return None
         present = [layer for layer in range(read.layer) if self._layers[layer]]
         for layer in reversed(present[-2:]):

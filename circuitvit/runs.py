@@ -128,7 +128,8 @@ class Runs:
         if node.kind == "mlp":
             self._writes |= {n: self._mlp(block, reads, write) for n, write in missing.items()}
             return
-        for rows in {write.rows for write in missing.values()}:
+        needed: set[Rows] = {write.rows for write in missing.values()}
+        for rows in needed:
             alike = {n: write for n, write in missing.items() if write.rows == rows}
             z = self._heads(block, reads, [*alike.values()], rows)
             self._writes |= dict(zip(alike, z, strict=True))
@@ -218,7 +219,7 @@ class Runs:
         """What a sub-layer adds that belongs to no writer."""
         block = self._blocks[layer // 2]
         constant = block.mlp_constant if layer % 2 else attention_constants(block)
-        if constant is None or isinstance(constant, float):
+        if not isinstance(constant, Tensor):
             return 0.0
         return self._narrow(constant.expand(len(self._vit.positions), -1), "all", rows)
 
@@ -267,7 +268,8 @@ class Runs:
     def _summed(self, reads: Sequence[int]) -> dict[int, Stream]:
         """What is read, each as the sum of all ablated values and of a − ã of what is kept."""
         made = dict[int, Stream]()
-        for rows in {self._plan.reads[index].rows for index in reads}:
+        needed: set[Rows] = {self._plan.reads[index].rows for index in reads}
+        for rows in needed:
             alike = [index for index in reads if self._plan.reads[index].rows == rows]
             many = [i for i in alike if len(self._plan.reads[i].kept) > FEW]
             many = many if len(many) > 1 else []

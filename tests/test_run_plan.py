@@ -105,3 +105,15 @@ def test_joint_readers_are_their_three_parts():
     joint = planned(config, ["embed->a0.h0", "a0.h0->logits"], qkv="joint")
     parts = [f"embed->a0.h0.{part}" for part in "qkv"]
     assert joint.writes == planned(config, [*parts, "a0.h0->logits"]).writes
+
+
+@pytest.mark.parametrize(("heads", "goes_on"), [(6, False), (7, True)])
+def test_eight_kept_writers_are_enough_to_go_on_from(heads, goes_on):
+    """The last MLP reads `embed` and the heads of its block, less than half of what there is."""
+    config = shape(depth=3, heads=heads)
+    gone = set(units_of(config)[: 2 * heads + 2])
+    plan = planned(config, [edge.name for edge in edges_of(config) if edge.writer not in gone])
+    (mlp,) = plan.circuits[0].writes[-1]
+    (read,) = plan.writes[mlp].reads
+    assert len(plan.reads[read].kept) == 1 + heads < plan.before[5] / 2
+    assert (plan.parents[read] is not None) == goes_on

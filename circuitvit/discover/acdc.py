@@ -363,14 +363,14 @@ def logits_without(
         problem: what is asked.
         removed: sets of units, each of which is removed on its own.
         images: how many pairs go at once.
-        advance: called for each set and chunk, with the number of pairs as `steps`.
+        advance: called for each chunk, with the number of runs of a pair as `steps`.
     """
     vit, start = problem.vit, 0
     plan = RunPlan(vit.config, consistent=problem.ablation == "patch")
     for units in map(set, removed):
         plan.add(e.name for e in edges_of(vit.config) if e.writer not in units)
     images = images or min(images_at_once(vit), images_that_fit(problem))
-    logits: list[list[Tensor]] = [[] for _ in plan.circuits]
+    chunks: list[list[Tensor]] = []
     while start < len(problem.pairs):
         chunk = problem.pairs.subset(slice(start, start + images))
         try:
@@ -382,8 +382,7 @@ def logits_without(
                 raise CircuitError(NO_MEMORY) from cause
             images = len(chunk) // 2
             continue
+        chunks.append(found)
         start += len(chunk)
-        for all_logits, some in zip(logits, found, strict=True):
-            all_logits.append(some)
-            advance(steps=len(chunk))
-    return [torch.cat(chunks) for chunks in logits]
+        advance(steps=len(found) * len(chunk))
+    return [torch.cat(some) for some in zip(*chunks, strict=True)]

@@ -213,7 +213,7 @@ class Examination:
         )
 
     def outcome(self, circuits: Iterable[Circuit], *, count: int, what: str) -> Outcome:
-        """Run circuits of this model, one forward pass each.
+        """Run circuits of this model; what they have in common is computed once.
 
         Args:
             circuits: they may be made one by one.
