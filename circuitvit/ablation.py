@@ -5,8 +5,9 @@ For a set C of kept edges every reader r reads
     x_r = constants + Σ_{(w→r)∈C} a_w + Σ_{(w→r)∉C} ã_w,
 
 where a_w is what w writes in this same run and ã_w its ablated value. LayerNorm is recomputed on
-the sum, and with all edges kept this is the model itself. Everything that runs a circuit runs it
-here: discovery, faithfulness, the compiler's check.
+the sum, and with all edges kept this is the model itself. `run_embedded` is the plain form, with a
+copy of the sum for every reader; the compiler's check uses it. Discovery and measures use the quick
+form, `circuitvit.runs`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,9 +29,15 @@ from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_before
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
+from circuitvit.run_plan import RunPlan
+from circuitvit.runs import Runs, images_at_once
 from circuitvit.torch_modes import default_modes, ordinary, without_gradients
 from circuitvit.vit import PARTS, Attention, Block, ViT
-from circuitvit.writes import IMAGES_AT_ONCE, ablated_values, writer_values
+from circuitvit.writes import (
+    ablated_values,
+    ablated_writes,
+    attention_constants,
+)
 
 
 @dataclass(frozen=True)
@@ -171,12 +178,6 @@ def _read(
     return values + torch.tensordot(1 - kept, ablated[: len(live)], dims=1)
 
 
-def attention_constants(block: Block) -> Tensor | float:
-    """What the block adds after its heads that belongs to no writer: b_O and the constant."""
-    parts = [c for c in (block.output_bias, block.attention_constant) if c is not None]
-    return sum(parts[1:], start=parts[0]) if parts else 0.0
-
-
 def head_values(
     block: Block, reads: Float[Tensor, "part head image token width"]
 ) -> Float[Tensor, "head image token width"]:
@@ -263,14 +264,18 @@ def run_circuit(
         if images is not None:
             vit.check_images(images, name=name)
             check_finite(images, name=name)
-    mask = EdgeMask.of(vit.config, circuit.edges, circuit.qkv)
-    with torch.no_grad():
-        if ablation == "patch":
+    plan = RunPlan(vit.config, consistent=ablation == "patch")
+    plan.add(circuit.edges, circuit.qkv)
+    at_once, logits = images_at_once(vit), list[Tensor]()
+    known = None if ablation == "patch" else ablated_writes(vit, ablation, reference=reference)
+    for some in range(0, len(clean), at_once):
+        chunk = slice(some, some + at_once)
+        ablated = known
+        if ablated is None:
             assert corrupt is not None
-            chunks = zip(clean.split(IMAGES_AT_ONCE), corrupt.split(IMAGES_AT_ONCE), strict=True)
-            return torch.cat([_run(vit, c, mask, writer_values(vit, d)) for c, d in chunks])
-        ablated = ablated_values(vit, ablation, reference=reference)
-        return torch.cat([_run(vit, c, mask, ablated) for c in clean.split(IMAGES_AT_ONCE)])
+            ablated = ablated_writes(vit, "patch", corrupt=corrupt[chunk])
+        logits += Runs(vit, plan, clean[chunk], ablated).logits()
+    return torch.cat(logits)
 
 
 def _run(vit: ViT, images: Tensor, mask: EdgeMask, ablated: Tensor) -> Tensor:

@@ -89,6 +89,12 @@ def writes(
     return Writes(embed, tuple(zs), tuple(mlps)), vit.read_out(stream)
 
 
+def attention_constants(block: Block) -> Tensor | float:
+    """What the block adds after its heads that belongs to no writer: b_O and the constant."""
+    parts = [c for c in (block.output_bias, block.attention_constant) if c is not None]
+    return sum(parts[1:], start=parts[0]) if parts else 0.0
+
+
 def ablated_writes(
     vit: ViT,
     ablation: Ablation,

@@ -243,6 +243,6 @@ def test_memory_that_does_not_suffice_for_one_pair_of_a_node_search_is_an_error(
     def refused(*given):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes")
 
-    monkeypatch.setattr(sys.modules["circuitvit.discover.acdc"], "run_embedded", refused)
+    monkeypatch.setattr(sys.modules["circuitvit.discover.acdc"], "Runs", refused)
     with pytest.raises(cv.CircuitError, match="memory ran out with a single pair"):
         cv.acdc(vit, pairs, level="node", **options)

@@ -71,12 +71,10 @@ def test_faithfulness_takes_callables_and_accuracy_and_any_number_of_images(monk
     def surprise(logits, chunk):
         return -logits.log_softmax(-1).gather(-1, chunk.labels[:, None])[:, 0]
 
-    for images_at_once in (64, 4, 1):  # the last batch is short at 4
-        monkeypatch.setattr(examination, "IMAGES_AT_ONCE", images_at_once)
+    for images in (64, 4, 1):  # the last batch is short at 4
+        monkeypatch.setattr(examination, "images_at_once", lambda vit, images=images: images)
         assert faithfulness(vit, circuit, pairs, metric=surprise) == pytest.approx(whole)
         assert faithfulness(vit, circuit, pairs, metric="accuracy") == hits
-    monkeypatch.setattr(examination, "VALUES_AT_ONCE", 1)
-    assert faithfulness(vit, circuit, pairs, metric="cross_entropy") == pytest.approx(whole)
 
 
 def test_ablations_side_by_side_are_the_faithfulness_under_each_and_their_gap(tmp_path):

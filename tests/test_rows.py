@@ -7,9 +7,9 @@ from thresholds import SEEDS
 from walks import Walk
 
 from circuitvit.discover.folding import Neurons
-from circuitvit.discover.rows import narrowed, rows_of_logits, rows_read, rows_together
 from circuitvit.discover.state import Units
 from circuitvit.edge_graph import node_named
+from circuitvit.rows import narrowed, rows_of_logits, rows_read, rows_together
 
 FC_NORM = "mean, fc_norm, no class token"
 

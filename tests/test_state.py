@@ -10,9 +10,9 @@ from walks import full_circuit, unit_of
 
 import circuitvit as cv
 from circuitvit.discover.folding import centred
-from circuitvit.discover.rows import narrowed
 from circuitvit.discover.state import Speedups, State
 from circuitvit.edge_graph import node_named, writers_of
+from circuitvit.rows import narrowed
 from circuitvit.writes import ablated_writes
 
 

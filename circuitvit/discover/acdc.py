@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_circuit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Level, edges_among
 from circuitvit.discover.chunks import images_that_fit
@@ -34,10 +33,10 @@ from circuitvit.files import held
 from circuitvit.images import Pairs
 from circuitvit.metrics import Metric
 from circuitvit.progress import progress
+from circuitvit.run_plan import RunPlan
+from circuitvit.runs import Runs, images_at_once
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
-
-IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -326,8 +325,7 @@ def _units(
     problem, level = question.problem, question.level
     config, removed = problem.vit.config, set[str]()
     earlier, decisions.measured = decisions.measured, []
-    images = question.images or min(IMAGES_AT_ONCE, images_that_fit(problem))
-    full = logits_without(problem, (), images)
+    (full,) = logits_without(problem, [()], question.images)
     start = mean_loss(problem, full, full)
     decisions.stand_on(start, float(full.abs().max()))
     for name in names_at(config, level, question.qkv):
@@ -337,7 +335,8 @@ def _units(
             if value is None:
                 raise CircuitError(NO_RECORD)
         else:
-            value = mean_loss(problem, logits_without(problem, candidate, images), full) - start
+            (logits,) = logits_without(problem, [candidate], question.images)
+            value = mean_loss(problem, logits, full) - start
             advance(f"removed {len(removed)}")
         if decisions.goes(name, value):
             removed = candidate
@@ -353,17 +352,29 @@ def mean_loss(
 
 
 def logits_without(
-    problem: Problem, units: Iterable[str], images: int = IMAGES_AT_ONCE
-) -> Float[Tensor, "image class"]:
-    """The logits when some units write their ablated value everywhere, for all pairs."""
-    vit, removed = problem.vit, set(units)
-    kept = (e.name for e in edges_of(vit.config) if e.writer not in removed)
-    mask = EdgeMask.of(vit.config, kept)
-    logits, start = list[Tensor](), 0
+    problem: Problem,
+    removed: Iterable[Iterable[str]],
+    images: int | None = None,
+    advance: Callable[..., None] = lambda steps: None,
+) -> list[Float[Tensor, "image class"]]:
+    """The logits for all pairs when some units write their ablated value everywhere.
+
+    Args:
+        problem: what is asked.
+        removed: sets of units, each of which is removed on its own.
+        images: how many pairs go at once.
+        advance: called for each chunk, with the number of runs of a pair as `steps`.
+    """
+    vit, start = problem.vit, 0
+    plan = RunPlan(vit.config, consistent=problem.ablation == "patch")
+    for units in map(set, removed):
+        plan.add(e.name for e in edges_of(vit.config) if e.writer not in units)
+    images = images or min(images_at_once(vit), images_that_fit(problem))
+    chunks: list[list[Tensor]] = []
     while start < len(problem.pairs):
         chunk = problem.pairs.subset(slice(start, start + images))
         try:
-            run = run_embedded(vit, vit.embed(chunk.clean), mask, problem.ablated(chunk))
+            found = list(Runs(vit, plan, chunk.clean, problem.ablated_writes(chunk)).logits())
         except (RuntimeError, MemoryError) as cause:
             if not is_out_of_memory(cause):
                 raise
@@ -371,6 +382,7 @@ def logits_without(
                 raise CircuitError(NO_MEMORY) from cause
             images = len(chunk) // 2
             continue
-        logits.append(run.logits)
+        chunks.append(found)
         start += len(chunk)
-    return torch.cat(logits)
+        advance(steps=len(found) * len(chunk))
+    return [torch.cat(some) for some in zip(*chunks, strict=True)]

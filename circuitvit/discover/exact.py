@@ -16,16 +16,16 @@ from circuitvit.progress import progress
 def exact_scores(problem: Problem, level: Level, qkv: Qkv) -> dict[str, float]:
     """The exact score of everything at a level; of edges, as ACDC asks when all of them stay."""
     names = names_at(problem.vit.config, level, qkv)
-    with progress("exact scores", len(names)) as advance:
-        if level == "edge":
-            everything = Decisions(tau=-torch.inf, tie=0.0)
-            search = EdgeSearch(problem, everything, qkv=qkv, keep_all=True)
-            search.edges(advance)
-            return everything.rises
-        full = logits_without(problem, ())
-        start, scores = mean_loss(problem, full, full), dict[str, float]()
-        for name in names:
-            logits = logits_without(problem, units_at(problem.vit.config, level, [name]))
-            scores[name] = mean_loss(problem, logits, full) - start
-            advance()
-    return scores
+    if level == "edge":
+        everything = Decisions(tau=-torch.inf, tie=0.0)
+        with progress("exact scores", len(names)) as advance:
+            EdgeSearch(problem, everything, qkv=qkv, keep_all=True).edges(advance)
+        return everything.rises
+    removed = [(), *(units_at(problem.vit.config, level, [name]) for name in names)]
+    with progress("exact scores", len(removed) * len(problem.pairs)) as advance:
+        full, *others = logits_without(problem, removed, advance=advance)
+    start = mean_loss(problem, full, full)
+    return {
+        name: mean_loss(problem, logits, full) - start
+        for name, logits in zip(names, others, strict=True)
+    }

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from circuitvit.discover.folding import Measured, Projected
-from circuitvit.discover.rows import Rows
 from circuitvit.discover.state import State
 from circuitvit.discover.trial import Read, Trial
 from circuitvit.edge_graph import node_named
+from circuitvit.rows import Rows
 
 LEAST = 0.01
 """The share of its squared length that a stream may shrink to before it is made in full."""

@@ -18,11 +18,11 @@ from torch import Tensor
 from circuitvit.discover.folding import Measured, Projected
 from circuitvit.discover.followers import MOST_HEADS, Followers
 from circuitvit.discover.root import Root
-from circuitvit.discover.rows import Rows, rows_read
 from circuitvit.discover.state import Kept, Speedups, State, Stream, has_reader
 from circuitvit.discover.trial import Read, Trial
 from circuitvit.discover.units import readers_of_unit
 from circuitvit.edge_graph import Node, node_named
+from circuitvit.rows import Rows, rows_read
 from circuitvit.vit import Block, ViT
 from circuitvit.writes import Writes
 

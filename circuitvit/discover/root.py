@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from circuitvit.discover.folding import Projected, squares
-from circuitvit.discover.rows import Rows
 from circuitvit.discover.state import State
 from circuitvit.edge_graph import Node
+from circuitvit.rows import Rows
 
 
 class Root:

@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import attention_constants
 from circuitvit.checks import whole
 from circuitvit.discover.folding import squares
-from circuitvit.discover.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
 from circuitvit.discover.trial import Trial
 from circuitvit.discover.units import Units
 from circuitvit.edge_graph import Node, node_named, places_of, units_of, writers_before, writers_of
 from circuitvit.errors import CircuitError
+from circuitvit.rows import Rows, narrowed, rows_of_logits, rows_read, rows_together
 from circuitvit.vit import ViT
-from circuitvit.writes import Writes
+from circuitvit.writes import Writes, attention_constants
 
 Stream = Float[Tensor, "image _row width"]
 Kept = Mapping[str, Collection[int]]

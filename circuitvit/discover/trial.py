@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.discover.folding import Measured
-from circuitvit.discover.rows import Rows
 from circuitvit.edge_graph import Node
+from circuitvit.rows import Rows
 
 DRIFT = 160
 """Roundings, relative to what is read, that are borne before it is summed afresh: 1e-5 in

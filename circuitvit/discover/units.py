@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from circuitvit.discover.folding import Heads, Measured, Neurons, Projected, centred, squares
-from circuitvit.discover.rows import Rows, narrowed
 from circuitvit.edge_graph import Node, node_named
+from circuitvit.rows import Rows, narrowed
 from circuitvit.vit import PARTS, Block, ViT
 
 

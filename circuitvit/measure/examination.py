@@ -16,20 +16,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.checks import check_pairs, in_single_at_least
 from circuitvit.circuit import Ablation, Circuit, Provenance
-from circuitvit.edge_graph import edge_count, edge_names_of, writers_of
+from circuitvit.edge_graph import edge_names_of
 from circuitvit.errors import CircuitError, warn
 from circuitvit.images import Pairs, fingerprint
 from circuitvit.measure.bootstrap import resampled_means
 from circuitvit.metrics import Loss, Metric, loss_of, metric_name
 from circuitvit.progress import progress
+from circuitvit.run_plan import RunPlan
+from circuitvit.runs import Runs, images_at_once
 from circuitvit.vit import ViT
-from circuitvit.writes import IMAGES_AT_ONCE, ablated_values
+from circuitvit.writes import Writes, ablated_writes
 
-VALUES_AT_ONCE = 2**27
-"""How many numbers all writers together may write for one chunk of images."""
 CIRCUITS_AT_ONCE = 256
 VANISHED_SHARE = 0.025
 """More resamples than these without a denominator, and there is no interval."""
@@ -146,7 +145,7 @@ class Examination:
         loss: the metric of some logits, one value an image.
         ablation: what removed edges carry.
         reference: images for `mean`.
-        constants: ã of every writer, where it is the same for all images (`zero`, `mean`).
+        constants: what ablated writers write, where it is the same for all images (`zero`, `mean`).
         given_pairs: the caller's pairs, for the record.
         given_reference: the caller's reference, for the record.
     """
@@ -157,7 +156,7 @@ class Examination:
     loss: Loss
     ablation: Ablation
     reference: Tensor | None
-    constants: Float[Tensor, " writer #image #token #width"] | None
+    constants: Writes | None
     given_pairs: Pairs
     given_reference: Tensor | None
 
@@ -184,7 +183,7 @@ class Examination:
         constants = None
         if known != "patch":
             with torch.no_grad():
-                constants = ablated_values(vit, known, reference=reference)
+                constants = ablated_writes(vit, known, reference=reference)
         return cls(vit, pairs, metric, loss, known, reference, constants, *given)
 
     def conditions(self, found: Sequence[Provenance], *, bootstrap: int, seed: int) -> Conditions:
@@ -214,7 +213,7 @@ class Examination:
         )
 
     def outcome(self, circuits: Iterable[Circuit], *, count: int, what: str) -> Outcome:
-        """Run circuits of this model, one forward pass each.
+        """Run circuits of this model; what they have in common is computed once.
 
         Args:
             circuits: they may be made one by one.
@@ -238,10 +237,8 @@ class Examination:
         return Outcome(values[0], values[1], values[2:], tuple(left))
 
     def _chunks(self) -> list[slice]:
-        """The pairs, as many at a time as memory takes: wide models write a lot for one image."""
-        config = self.vit.config
-        numbers = len(writers_of(config)) * config.tokens * config.width
-        images = min(IMAGES_AT_ONCE, max(1, VALUES_AT_ONCE // numbers))
+        """The pairs, as many at a time as go through one run."""
+        images = images_at_once(self.vit)
         starts = range(0, len(self.pairs), images)
         return [slice(start, start + images) for start in starts]
 
@@ -249,36 +246,29 @@ class Examination:
         self, circuits: list[Circuit], advance: Callable[..., None]
     ) -> Float[np.ndarray, "circuit image"]:
         places: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        plan = RunPlan(self.vit.config, consistent=self.ablation == "patch")
+        plan.add(edge_names_of(self.vit.config))  # the model, which the metric may look at
         for place, circuit in enumerate(circuits):
-            places.setdefault((circuit.qkv, circuit.edges), []).append(place)
-        firsts = [circuits[same[0]] for same in places.values()]
-        masks = [self._mask(circuit) for circuit in firsts]
+            same = places.setdefault((circuit.qkv, circuit.edges), [])
+            if not same:
+                plan.add(circuit.edges, circuit.qkv)
+            same.append(place)
         values = np.empty((len(circuits), len(self.pairs)))
         with torch.no_grad():
             for images in self._chunks():
-                losses = self._chunk_losses(self.pairs.subset(images), masks)
+                losses = self._chunk_losses(self.pairs.subset(images), plan)
                 for same, loss in zip(places.values(), losses, strict=True):
                     values[same, images] = loss
                     advance(steps=len(same))
         return values
 
-    def _mask(self, circuit: Circuit) -> EdgeMask | None:
-        """The mask of a circuit; None for the model itself, which need not run again."""
-        if len(circuit) == edge_count(circuit.config, circuit.qkv):
-            return None
-        return EdgeMask.of(self.vit.config, circuit.edges, circuit.qkv)
-
-    def _chunk_losses(
-        self, chunk: Pairs, masks: list[EdgeMask | None]
-    ) -> Iterator[Float[np.ndarray, " image"]]:
+    def _chunk_losses(self, chunk: Pairs, plan: RunPlan) -> Iterator[Float[np.ndarray, " image"]]:
         vit, ablated = self.vit, self.constants
         if ablated is None:
-            ablated = ablated_values(vit, self.ablation, corrupt=chunk.corrupt)
-        embedded = vit.embed(chunk.clean)
-        full = run_embedded(vit, embedded, EdgeMask.full(vit.config), ablated).logits
-        for mask in masks:
-            run = None if mask is None else run_embedded(vit, embedded, mask, ablated)
-            logits = full if run is None else run.logits
+            ablated = ablated_writes(vit, self.ablation, corrupt=chunk.corrupt)
+        runs = Runs(vit, plan, chunk.clean, ablated).logits()
+        full = next(runs)
+        for logits in runs:
             loss = self.loss(logits, chunk, full)
             if not bool(torch.isfinite(logits).all() & torch.isfinite(loss).all()):
                 raise CircuitError(
