@@ -60,7 +60,8 @@ PARAMETERS = {
     "retain_circuit": [],
     "measure": [],
     "evaluate": ["class_names", "baseline", "batches", "rounds", "seed"],
-    "export": ["to", "dtype"],
+    "export": ["to", "dtype", "opset", "preprocess", "quantize"],
+    "OnnxModel": ["path"],
     "train": ["folder", "teacher", "tensorboard", "progress", "log"],
     "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
 }  # fmt: skip
@@ -93,7 +94,7 @@ def test_signatures_are_those_of_the_contract(name):
 
 
 METHODS = {
-    "ViT": ["save_pretrained", "from_pretrained", "forward"],
+    "ViT": ["save_pretrained", "from_pretrained", "forward", "predict", "history"],
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
     "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
     "EdgeScores": ["top", "greedy", "above", "keys", "items", "save", "load"],
