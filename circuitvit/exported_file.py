@@ -175,6 +175,9 @@ class FromBytes(nn.Module):
     It casts, scales and normalises in single precision, whatever the model's.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model, self.dtype, self.preprocessing = model, dtype_of(model), model.preprocessing

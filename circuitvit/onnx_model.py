@@ -72,7 +72,7 @@ class OnnxModel(nn.Module, Classifier):
             _count(json.loads(told[name]), name) for name in ("parameters", "macs")
         )
         known = told.get("preprocessing")
-        self.preprocessing = known and Preprocessing.from_dict(json.loads(known))
+        self.preprocessing = Preprocessing.from_dict(json.loads(known)) if known else None
         (given,), (made,) = self._session.get_inputs(), self._session.get_outputs()
         self._dtype, self._output = _DTYPES[given.type], made.name
         wanted = [height, width, channels] if self._takes_bytes else [channels, height, width]
