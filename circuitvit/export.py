@@ -62,10 +62,11 @@ def export(
     and `crop_pct` tell how they are done, `vit.predict` does them.
 
     With `quantize=images` an ONNX file computes the products by weights in INT8, by onnxruntime's
-    static quantizer; it is some four times smaller. Whether it is quicker depends on the processor,
-    and what it loses on the model: `cv.evaluate({"dense": vit, "int8": cv.OnnxModel(path)}, …)`
-    tells both. `quantized` in its metadata has the number of calibration images and on what share
-    of them its best class is the model's; below 90% a warning says so.
+    static quantizer; it has a third to a quarter of the size. Whether it is quicker depends on the
+    processor and the model (small ones often are not), and so does what it loses:
+    `cv.evaluate({"dense": vit, "int8": cv.OnnxModel(path)}, images, labels)` tells both.
+    `quantized` in its metadata has the number of calibration images and on what share of them its
+    best class is the model's; below 90% a warning says so.
 
     Args:
         model: a `ViT`, or another module from images to logits whose `config` is a `ViTConfig`;

@@ -114,6 +114,10 @@ class OnnxModel(nn.Module, Classifier):
         """What the file itself gives for images as it takes them, in single precision."""
         return torch.from_numpy(self._session.run(None, {"images": images.numpy()})[0]).float()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and other processes open the file anew: a session can't be copied."""
+        return OnnxModel, (self.path,)
+
     def extra_repr(self) -> str:
         """What is shown of it."""
         return f"{str(self.path)!r}, {self.config.classes} classes"

@@ -1,5 +1,6 @@
 """Files for deployment: bytes in and probabilities out, INT8, and both beside the model itself."""
 
+import copy
 import json
 import sys
 
@@ -100,6 +101,7 @@ def test_an_onnx_model_stands_beside_the_model_in_an_evaluation(tmp_path):
     for model in (plain, whole):
         assert np.abs(predicted(model, pixels) - predicted(vit, pixels)).max() < 1e-5
     assert "m.onnx" in repr(plain)
+    assert torch.equal(copy.deepcopy(plain)(images), plain(images))
     assert not list(plain.parameters())
 
 
@@ -136,11 +138,11 @@ def test_the_model_and_the_calibration_images_stay_as_they_are(tmp_path, capfd):
     vit = seeing().train()
     before = {name: value.clone() for name, value in vit.state_dict().items()}
     images = normalised(pixels_of(40))
-    copy, generator = images.clone(), torch.get_rng_state()
+    same, generator = images.clone(), torch.get_rng_state()
     cv.export(vit, tmp_path / "m.onnx", preprocess=True, quantize=images)
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
-    assert torch.equal(images, copy)
+    assert torch.equal(images, same)
     assert torch.equal(torch.get_rng_state(), generator)
     assert vit.training
     assert all(torch.equal(before[name], value) for name, value in vit.state_dict().items())
