@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         minimality,
         savings,
     )
+    from circuitvit.onnx_model import OnnxModel
     from circuitvit.overlap import Overlap
     from circuitvit.preprocessing import Preprocessing
     from circuitvit.pretrained import load_vit, to_timm, to_transformers
@@ -84,6 +85,7 @@ _WITH_TORCH = {
     "ImageSet": "images",
     "MaskedViT": "ablation",
     "Minimality": "measure",
+    "OnnxModel": "onnx_model",
     "Pairs": "images",
     "Recipe": "train",
     "Report": "measure",
@@ -121,8 +123,8 @@ _HOME = _WITHOUT_TORCH | _WITH_TORCH
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "AcrossAblations", "Adapter", "Circuit", "CircuitError", "CircuitViT", "ClassCircuits",
     "Completeness", "Costs", "Curve", "EdgeScores", "Evaluation", "HookedViT", "ImageSet",
-    "MaskedViT", "Minimality", "Overlap", "Pairs", "Preprocessing", "Provenance", "Recipe",
-    "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
+    "MaskedViT", "Minimality", "OnnxModel", "Overlap", "Pairs", "Preprocessing", "Provenance",
+    "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
     "class_circuits", "compile", "completeness", "eap", "edge_graph", "evaluate", "export",
     "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs",
     "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings",

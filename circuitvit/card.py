@@ -25,6 +25,8 @@ from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
 TAGS = ["circuit-discovery", "image-classification", "pruning", "vision-transformer"]
+NAMED = 20
+"""Classes that a card names."""
 REMOVED = {
     "zero": "What was removed writes nothing",
     "mean": "What was removed writes its mean over reference images, folded into constants",
@@ -73,6 +75,7 @@ def write_card(
         _summary(model, ablation),
         _shape(model, dense),
         _origin(dense, circuit, ablation),
+        *_history(model),
         _figures(report, row, data),
         _command(command),
     ]
@@ -138,7 +141,31 @@ def _summary(model: ViT | CircuitViT, ablation: str) -> str:
         "PyTorch module that needs no masks and no hooks.\n\n"
         "```python\nimport circuitvit as cv\n\n"
         f'vit = cv.{type(model).__name__}.from_pretrained("this folder, or its name on the hub")\n'
-        "logits = vit(images)  # [image channel height width] -> [image class]\n```"
+        'print(vit.predict("picture.png"))  # paths, PIL images, uint8 arrays\n'
+        "```\n\n"
+        "`vit(images)` gives the logits [image class] of normalised images [image channel height "
+        f"width]. {_seen(model)}"
+    )
+
+
+def _seen(model: ViT | CircuitViT) -> str:
+    """What `predict` does to pictures, and which classes it tells apart."""
+    seen, side = model.preprocessing, model.config.image_size
+    if seen is None:
+        return (
+            "How its images were normalised is not known: `predict` takes a mean and deviation of "
+            "0.5, until `vit.preprocessing` says otherwise."
+        )
+    mean, std = (", ".join(f"{x:z.4g}" for x in values) for values in (seen.mean, seen.std))
+    whole = seen.resized_side(side)
+    short = "the short side" if seen.resize == "shortest" else "both sides"
+    names = seen.class_names or ()
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    classes = f" Classes: {', '.join(map(markdown_text, names[:NAMED]))}{more}." if names else ""
+    return (
+        f"`predict` resizes {short} to {whole} pixels ({seen.interpolation}), cuts out the middle "
+        f"{side} × {side}, scales pixels to 0–1 and normalises them (mean {mean}; deviation {std})."
+        f"{classes}"
     )
 
 
@@ -197,6 +224,22 @@ def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
     if origin.model not in (None, source):
         text += "\n\nThe circuit was found on **other weights** than those that were compiled."
     return text
+
+
+def _history(model: ViT | CircuitViT) -> list[str]:
+    """What was done to the model, as its `config.json` tells; nothing where that says nothing."""
+    if not model.history:
+        return []
+    rows = [
+        [str(number), step.act, step.model or "", step.told(), f"circuitvit {step.version}"]
+        for number, step in enumerate(model.history, 1)
+    ]
+    header = ["", "what was done", "to the model", "how", "by"]
+    return [
+        "## What was done to it\n\n"
+        + markdown_table([header, *rows])
+        + "\n\nModels are named by their fingerprints. `vit.history` tells the same."
+    ]
 
 
 def _figures(report: Report | None, row: str, data: str | None) -> str:

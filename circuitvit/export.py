@@ -4,29 +4,21 @@ A copy of the model is traced on the CPU with a batch of any size. What was writ
 onnxruntime and all, and compared with the model before it takes its place.
 """
 
-import io
-import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from circuitvit.config import ViTConfig
-from circuitvit.errors import CircuitError, reason_of
-from circuitvit.files import replacing
+from circuitvit.errors import CircuitError
+from circuitvit.exported_file import SHARE, dtype_of, quiet, write_file
+from circuitvit.images.tensors import image_problems
 from circuitvit.measure.cost import uncompiled
 from circuitvit.plain_weights import plain_copy
-from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.writing import KINDS, write_folder
 from circuitvit.saved_model import SavedModel, without_hooks
 from circuitvit.torch_modes import in_default_modes
@@ -35,10 +27,6 @@ Format = Literal["onnx", "pt2", "timm", "transformers"]
 FILES = ("onnx", "pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_DTYPES = (torch.float32, torch.float16)  # onnxruntime has no convolution in others
-TRACED = 3
-"""Images in the traced batch; torch.export would take a batch of 1 for a constant."""
-SHARE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest difference to the model, by dtype, in units of the largest logit or 1."""
 
 
 @in_default_modes
@@ -49,6 +37,8 @@ def export(
     to: Format | None = None,
     dtype: torch.dtype | None = None,
     opset: int | None = None,
+    preprocess: bool = False,
+    quantize: Tensor | None = None,
 ) -> Path:
     """Write a model as one ONNX or pt2 file, or as a folder of timm or transformers.
 
@@ -66,6 +56,18 @@ def export(
     the output `logits`; `torch.export.load(path).module()` gives a pt2 file back as a module. The
     file is compared with the model on 3 seeded normal images and on 1 before it is put in place.
 
+    With `preprocess=True` a file takes pictures of the model's size as they are, uint8 [image
+    height width channel] (grey or RGB, as many channels as the model has), scales and normalises
+    them, and gives `probabilities`. Resizing and cropping stay outside: `interpolation`, `resize`
+    and `crop_pct` tell how they are done, `vit.predict` does them.
+
+    With `quantize=images` an ONNX file computes the products by weights in INT8, by onnxruntime's
+    static quantizer; it has a third to a quarter of the size. Whether it is quicker depends on the
+    processor and the model (small ones often are not), and so does what it loses:
+    `cv.evaluate({"dense": vit, "int8": cv.OnnxModel(path)}, images, labels)` tells both.
+    `quantized` in its metadata has the number of calibration images and on what share of them its
+    best class is the model's; below 90% a warning says so.
+
     Args:
         model: a `ViT`, or another module from images to logits whose `config` is a `ViTConfig`;
             also after `torch.compile`.
@@ -75,6 +77,9 @@ def export(
         dtype: of the weights and images in the file; by default the model's.
         opset: version of ONNX's operators, such as 18 for an older runtime; by default that of
             the installed exporter.
+        preprocess: whether a file takes bytes and gives probabilities.
+        quantize: calibration images for INT8, normalised as the model takes them, such as some
+            hundred of the training images; ONNX in single precision only.
 
     Returns:
         The path.
@@ -87,8 +92,9 @@ def export(
     target, ours = Path(path), cast(Any, model)
     if isinstance(model, nn.Module):
         ours, _ = plain_copy(uncompiled(model))
-    with _quiet():
+    with quiet():
         problems = list(_problems(ours, target, to, dtype, opset))
+        problems += _deployment_problems(ours, _kind(target, to), dtype, preprocess, quantize)
     if problems:
         raise CircuitError("this can't be exported: " + "; ".join(problems) + ".")
     if isinstance(ours, SavedModel):
@@ -96,20 +102,10 @@ def export(
         ours = without_hooks(ours)
         ours.preprocessing = ours.fitting_preprocessing()
     if to in KINDS:
-        with _quiet():
+        with quiet():
             return write_folder(cast(Any, ours), target, to=cast(Any, to), dtype=dtype)
-    onnx, metadata = _kind(target, to) == "onnx", _metadata(ours)
     ours = ours.to(device="cpu", dtype=dtype).requires_grad_(False)
-    images = _images(ours)
-    with _quiet(), replacing(target) as beside:
-        program = _traced(ours, images)
-        if onnx:
-            _write_onnx(program, beside, metadata, opset)
-        else:
-            _write_pt2(program, beside, metadata)
-        batches = (images, images[:1])
-        _compare(ours, batches, (_run_onnx if onnx else _run_pt2)(beside, batches))
-    return target
+    return write_file(ours, target, _kind(target, to), opset, preprocess, quantize)
 
 
 def _kind(target: Path, to: str | None) -> str:
@@ -136,11 +132,36 @@ def _problems(
         yield altered
     elif dtype is not None and dtype not in SHARE:
         yield f"dtype is {dtype}, expected one of {tuple(SHARE)}"
-    elif kind == "onnx" and (dtype or _dtype(model)) not in ONNX_DTYPES:
+    elif kind == "onnx" and (dtype or dtype_of(model)) not in ONNX_DTYPES:
         yield (
-            f"onnxruntime runs no ViT in {dtype or _dtype(model)}, "
+            f"onnxruntime runs no ViT in {dtype or dtype_of(model)}, "
             "give dtype=torch.float32 or torch.float16"
         )
+
+
+def _deployment_problems(
+    model: object, kind: str, dtype: torch.dtype | None, preprocess: object, quantize: object
+) -> Iterator[str]:
+    """Why preprocessing or INT8 can't be in the file."""
+    if preprocess and kind not in FILES:
+        yield "preprocess=True is for ONNX and pt2 files; leave it out for a folder"
+    if preprocess and getattr(model, "preprocessing", None) is None:
+        yield (
+            "preprocess=True needs to know how images are normalised; assign "
+            "cv.Preprocessing(mean=…, std=…) to vit.preprocessing"
+        )
+    if quantize is None:
+        return
+    if kind != "onnx":
+        yield "quantize= is for ONNX files; leave it out, or give to='onnx'"
+    if isinstance(model, SavedModel) and (dtype or dtype_of(model)) != torch.float32:
+        yield "quantize= starts from single precision; give dtype=torch.float32"
+    yield from image_problems("quantize", quantize)
+    config: Any = getattr(model, "config", None)
+    if isinstance(quantize, Tensor) and isinstance(config, ViTConfig):
+        wanted = (config.channels, config.image_size, config.image_size)
+        if tuple(quantize.shape[1:]) != wanted:
+            yield f"quantize holds images of {tuple(quantize.shape[1:])}, the model's are {wanted}"
 
 
 def _altered(model: SavedModel) -> str:
@@ -188,140 +209,3 @@ def _missing_packages() -> Iterator[str]:
             f"ONNX needs {', '.join(missing)}, not installed here: pip install onnx onnxruntime "
             "onnxscript"
         )
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(item.dtype for item in model.state_dict().values() if item.is_floating_point())
-
-
-def _images(model: nn.Module) -> Float[Tensor, "image channel height width"]:
-    """Seeded normal images of the model's shape and dtype."""
-    config: Any = model.config
-    shape = (TRACED, config.channels, config.image_size, config.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(_dtype(model))
-
-
-def _traced(model: nn.Module, images: Tensor) -> ExportedProgram:
-    batch = torch.export.Dim("batch")
-    try:
-        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
-    except Exception as cause:  # torch.export raises what it likes
-        raise CircuitError(
-            f"torch.export can't trace this {type(model).__name__}: {reason_of(cause)}. "
-            "Its forward may use nothing but tensor operations that heed no value."
-        ) from cause
-
-
-def _write_pt2(program: ExportedProgram, beside: Path, metadata: dict[str, str]) -> None:
-    made = io.BytesIO()  # torch's writer ends the process when it can't write to a file
-    torch.export.save(program, made, extra_files=metadata)
-    beside.write_bytes(made.getbuffer())
-
-
-def _metadata(model: Any) -> dict[str, str]:
-    """What a deployment needs beside the weights, as text under the names that timm has for it."""
-    config, seen = model.config, getattr(model, "preprocessing", None)
-    known: dict[str, Any] = {
-        "input_size": [config.channels, config.image_size, config.image_size],
-        "circuitvit_version": version("circuitvit"),
-    }
-    if isinstance(model, SavedModel):
-        known["fingerprint"] = model.fingerprint()
-    if isinstance(seen, Preprocessing):
-        each = {"mean": seen.mean, "std": seen.std}
-        known |= {n: list(v) * (config.channels if len(v) == 1 else 1) for n, v in each.items()}
-        known |= {"interpolation": seen.interpolation, "resize": seen.resize}
-        known |= {"crop_pct": seen.crop, "preprocessing": seen.as_dict()}
-        if seen.class_names is not None:
-            known["class_names"] = list(seen.class_names)
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in known.items()
-    }
-
-
-def _write_onnx(
-    program: ExportedProgram, beside: Path, metadata: dict[str, str], opset: int | None
-) -> None:
-    names: Any = {"input_names": ["images"], "output_names": ["logits"], "opset_version": opset}
-    try:
-        made = torch.onnx.export(
-            program, dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False, **names
-        )
-        assert made is not None
-        written = made.model.opset_imports[""]
-        made.model.metadata_props.update(metadata)
-        made.save(beside, external_data=False)
-    except Exception as cause:  # neither exporter has an exception of its own for all it refuses
-        raise CircuitError(
-            f"this model can't be written as ONNX{_of(opset)}: {reason_of(cause)}. Leave opset "
-            "out, or try to='pt2'."
-        ) from cause
-    if opset not in (None, written):
-        raise CircuitError(
-            f"the installed exporter (torch {torch.__version__}) can't write this model with opset "
-            f"{opset}, it took {written} instead. Give opset={written}, or another near it."
-        )
-
-
-def _of(opset: int | None) -> str:
-    return "" if opset is None else f" with opset {opset}"
-
-
-def _run_pt2(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    with path.open("rb") as file:
-        module = torch.export.load(file).module()
-    with torch.no_grad():
-        return [module(batch) for batch in batches]
-
-
-def _run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    runtime = import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = runtime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
-        results = [session.run(None, {"images": batch.numpy()})[0] for batch in batches]
-    except Exception as cause:
-        raise CircuitError(
-            f"onnxruntime can't run what was exported: {reason_of(cause)}. Try another opset, or "
-            "to='pt2'."
-        ) from cause
-    return [torch.from_numpy(result) for result in results]
-
-
-@torch.no_grad()
-def _compare(model: nn.Module, batches: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    """Refuse a file whose logits are not the model's."""
-    differences, largest = [], 1.0
-    for batch, logits in zip(batches, found, strict=True):
-        expected = model(batch).double()
-        if not bool(torch.isfinite(expected).all()):
-            raise CircuitError(
-                f"the model's logits hold NaN or infinity in {batch.dtype}, so the file can't be "
-                "compared with it. Look at its weights, or give another dtype."
-            )
-        differences.append((logits.double() - expected).abs().max())
-        largest = max(largest, float(expected.abs().max()))
-    error, allowed = float(torch.stack(differences).amax()), SHARE[batches[0].dtype] * largest
-    if not error <= allowed:
-        raise CircuitError(
-            f"the exported file's logits differ from the model's by {error:z.2g}, allowed are "
-            f"{allowed:z.2g}. It is not kept; please report this with the model's config.json."
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on their progress and on what is deprecated in them."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

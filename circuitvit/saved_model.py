@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from circuitvit.classifier import Classifier
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError, warn
 from circuitvit.files import (
@@ -26,6 +27,7 @@ from circuitvit.files import (
     write_text,
     writing_folder,
 )
+from circuitvit.history import History, plain_history, read_history
 from circuitvit.plain_weights import computed_weights, few, layers_in_the_way
 from circuitvit.preprocessing import Preprocessing, fitting
 from circuitvit.readme import README, fitting_card, read_card
@@ -35,7 +37,7 @@ from circuitvit.torch_modes import in_default_modes, ordinary
 CONFIG_KEY = "circuitvit.config"
 SEEN_KEY = "circuitvit.preprocessing"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-PREPROCESSING = "preprocessing"
+PREPROCESSING, HISTORY = "preprocessing", "history"
 
 NAMES_OF_HEAD = (
     "Mean and std stay. Assign dataclasses.replace(vit.preprocessing, class_names=…) to "
@@ -47,6 +49,7 @@ Model = TypeVar("Model", bound="SavedModel")
 
 class SavedModel(
     nn.Module,
+    Classifier,
     PyTorchModelHubMixin,
     library_name="circuitvit",
     tags=["vision-transformer", "image-classification"],
@@ -59,11 +62,13 @@ class SavedModel(
     Attributes:
         config: the shape of the ViT that it is or comes from.
         preprocessing: how pictures become what it looks at; None where that is not known.
+        history: what was done to it, step by step; copied along by training, pruning and compiling.
         card: the text of the model card in the folder that it was loaded from, if there was one.
     """
 
     config: ViTConfig
     preprocessing: Preprocessing | None = None
+    history: History = ()
     card: str | None = None
 
     def __repr__(self) -> str:
@@ -171,6 +176,8 @@ class SavedModel(
         folder, config = Path(save_directory), self.shape_as_dict()
         seen = self.fitting_preprocessing()
         values = config | ({PREPROCESSING: seen.as_dict()} if seen else {})
+        steps = plain_history(self.history)
+        values |= {HISTORY: steps} if steps else {}
         given = (hub.pop("model_card_kwargs", None) or {}).get("card", self.card)
         metadata = {"format": "pt", CONFIG_KEY: json.dumps(config)}
         metadata[SEEN_KEY] = json.dumps(values.get(PREPROCESSING))
@@ -226,7 +233,10 @@ class SavedModel(
         finish_save(source)
         values = read_json(source / CONFIG, what="model config")
         shape = dict(values) if isinstance(values, dict) else values
-        seen = shape.pop(PREPROCESSING, None) if isinstance(shape, dict) else None
+        seen, steps = (
+            shape.pop(name, None) if isinstance(shape, dict) else None
+            for name in (PREPROCESSING, HISTORY)
+        )
         with torch.device("meta"):  # draws nothing, and needs no memory
             model = cls.of_shape(shape)
         path = source / WEIGHTS
@@ -252,6 +262,7 @@ class SavedModel(
             )
         for note in gone:
             warn(f"{source}: {note}. {NAMES_OF_HEAD}")
+        model.history = () if steps is None else read_history(steps, source / CONFIG)
         model.card = read_card(source)
         return model.eval()
 

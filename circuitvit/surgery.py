@@ -16,6 +16,7 @@ from circuitvit.circuit import Circuit
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import node_named
 from circuitvit.errors import CircuitError
+from circuitvit.history import after
 from circuitvit.torch_modes import without_gradients
 from circuitvit.vit import PARTS, ViT
 
@@ -31,7 +32,7 @@ def prune_heads(vit: ViT, heads: Mapping[int, Iterable[Any]]) -> ViT:
     """
     check_vit(vit)
     kept = _rest(vit, heads, vit.config.heads, "head")
-    return keep(vit, heads=kept)
+    return _told(keep(vit, heads=kept), "heads pruned", vit)
 
 
 @without_gradients
@@ -54,7 +55,7 @@ def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[Any]]) -> ViT:
     config = replace(
         config, output_bias=tuple(b or i in emptied for i, b in enumerate(config.output_bias))
     )
-    return keep(rebuilt(vit, config, weights), neurons=kept)
+    return _told(keep(rebuilt(vit, config, weights), neurons=kept), "neurons pruned", vit)
 
 
 @without_gradients
@@ -69,7 +70,18 @@ def retain_circuit(vit: ViT, circuit: Circuit) -> ViT:
     """
     check_vit(vit)
     check_circuit(vit, circuit)
-    return keep_units(vit, circuit.units())
+    return _told(keep_units(vit, circuit.units()), "cut to a circuit's units", vit)
+
+
+def _told(smaller: ViT, act: str, vit: ViT) -> ViT:
+    """The smaller model, which now tells what was done to the other."""
+    (heads, neurons), config = smaller.units_kept(), vit.config
+    details = {
+        "heads_kept": f"{sum(heads):,} of {sum(config.heads):,}",
+        "neurons_kept": f"{sum(neurons):,} of {sum(config.mlp_width):,}",
+    }
+    smaller.history = after(vit.history, act, details, None)
+    return smaller
 
 
 def keep_units(vit: ViT, units: Iterable[str]) -> ViT:
@@ -112,7 +124,7 @@ def rebuilt(vit: ViT, config: ViTConfig, weights: Mapping[str, Tensor]) -> ViT:
     """A new ViT of another shape with copies of these weights, in the mode of the old one."""
     copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
     new = ViT.from_weights(config, copies, source="surgery").train(vit.training)
-    new.preprocessing = vit.preprocessing
+    new.preprocessing, new.history = vit.preprocessing, vit.history
     return new
 
 

@@ -90,6 +90,19 @@ def without_gradients(function: Callable[Arguments, Result]) -> Callable[Argumen
     return in_default_modes(run)
 
 
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models into eval mode, then every one of their modules back into its own."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @no_type_check  # it gives back what it was given, or a copy of that
 def ordinary(value: Value) -> Value:
     """A value without inference tensors, which can't be differentiated: itself, or else a copy.

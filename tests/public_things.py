@@ -1,5 +1,7 @@
 """One of every public result and input object, and whether two of them hold the same."""
 
+import copy
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -62,6 +64,23 @@ def _models() -> dict[str, cv.ViT]:
     return {"dense": _vit(), "small <b>|": cv.prune_heads(_vit(), {0: [0], 1: [1]})}
 
 
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()
+
+
+def _seeing() -> cv.ViT:
+    vit = copy.deepcopy(_vit())
+    vit.preprocessing = made("preprocessing")
+    return vit
+
+
+def _pixels() -> np.ndarray:
+    config = _vit().config
+    shape = (2, config.image_size, config.image_size, config.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def _evaluated(**options: Any) -> cv.Evaluation:
     return cv.evaluate(_models(), *_images(), class_names=["a", "b", "<c>", "d|"], **options)
 
@@ -122,6 +141,13 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "classification": lambda: made("evaluation")["dense"],
     "accuracy": lambda: made("classification").accuracy,
     "advice": lambda: made("evaluation").advice(),
+    "advice within limits": lambda: made("evaluation").advice(max_parameters=1e9),
+    "predictions": lambda: _seeing().predict(_pixels()),
+    "prediction": lambda: _seeing().predict(_pixels()[0]),
+    "onnx model": lambda: cv.OnnxModel(
+        cv.export(_vit(), f"{_folder().name}/m.onnx", dtype=torch.float32)
+    ),
+    "history": lambda: _models()["small <b>|"].history,
     "costs": lambda: cv.measure_costs(_vit().config, batch=1, rounds=3),
     "cost": lambda: made("costs").rows[0],
     "savings": lambda: cv.savings(_vit(), made("circuit"), made("costs")),

@@ -1,11 +1,14 @@
 import copy
 import dataclasses
+import re
 import shlex
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from models import random_images, random_pairs, random_vit, shape
+from PIL import Image
 
 import circuitvit as cv
 from circuitvit.measure import macs, parameters
@@ -165,3 +168,36 @@ def test_nothing_from_outside_is_markup_in_the_card(made, tmp_path):
     assert elements <= {"h2", "strong"}
     assert shown.count(outside) == 5
     assert "a<b>_c_" in shown
+
+
+@pytest.mark.parametrize("level", ["unit", "edge"])
+def test_the_cards_snippet_runs_in_the_saved_folder(made, tmp_path, level, monkeypatch, capsys):
+    dense, circuit, _, _ = made
+    small = cv.compile(dense, circuit, level=level)
+    small.preprocessing = cv.Preprocessing(mean=0.3, std=0.2, crop=0.5, class_names=tuple("ab|<"))
+    small.save_pretrained(tmp_path / "small")
+    path = cv.write_card(tmp_path / "small", small, dense=dense, circuit=circuit, ablation="zero")
+    text = path.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    picture = Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3))
+    picture.save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("this folder, or its name on the hub", "small"), {})
+    assert capsys.readouterr().out.rstrip() == repr(small.predict("picture.png"))
+    assert "resizes the short side to 8 pixels (bicubic), cuts out the middle 4 × 4" in text
+    assert "normalises them (mean 0.3; deviation 0.2). Classes: a, b, \\|, &lt;." in text
+
+
+def test_the_card_says_that_normalisation_is_not_known_and_names_few_classes(made, tmp_path):
+    assert "How its images were normalised is not known" in written(tmp_path, made)
+    small = copy.deepcopy(made[2])
+    small.history = ()
+    text = cv.write_card(
+        tmp_path, small, dense=made[0], circuit=made[1], ablation="zero"
+    ).read_text()
+    assert "What was done to it" not in text
+    many = random_vit(shape(depth=3, classes=30), dtype=torch.float32)
+    many.preprocessing = cv.Preprocessing(class_names=tuple(f"c{n}" for n in range(30)))
+    circuit = cv.Circuit(many.config, made[1].edges)
+    text = cv.write_card(tmp_path, many, dense=many, circuit=circuit, ablation="zero").read_text()
+    assert "c18, c19 and 10 more." in text

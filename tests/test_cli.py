@@ -164,6 +164,17 @@ def test_a_model_is_exported(words, workplace, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [words[0]]
 
 
+def test_a_model_is_exported_in_int8_from_bytes_with_its_figures_beside(workplace, tmp_path):
+    words = ["m.onnx", "--preprocess", "--quantize", "40", "--limit", "60"]
+    done = run("export", workplace / "model", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "INT8" in done.stdout
+    assert "calibrated on 40 training images." in done.stdout
+    model = cv.OnnxModel(tmp_path / "m.onnx")
+    assert model.metadata["output"] == "probabilities"
+    assert json.loads(model.metadata["quantized"])["calibration_images"] == 40
+
+
 def test_circuits_of_more_classes_join_those_in_the_folder(workplace):
     names = ["3", "5", "3 → 8", "8 → 3"]
     pairs = ["--clean", "3", "--corrupt", "8", "--clean", "8", "--corrupt", "3"]

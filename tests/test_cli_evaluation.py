@@ -30,13 +30,15 @@ def runs(tmp_path_factory):
 
 
 def test_models_are_found_below_a_folder_and_called_by_what_tells_them_apart(runs):
-    done = run("evaluate", "--auto-find", "runs", "--output-dir", "out", "--limit", 60, cwd=runs)
+    words = ["--auto-find", "runs", "--output-dir", "out", "--limit", 60]
+    done = run("evaluate", *words, "--max-parameters", "1e6", cwd=runs)
     assert done.returncode == 0, done.stderr
     report = json.loads((runs / "out" / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["tau_0.05", "tau_0.01", "tau_0.1"]
     assert report["baseline"] == "tau_0.05"  # has most MACs
     assert "tau_0.05 against itself" in " ".join(done.stdout.split())
     assert "Accuracy first: tau_0" in done.stdout
+    assert "Asked for: at most 1,000,000 parameters." in done.stdout
     assert "Wrote out: report.json, report.md and figure.html." in done.stdout
     assert (runs / "out" / "figure.html").stat().st_size > 1_000_000
     assert report["class_names"] == [str(digit) for digit in range(10)]
@@ -61,6 +63,12 @@ def foreign_folder(folder):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "resnet", "architectures": ["ResNet"]}')
     save_file({"conv1.weight": torch.zeros(2, 1, 3, 3)}, folder / "model.safetensors")
+
+
+def test_limits_are_checked_before_anything_is_loaded():
+    done = run("evaluate", "nothing", "--min-accuracy", 90)
+    assert done.returncode == 2
+    assert "min_accuracy is 90.0, expected a share of top-1 in 0–1" in done.stderr
 
 
 def test_what_is_met_on_the_way_and_is_no_vit_is_left_out_and_said(tmp_path):

@@ -14,6 +14,7 @@ from test_compiler import circuit_of_units
 from torch import nn
 
 import circuitvit as cv
+from circuitvit.measure import macs, parameters
 
 SINGLE = torch.float32
 TORCHS_OWN = pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
@@ -288,7 +289,7 @@ def known_by_torch(path):
     }
 
 
-FACTS = ["input_size", "circuitvit_version", "fingerprint"]
+FACTS = ["input_size", "circuitvit_version", "fingerprint", "parameters", "macs"]
 READERS = [
     ("model.onnx", known_by_onnxruntime), ("model.onnx", known_by_onnx),
     ("model.pt2", known_by_torch),
@@ -311,6 +312,8 @@ def test_a_file_tells_classes_and_preprocessing(name, read, tmp_path):
     assert json.loads(known["crop_pct"]) == 0.875
     assert known["circuitvit_version"] == cv.__version__
     assert known["fingerprint"] == vit.fingerprint()
+    assert int(known["parameters"]) == parameters(vit)
+    assert int(known["macs"]) == macs(vit, (3, 4, 4))
     said = cv.Preprocessing.from_dict(json.loads(known["preprocessing"]))
     assert said == vit.preprocessing
 
@@ -321,7 +324,7 @@ def test_what_is_not_known_is_not_in_the_file(tmp_path, as_users_call):
     assert set(known) == set(FACTS)
     assert known["fingerprint"] == edge.fingerprint()
     other = known_by_onnxruntime(cv.export(Other(), tmp_path / "model.onnx"))
-    assert set(other) == {"input_size", "circuitvit_version"}
+    assert set(other) == {*FACTS} - {"fingerprint"}
 
 
 @pytest.mark.parametrize("to", ["onnx", "pt2", "timm", "transformers"])

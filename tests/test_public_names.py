@@ -66,7 +66,8 @@ PARAMETERS = {
     "retain_circuit": [],
     "measure": [],
     "evaluate": ["class_names", "baseline", "batches", "rounds", "seed"],
-    "export": ["to", "dtype"],
+    "export": ["to", "dtype", "opset", "preprocess", "quantize"],
+    "OnnxModel": ["path"],
     "train": ["folder", "teacher", "tensorboard", "progress", "log"],
     "write_card": ["dense", "circuit", "ablation", "report", "data", "command"],
 }  # fmt: skip
@@ -105,7 +106,7 @@ def test_the_number_of_pairs_has_one_default():
 
 
 METHODS = {
-    "ViT": ["save_pretrained", "from_pretrained", "forward"],
+    "ViT": ["save_pretrained", "from_pretrained", "forward", "predict", "history"],
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
     "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html", "full"],
     "EdgeScores": ["top", "greedy", "above", "keys", "items", "save", "load"],

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,11 +43,23 @@ def evaluate(
             "--out", "--output-dir", help="Also write report.json, report.md, figure.html."
         ),
     ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(help="Advise models of at most so many milliseconds a batch of 64 only."),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Likewise of at least this top-1, 0 to 1.")
+    ] = None,
+    max_parameters: Annotated[
+        float | None, typer.Option(help="Likewise of at most so many parameters, such as 1e6.")
+    ] = None,
     images: Images,
 ) -> None:
     """Accuracy, calibration, cost and latency of models side by side, and which to deploy."""
     import circuitvit as cv
+    from circuitvit.measure.limits import Limits
 
+    limits = Limits(max_latency, min_accuracy, max_parameters)
     if out is not None:
         check_folder_writable(out)
     sources = [*(model_paths or ()), *(models or ())]
@@ -63,10 +76,10 @@ def evaluate(
     names = test.class_names if len(test.class_names) == loaded[first].config.classes else None
     found = cv.evaluate(ordered, test.images, test.labels, class_names=names, seed=seed)
     show(found.table())
-    for line in str(found.advice()).splitlines():
-        say(line)
     if out is not None:
         say(f"Wrote {found.save(out)}: report.json, report.md and figure.html.")
+    for line in str(found.advice(**asdict(limits))).splitlines():
+        say(line)
 
 
 def _found_below(folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from circuitvit.compiler.neurons import (
     warn_of_other_weights,
 )
 from circuitvit.compiler.program import Program
+from circuitvit.compiler.recorded import compiled_history
 from circuitvit.compiler.sharing import share
 from circuitvit.compiler.verify import verify
 from circuitvit.config import ViTConfig
@@ -145,8 +146,14 @@ def compile(  # noqa: A001
     options = Options(neurons, keep_ratio, multiple, fresh, seed, targets, costs)
     check(vit, circuit, level=level, ablation=ablation, reference=reference, options=options)
     if level == "edge":
-        return _compiled_edges(vit, circuit, ablation, reference)
-    return _compiled_units(vit, circuit, ablation, reference, options)
+        compiled = _compiled_edges(vit, circuit, ablation, reference)
+    else:
+        compiled = _compiled_units(vit, circuit, ablation, reference, options)
+    compiled.history = compiled_history(
+        vit, compiled, circuit,
+        level=level, ablation=ablation, reference=reference, options=options,
+    )  # fmt: skip
+    return compiled
 
 
 def _compiled_units(

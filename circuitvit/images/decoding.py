@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.images.pictures import opened
+from circuitvit.images.pictures import opened, turned
 from circuitvit.images.table import Raw, Table
 from circuitvit.memory import memory_left
 from circuitvit.preprocessing import Interpolation, Resize
@@ -190,6 +190,8 @@ def _opened(raw: Raw) -> "Image":
 
     if isinstance(raw, np.ndarray):
         return Image.fromarray(raw[:, :, 0] if raw.shape[2] == 1 else raw)
+    if raw and raw.get("image") is not None:
+        return turned(raw["image"])
     data, path = (raw.get("bytes"), raw.get("path")) if raw else (None, None)
     if data is None and path is None:
         raise ValueError("there is no picture")

@@ -101,7 +101,7 @@ def opened(file: Any) -> "Image":
             more pixels than a picture has.
         Exception: some dozen other types, by Pillow's formats, at broken files.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     picture_endings()  # loads the formats
     known = [name for name in Image.OPEN if name not in _NO_PICTURES]
@@ -115,9 +115,15 @@ def opened(file: Any) -> "Image":
     _check_size(image, file)
     image.load()
     _check_size(image, file)  # an icon's file holds pictures of sizes that it doesn't tell before
-    if image.getexif().get(0x0112) is not None:  # Orientation
-        image = ImageOps.exif_transpose(image)
-    return image
+    return turned(image)
+
+
+def turned(image: "Image") -> "Image":
+    """The picture turned as its camera was held; itself where it says nothing of that."""
+    from PIL import ImageOps
+
+    oriented = image.getexif().get(0x0112) is not None  # Orientation
+    return ImageOps.exif_transpose(image) if oriented else image
 
 
 def _check_size(image: "Image", file: Any) -> None:

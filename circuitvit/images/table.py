@@ -19,8 +19,8 @@ _IMAGE_NAMES = ("image", "img", "images")
 _LONG = 400
 
 Raw = Mapping[str, Any] | np.ndarray | None
-"""A picture as stored: its file as `bytes`, else its `path`; or bytes or floats in [0, 1],
-[height width channel]; None where there is none."""
+"""A picture as stored: its file as `bytes`, else its `path`, or Pillow's own as `image`; or bytes
+or floats in [0, 1], [height width channel]; None where there is none."""
 
 Read = Callable[[np.ndarray], Sequence[Raw]]
 """From positions in a split to its pictures."""

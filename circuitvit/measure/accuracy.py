@@ -1,7 +1,5 @@
 """How well a classifier does on labelled images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.precision import HALF
-from circuitvit.torch_modes import in_default_modes
+from circuitvit.torch_modes import evaluating, in_default_modes
 
 IMAGES_AT_ONCE = 256
 NO_IMAGES = "there are no images to look at. Give at least one."
@@ -104,19 +102,6 @@ def as_computed(images: Tensor, model: nn.Module) -> Tensor:
     """The images in the model's precision where either is half, so that models stand together."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
     return images.to(dtype) if {dtype, images.dtype} & {*HALF} else images
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models into eval mode, then every one of their modules back into its own."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def checked_labels(labels: object, images: object) -> Int[Tensor, " image"]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from circuitvit.errors import CircuitError
 from circuitvit.html.escaping import markdown_text
+from circuitvit.measure.limits import Limits, doubts, misses, within
 
 if TYPE_CHECKING:
     from circuitvit.measure.evaluation import Evaluation
@@ -43,11 +44,13 @@ class Advice:
 
     Attributes:
         recommendations: for accuracy first, balanced and latency first.
-        left_out: sentences about the models that another dominates.
+        left_out: sentences about the models that another dominates, or that miss a limit.
+        limits: which limits were asked for, in words; empty without any.
     """
 
     recommendations: tuple[Recommendation, ...]
     left_out: tuple[str, ...]
+    limits: str = ""
 
     def __getitem__(self, aim: str) -> Recommendation:
         return next(one for one in self.recommendations if one.aim == aim)
@@ -58,69 +61,86 @@ class Advice:
             f"- **{one.aim}: {markdown_text(one.model)}.** {markdown_text(' '.join(one.reasons))}"
             for one in self.recommendations
         ]  # fmt: skip
-        return [*told, *(f"- {markdown_text(text)}" for text in self.left_out), f"- {SAME_IMAGES}"]
+        return [*told, *(f"- {markdown_text(text)}" for text in self._notes())]
 
     def __str__(self) -> str:
         told = [
             f"- {one.aim}: {one.model}. {' '.join(one.reasons)}" for one in self.recommendations
         ]
-        return "\n".join([*told, *(f"- {text}" for text in self.left_out), f"- {SAME_IMAGES}"])
+        return "\n".join([*told, *(f"- {text}" for text in self._notes())])
+
+    def _notes(self) -> list[str]:
+        asked = [f"Asked for: {self.limits}."] if self.limits else []
+        return [*asked, *self.left_out, SAME_IMAGES]
 
 
-def advise(found: "Evaluation", *, give: float) -> Advice:
-    """The model for each aim among those that are not dominated.
+def advise(found: "Evaluation", *, give: float, limits: Limits) -> Advice:
+    """The model for each aim among those within the limits that none of these dominates.
 
     Accuracy first is the highest top-1, or one that costs less, loses at most `give` of it and is
-    not told apart from it; latency first the lowest cost; balanced the lowest cost among those that
-    lose at most `give`. Of models not told apart in cost from the lowest, the most accurate.
+    not told apart from it. Balanced is the lowest cost among those that lose at most `give`; of
+    models not told apart in cost from the lowest, the most accurate. Latency first is the lowest
+    cost; only where that is not accurate enough (`min_accuracy`, or without it `give` less than the
+    most accurate of those not told apart from it in cost) is it the most accurate of these.
 
     Raises:
-        CircuitError: `give` is not in 0–1.
+        CircuitError: `give` is not in 0–1, or no model is within the limits.
     """
     if not 0 <= give <= 1:
         raise CircuitError(
             f"give is {give}, expected a share of top-1 in 0–1, such as 0.02 for 2 points."
         )
-    front = found.pareto()
+    pool = within(found, limits)
+    front = sorted((n for n in pool if not {*found.dominators(n)} & {*pool}), key=found.cost)
     best = max(front, key=found.top1)
     near = [name for name in front if found.top1(name) >= found.top1(best) - give]
     tied = [name for name in near if found.difference(best, name).low <= 0 or name == best]
-    accurate, balanced, fast = (_quick(found, among) for among in (tied, near, front))
+    accurate, balanced = (_quick(found, among) for among in (tied, near))
+    fast, alike = front[0], _quick(found, front)
+    enough = found.top1(alike) - give if limits.min_accuracy is None else limits.min_accuracy
+    fast = fast if found.top1(fast) >= enough else alike
     chosen = (
-        ("Accuracy first", accurate, _why_accurate(found, accurate, best, give)),
+        ("Accuracy first", accurate, _why_accurate(found, accurate, best, pool, give)),
         ("Balanced", balanced, _why_balanced(found, balanced, best, near, give)),
         (
             "Latency first" if found.batch is not None else "GFLOPs first",
             fast,
-            _why_fast(found, fast, front[0], best),
+            _why_fast(found, fast, front[0], best, alike),
         ),
     )
+
+    def recommended(aim: str, name: str, why: list[str]) -> Recommendation:
+        reasons = [*why, *doubts(found, name, limits), *_warnings(found, name)]
+        return Recommendation(aim, name, tuple(reasons))
+
     return Advice(
-        tuple(
-            Recommendation(aim, name, (*why, *_warnings(found, name))) for aim, name, why in chosen
-        ),
-        _left_out(found),
+        tuple(recommended(*each) for each in chosen),
+        _left_out(found, pool, front, limits),
+        limits.told(found.batch),
     )
 
 
 def _quick(found: "Evaluation", among: Sequence[str]) -> str:
     """The most accurate of those not told apart in speed from the quickest of these."""
     quickest = min(among, key=found.cost)
-    return max((n for n in among if not _is_faster(found, quickest, n)), key=found.top1)
+    return max((n for n in among if not found.is_faster(quickest, n)), key=found.top1)
 
 
-def _why_accurate(found: "Evaluation", name: str, best: str, give: float) -> list[str]:
+def _why_accurate(
+    found: "Evaluation", name: str, best: str, pool: Sequence[str], give: float
+) -> list[str]:
     lead = f"Top-1 {_shares(found, name)}"
-    others = [other for other in found.names if other != best]
+    others = [other for other in pool if other != best]
     if not others:
-        return [f"{lead}; it is the only model, so there is nothing to choose from."]
+        only = "model" if len(found.names) == 1 else "one within the limits"
+        return [f"{lead}; it is the only {only}, so there is nothing to choose from."]
     if name != best:
         return [
             f"{lead}. {best} has the highest, {found.top1(best):z.1%}, but {name} is not told "
             f"apart from it in top-1: {_gap(found, best, name)}; and it takes "
             f"{_times(found, name, best)}."
         ]
-    why = [f"{lead}, the highest of {len(found.names)} on these images."]
+    why = [f"{lead}, the highest of {len(pool)} on these images."]
     alike = [other for other in others if found.difference(best, other).low <= 0]
     if not alike:
         return [*why, "Every other model is behind by more than chance explains (95%)."]
@@ -152,7 +172,7 @@ def _why_balanced(
     ]
 
 
-def _why_fast(found: "Evaluation", name: str, quickest: str, best: str) -> list[str]:
+def _why_fast(found: "Evaluation", name: str, quickest: str, best: str, alike: str) -> list[str]:
     if found.batch is None:
         why = [f"{found.gflops(name):z.4g} GFLOPs an image, the least; no time was measured."]
     else:
@@ -168,6 +188,11 @@ def _why_fast(found: "Evaluation", name: str, quickest: str, best: str) -> list[
             f"Against {best} it takes {_times(found, name, best)} and loses {_points(gap)} of "
             "top-1."
         )
+    if alike not in (name, best):
+        why.append(
+            f"{alike} is not told apart from it in speed and has "
+            f"{_points(found.top1(alike) - found.top1(name))} more of top-1."
+        )
     return why
 
 
@@ -175,9 +200,13 @@ def _tie(found: "Evaluation", name: str, quickest: str) -> list[str]:
     """Why not the quickest, if it is another."""
     if name == quickest:
         return []
+    how = "their 95% intervals overlap"
+    if found.has_rounds:
+        ratio = found.ratio(quickest, name)
+        how = f"{ratio.low:z.0%} to {ratio.high:z.0%} of its time, 95%, paired over rounds"
     return [
         f"{quickest} took {found.cost(quickest):z.3g} ms against {found.cost(name):z.3g}, but is "
-        f"not told apart in speed (their 95% intervals overlap), and has "
+        f"not told apart in speed ({how}), and has "
         f"{_points(found.top1(name) - found.top1(quickest))} less of top-1."
     ]
 
@@ -214,23 +243,23 @@ def _warnings(found: "Evaluation", name: str) -> list[str]:
     ]
 
 
-def _left_out(found: "Evaluation") -> tuple[str, ...]:
+def _left_out(
+    found: "Evaluation", pool: Sequence[str], front: Sequence[str], limits: Limits
+) -> tuple[str, ...]:
     unit = "latency" if found.batch is not None else "GFLOPs"
     said = []
     for name in found.names:
-        over = found.dominators(name)
-        if over:
-            front = [other for other in found.pareto() if other in over]
+        over = {*found.dominators(name)}
+        ahead = [other for other in front if other in over]
+        if name not in pool:
+            said.append(f"{name} is left out: {misses(found, name, limits)}.")
+        elif name not in front:
             said.append(
-                f"{name} is left out: {front[0]} is at least as good in both top-1 and {unit}, "
-                "and better in one."
+                f"{name} is left out: {ahead[0]} is at least as good in both top-1 and {unit}, "
+                f"and better in one: {_gap(found, ahead[0], name)}; "
+                f"{_times(found, ahead[0], name)}."
             )
     return tuple(said)
-
-
-def _is_faster(found: "Evaluation", name: str, other: str) -> bool:
-    """Whether the intervals of their time against the baseline's don't even touch."""
-    return found.ratio(name).high < found.ratio(other).low
 
 
 def _least(found: "Evaluation") -> str:
@@ -238,6 +267,9 @@ def _least(found: "Evaluation") -> str:
 
 
 def _times(found: "Evaluation", name: str, other: str) -> str:
+    if found.has_rounds:
+        ratio = found.ratio(name, other)
+        return f"{ratio.value:z.0%} of its time ({ratio.low:z.0%} to {ratio.high:z.0%})"
     share = found.cost(name) / found.cost(other) if found.cost(other) else 1.0
     return f"{share:z.0%} of its {'time' if found.batch is not None else 'GFLOPs'}"
 

@@ -17,12 +17,20 @@ from circuitvit.vit import ViT
 
 def parameters(model: nn.Module) -> int:
     """Number of parameters, constants of removed units included."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    told = getattr(model, "parameter_count", None)  # an ONNX model holds none itself
+    return (
+        told
+        if isinstance(told, int)
+        else sum(parameter.numel() for parameter in model.parameters())
+    )
 
 
 def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates for one image of shape [channel height width]."""
     model = uncompiled(model)
+    told = getattr(model, "mac_count", None)
+    if isinstance(told, int):
+        return told
     return vit_macs(model.config) if isinstance(model, ViT) else counted_macs(model, image_shape)
 
 

@@ -23,7 +23,8 @@ from circuitvit.measure.classification import RESAMPLES, Classification, classif
 from circuitvit.measure.evaluation_file import plain_evaluation, read_evaluation
 from circuitvit.measure.evaluation_text import cells, evaluation_markdown
 from circuitvit.measure.fitting import checked_batches, checked_class_names, checked_fit
-from circuitvit.measure.latency import NULL
+from circuitvit.measure.latency import NULL, paired_ratio
+from circuitvit.measure.limits import Limits
 from circuitvit.measure.report import Report, checked_baseline, side_by_side
 from circuitvit.progress import progress
 from circuitvit.records import EVALUATION
@@ -132,29 +133,76 @@ class Evaluation:
         right = np.stack([self.classified[name].right for name in self.names]).astype(float)
         return resampled_means(right, resamples=RESAMPLES, seed=self.seed)
 
-    def ratio(self, name: str) -> Estimate:
-        """Time as a share of the baseline's, with its 95% interval; of MACs if none was timed.
+    def ratio(self, name: str, other: str | None = None) -> Estimate:
+        """Time as a share of another model's, with its 95% interval; of MACs if none was timed.
 
-        The baseline's own interval is that of it against itself.
+        Any two models are paired round by round. Evaluations of older versions kept no rounds:
+        theirs is the quotient of the two ratios to the baseline, with the widest interval that
+        these allow. A baseline's own ratio is 1, with the interval of it against itself.
+
+        Args:
+            name: the model.
+            other: what it is compared with; by default the baseline.
         """
+        base = self.report.baseline
+        other = base if other is None else other
         if self.batch is None:
-            value = self.report[name].macs / max(1, self.report[self.report.baseline].macs)
+            value = self.report[name].macs / max(1, self.report[other].macs)
             return Estimate(value, value, value)
-        own = name == self.report.baseline
-        item = self.report.null[self.batch] if own else self.report[name].latency[self.batch]
-        value = 1.0 if own else item.ratio
-        return Estimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
+        if base == other:
+            own = name == base
+            item = self.report.null[self.batch] if own else self.report[name].latency[self.batch]
+            value = 1.0 if own else item.ratio
+            return Estimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
+        if self.has_rounds:
+            mine, theirs = (self.report[n].latency[self.batch].rounds_ms for n in (name, other))
+            return paired_ratio(mine, theirs, seed=self.seed)
+        one, two = self.ratio(name), self.ratio(other)
+        return Estimate(one.value / two.value, one.low / two.high, one.high / two.low)
 
-    def advice(self, *, give: float = GIVE) -> Advice:
-        """Which model to deploy, and why; never one that is dominated.
+    @property
+    def has_rounds(self) -> bool:
+        """Whether the time of every round is known, so that any two models can be paired."""
+        if self.batch is None:
+            return False
+        return all(row.latency[self.batch].rounds_ms for row in self.report.rows)
+
+    def is_faster(self, name: str, other: str) -> bool:
+        """Whether one model is shown to cost less than another.
+
+        Without times, fewer MACs. With them, the 95% interval of the ratio of the two, paired round
+        by round, has to end below what the baseline claims against itself; in evaluations of older
+        versions, their two intervals against the baseline may not touch.
+        """
+        if not self.has_rounds or self.batch is None:
+            return self.ratio(name).high < self.ratio(other).low
+        return self.ratio(name, other).high < min(1.0, self.report.null[self.batch].ratio_low)
+
+    def advice(
+        self,
+        *,
+        give: float = GIVE,
+        max_latency: float | int | None = None,
+        min_accuracy: float | int | None = None,
+        max_parameters: float | int | None = None,
+    ) -> Advice:
+        """Which model to deploy, and why; never one that another within the limits dominates.
+
+        Candidates are compared with each other: top-1 image by image, time round by round.
 
         Args:
             give: how much top-1 (0–1) the balanced choice may lose against the most accurate.
+            max_latency: milliseconds for a batch of `batch` images, > 0, as `cost` tells them;
+                evaluate with `batches=(1,)` for a limit on single images.
+            min_accuracy: top-1 on these images, 0–1.
+            max_parameters: how many the model may have, ≥ 1.
 
         Raises:
-            CircuitError: `give` is not in 0–1.
+            CircuitError: a limit is out of range, `max_latency` is given and nothing was timed, or
+                no model is within all limits; the nearest one is named.
         """
-        return advise(self, give=give)
+        limits = Limits(max_latency, min_accuracy, max_parameters)
+        return advise(self, give=give, limits=limits)
 
     def table(self) -> list[list[str]]:
         """Header and rows as text, one a model."""
@@ -237,6 +285,8 @@ class Evaluation:
             found = cls(**fields)
             found.markdown()  # what can't be shown doesn't fit together
             own = plain_json(plain_evaluation(found, single_images=True))
+        if not found.has_rounds:  # an older version may have worded it otherwise
+            own.pop("advice")
         warn_of_altered(EVALUATION.place(path), body, own)
         return found
 

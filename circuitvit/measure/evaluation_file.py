@@ -104,6 +104,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         report = Report(
             tuple(row for row, _ in rows), file.baseline, file.null, file.machine
         )  # fmt: skip
+        _check_rounds(report)
         check(surplus)
         warn_of_surplus(place, surplus)
         return body, {
@@ -113,6 +114,17 @@ def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
             "batch": file.batch,
             "seed": file.seed,
         }
+
+
+def _check_rounds(report: Report) -> None:
+    """Refuse times that can't be paired round by round."""
+    for batch in report.null:
+        rounds = [row.latency[batch].rounds_ms for row in report.rows]
+        uneven = len({len(each) for each in rounds}) > 1
+        if uneven or any(ms <= 0 for each in rounds for ms in each):
+            raise UnfitError(
+                f"rounds_ms of batch {batch} are not as many times above 0 for each model."
+            )
 
 
 def _rows(file: _File, surplus: list[str]) -> Iterator[tuple[Row, Classification]]:

@@ -6,9 +6,10 @@ shows what the noise alone would claim.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
 from circuitvit.measure.accuracy import as_computed, evaluating
+from circuitvit.measure.bootstrap import Estimate
 from circuitvit.torch_modes import in_default_modes
 
 NULL = "null"
@@ -38,6 +40,8 @@ class Latency:
         ratio_low: lower end of its 95% bootstrap confidence interval.
         ratio_high: upper end.
         peak_bytes: peak memory during a batch, on CUDA; None elsewhere.
+        rounds_ms: the time of a batch in each round, in milliseconds; models that were timed
+            together have the same rounds, so any two can be paired. Empty in older files.
     """
 
     batch: int
@@ -48,6 +52,9 @@ class Latency:
     ratio_low: float
     ratio_high: float
     peak_bytes: int | None
+    rounds_ms: tuple[float, ...] = ()
+
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"rounds_ms"})
 
 
 @in_default_modes
@@ -155,19 +162,31 @@ def _summary(
     peak_bytes: int | None,
     seed: int,
 ) -> Latency:
-    ratios = mine / baseline
-    low, high = bootstrap_interval(ratios, seed=seed)
+    against = paired_ratio(mine.tolist(), baseline.tolist(), seed=seed)
     quarters = np.percentile(mine, [25, 75])
     return Latency(
         batch=batch,
         median_ms=1e3 * float(np.median(mine)),
         iqr_ms=1e3 * float(quarters[1] - quarters[0]),
         first_ms=first_ms,
-        ratio=float(np.median(ratios)),
-        ratio_low=low,
-        ratio_high=high,
+        ratio=against.value,
+        ratio_low=against.low,
+        ratio_high=against.high,
         peak_bytes=peak_bytes,
+        rounds_ms=tuple((1e3 * mine).tolist()),
     )
+
+
+def paired_ratio(mine: Sequence[float], theirs: Sequence[float], *, seed: int) -> Estimate:
+    """The median of one model's time ÷ another's over the rounds that both were timed in.
+
+    Args:
+        mine: the time in each round.
+        theirs: the other's, of the same rounds.
+        seed: draws the bootstrap samples of its 95% interval.
+    """
+    ratios = np.asarray(mine, dtype=float) / np.asarray(theirs, dtype=float)
+    return Estimate(float(np.median(ratios)), *bootstrap_interval(ratios, seed=seed))
 
 
 def bootstrap_interval(

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from circuitvit.classifier import Classifier
 from circuitvit.config import MOST
 from circuitvit.errors import CircuitError
 from circuitvit.files import readable_path
@@ -77,7 +78,7 @@ class _Adapted(nn.Module):
         return write + self.adapter(write)
 
 
-class AdaptedViT(nn.Module):
+class AdaptedViT(nn.Module, Classifier):
     """A copy of a ViT with an adapter in it: from images to logits. It can't be folded into a ViT.
 
     Args:

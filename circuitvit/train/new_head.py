@@ -9,6 +9,7 @@ from torch import nn
 
 from circuitvit.checks import check_vit, whole
 from circuitvit.errors import CircuitError
+from circuitvit.history import after
 from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
@@ -42,6 +43,7 @@ def with_new_head(
     weights = vit.state_dict() | {name: value.to(vit.positions) for name, value in head.items()}
     made = copy.deepcopy(ViT.from_weights(config, weights, source="this model"))
     made.preprocessing = seen
+    made.history = after(vit.history, "given a new head", {"classes": count, "seed": seed}, None)
     return made.train(vit.training)
 
 

@@ -35,6 +35,7 @@ from circuitvit.train.gradient_flow import GradientFlow
 from circuitvit.train.learning import adamw, learning
 from circuitvit.train.readiness import carried, check, run_of
 from circuitvit.train.recipe import Recipe
+from circuitvit.train.recorded import with_history
 from circuitvit.train.result import AnyViT, Model, Training
 from circuitvit.train.stopping import best_epoch, is_over
 from circuitvit.train.tensorboard import curves_in
@@ -106,7 +107,8 @@ def train(
             checkpoint.check_run(run, path)
             loop.restore(checkpoint)
         loop.run(tensorboard, run, path, show=show)
-    return loop.result(next(vit.parameters()).device)
+    result = loop.result(next(vit.parameters()).device)
+    return with_history(result, vit, run, recipe, teacher)
 
 
 class _Loop:

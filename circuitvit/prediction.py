@@ -1,0 +1,298 @@
+"""What a model sees in pictures: its best classes, with their probabilities.
+
+Pictures are read as `load_splits` reads them: turned as their camera was held, made grey or RGB,
+resized, cropped to their middle and normalised as the model's preprocessing says.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, no_type_check, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.errors import CircuitError, in_short, printable, warn
+from circuitvit.html.tables import html_table
+from circuitvit.images.asking import Asked, asked_for
+from circuitvit.images.decoding import decode
+from circuitvit.images.table import Raw, Table
+from circuitvit.images.tensors import is_whole
+from circuitvit.preprocessing import Preprocessing, fitting
+from circuitvit.torch_modes import evaluating, without_gradients
+
+DECODED_AT_ONCE = 256
+SHOWN = 20
+"""Pictures in a representation."""
+_CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction(Sequence[tuple[str, float]]):
+    """What a model sees in one picture; a sequence of (class name, probability), best first.
+
+    Attributes:
+        picture: its path, or `picture 3`, counted from 0.
+        labels: names of the best classes; their numbers as text, where the model knows no names.
+        probabilities: of these classes, 0–1; those of all the model's classes add up to 1.
+        classes: their places among the logits.
+    """
+
+    picture: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    classes: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The best class."""
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        """Of the best class."""
+        return self.probabilities[0]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(zip(self.labels, self.probabilities, strict=True))[place]
+
+    def __repr__(self) -> str:
+        told = (f"{printable(name)} {share:z.1%}" for name, share in self)
+        return f"{printable(self.picture)}: {', '.join(told)}"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, f"{share:z.1%}"] for name, share in self]
+        return html_table([[self.picture, "probability"], *rows])
+
+
+@dataclass(frozen=True, repr=False)
+class Predictions(Sequence[Prediction]):
+    """What a model sees in several pictures, in the order given.
+
+    Attributes:
+        each: one a picture.
+    """
+
+    each: tuple[Prediction, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The best class of each picture."""
+        return tuple(one.label for one in self.each)
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Of the best class of each picture."""
+        return tuple(one.probability for one in self.each)
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    @overload
+    def __getitem__(self, place: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Predictions": ...
+    def __getitem__(self, place: int | slice) -> "Prediction | Predictions":
+        return Predictions(self.each[place]) if isinstance(place, slice) else self.each[place]
+
+    def table(self) -> list[list[str]]:
+        """Header and rows as text, one a picture."""
+        most = max((len(one) for one in self.each), default=0)
+        header = ["picture", *(f"{number}." for number in range(1, most + 1))]
+        cells = ([f"{name} {share:z.1%}" for name, share in one] for one in self.each)
+        names = (one.picture for one in self.each)
+        return [header, *([name, *row] for name, row in zip(names, cells, strict=True))]
+
+    def __repr__(self) -> str:
+        more = len(self.each) - SHOWN
+        lines = [repr(one) for one in self.each[:SHOWN]]
+        return "\n".join([*lines, *([f"… and {more} more pictures"] if more > 0 else [])])
+
+    def _repr_html_(self) -> str:
+        more = len(self.each) - SHOWN
+        note = f"<p>… and {more} more pictures</p>" if more > 0 else ""
+        return html_table(Predictions(self.each[:SHOWN]).table()) + note
+
+
+@no_type_check  # it checks its own input, with words for people
+@without_gradients
+def predict(
+    model: Any,
+    pictures: Any,
+    *,
+    top: int = 5,
+    batch: int = 64,
+    pixel_range: tuple[float, float] | None = None,
+    workers: int = 0,
+) -> Prediction | Predictions:
+    """The best classes of pictures; `ViT.predict` tells of the arguments.
+
+    Args:
+        model: a module from images to logits with `config` and `preprocessing`; it is left as it
+            is.
+        pictures: one or several.
+        top: how many classes of each.
+        batch: images at once.
+        pixel_range: black and white of deep pictures.
+        workers: threads that decode.
+
+    Raises:
+        CircuitError: a picture can't be read, or an argument is out of range; all such are named.
+    """
+    single, listed = _listed(pictures)
+    raws, problems = _raws(listed)
+    for name, value, least in (("top", top, 1), ("batch", batch, 1), ("workers", workers, 0)):
+        if not is_whole(value) or value < least:
+            problems.append(f"{name} is {in_short(value)}, expected a whole number ≥ {least}")
+    known = _known(model)
+    asked = asked_for(model, known or Preprocessing(), None, None, pixel_range)
+    if problems := [*problems, *asked.problems]:
+        raise CircuitError("these pictures can't be classified: " + "; ".join(problems) + ".")
+    names = known and known.class_names
+    found: list[Prediction] = []
+    for start in range(0, len(raws), DECODED_AT_ONCE):
+        images = _images(raws[start : start + DECODED_AT_ONCE], start, asked, workers)
+        best = _probabilities(model, images, batch).topk(min(top, model.config.classes))
+        for place, (shares, classes) in enumerate(
+            zip(best.values.tolist(), best.indices.tolist(), strict=True), start
+        ):
+            labels = tuple(names[c] if names else str(c) for c in classes)
+            title = _title(listed[place], place)
+            found.append(Prediction(title, labels, tuple(shares), tuple(classes)))
+    return found[0] if single else Predictions(tuple(found))
+
+
+def _known(model: Any) -> Preprocessing | None:
+    """The model's preprocessing, as far as it fits; it warns of what is guessed or left out."""
+    known, gone = fitting(model.preprocessing, classes=model.config.classes)
+    for note in gone:
+        warn(f"the model: {note}. Classes are told by number.")
+    if known is None:
+        warn(
+            "how this model's images were normalised is not known; mean and std 0.5 are taken. "
+            "Assign cv.Preprocessing(mean=…, std=…, class_names=…) to vit.preprocessing."
+        )
+    return known
+
+
+def _listed(pictures: Any) -> tuple[bool, list[Any]]:
+    """The pictures, and whether it is a single one.
+
+    Raises:
+        CircuitError: there are none, or they are a tensor.
+    """
+    if isinstance(pictures, Tensor | Mapping):
+        raise CircuitError(
+            f"pictures are a {type(pictures).__name__}, expected paths, PIL images or uint8 arrays "
+            "[height width channel], one or a list. Images that are normalised go to vit(images)."
+        )
+    if isinstance(pictures, np.ndarray):
+        several = pictures.ndim == 4
+    else:
+        several = isinstance(pictures, Iterable) and not isinstance(
+            pictures, str | bytes | os.PathLike
+        )
+    listed = list(pictures) if several else [pictures]
+    if not listed:
+        raise CircuitError("there are no pictures. Give at least one.")
+    return not several, listed
+
+
+def _raws(pictures: Sequence[Any]) -> tuple[list[Raw], list[str]]:
+    """The pictures as they are decoded, and what is wrong with them."""
+    raws, problems = [], []
+    for place, picture in enumerate(pictures):
+        raw = _raw(picture)
+        if isinstance(raw, str):
+            problems.append(f"{_title(picture, place)} {raw}")
+        else:
+            raws.append(raw)
+    return raws, problems
+
+
+def _raw(picture: Any) -> Raw | str:
+    """A picture as it is decoded, or what is wrong with it."""
+    from PIL import Image
+
+    if isinstance(picture, str | os.PathLike):
+        path = os.path.expanduser(os.fspath(picture))
+        if "://" in str(path):
+            return "is a URL, and nothing is downloaded; fetch it first and give its path"
+        if os.path.isdir(path):
+            return "is a folder; give its files, such as sorted(Path(folder).glob('*.png'))"
+        return {"path": os.fsdecode(path), "bytes": None}
+    if isinstance(picture, bytes):
+        return {"path": None, "bytes": picture}
+    if isinstance(picture, Image.Image):
+        return {"path": None, "bytes": None, "image": picture}
+    if isinstance(picture, np.ndarray):
+        return _array(picture)
+    return f"is a {type(picture).__name__}, expected a path, a PIL image or an array of uint8"
+
+
+def _array(array: np.ndarray) -> np.ndarray | str:
+    """Bytes [height width channel], or what is wrong with them."""
+    shaped = array[:, :, None] if array.ndim == 2 else array
+    if shaped.ndim != 3 or shaped.shape[2] not in _CHANNELS or not shaped.size:
+        return (
+            f"has the shape {array.shape}, expected [height width] or [height width channel] with "
+            "1, 3 or 4 channels; array.transpose(1, 2, 0) puts channels last"
+        )
+    if array.dtype != np.uint8:
+        return (
+            f"is an array of {array.dtype}, expected uint8, 0 to 255; (255 * array).astype('uint8')"
+            " makes it of floats in [0, 1]"
+        )
+    return shaped
+
+
+def _title(picture: Any, place: int) -> str:
+    named = isinstance(picture, str | os.PathLike)
+    return os.fsdecode(os.fspath(picture)) if named else f"picture {place}"
+
+
+def _images(
+    raws: Sequence[Raw], start: int, asked: Asked, workers: int
+) -> Float[Tensor, "image channel height width"]:
+    """Pictures as the model looks at them.
+
+    Raises:
+        CircuitError: some can't be read.
+    """
+
+    def read(places: np.ndarray) -> list[Raw]:
+        return [raws[place - start] for place in places]
+
+    count = start + len(raws)
+    table = Table(np.zeros(count, dtype=np.int64), ("",), {"given": (count, read)})
+    places = np.arange(start, count)
+    found = decode(table, places, asked.look(table), workers=workers, what="pictures")
+    if found.skipped:
+        raise CircuitError(
+            f"{len(found.skipped)} of {len(raws)} pictures can't be read: "
+            f"{'; '.join(map(_short, found.skipped[:3]))}. Leave them out."
+        )
+    return asked.normalised(found.pixels)
+
+
+def _short(line: str) -> str:
+    return printable(line, most=400)
+
+
+def _probabilities(model: nn.Module, images: Tensor, batch: int) -> Float[Tensor, "image class"]:
+    """Softmax of the logits of all images, on the CPU in double precision."""
+    weights = next(model.parameters(), torch.zeros(()))  # an ONNX model has none
+    with evaluating(model), torch.inference_mode():
+        chunks = [model(part.to(weights)).double().cpu() for part in images.split(batch)]
+    logits = torch.cat(chunks)
+    if not bool(torch.isfinite(logits).all()):
+        raise CircuitError(
+            "the logits hold NaN or infinity. Look at the model's weights and at its "
+            "preprocessing's mean and std."
+        )
+    return logits.softmax(dim=1)
