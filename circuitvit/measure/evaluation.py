@@ -18,7 +18,7 @@ from circuitvit.html.panels import Panelled, panels
 from circuitvit.html.tables import html_table
 from circuitvit.measure.accuracy import all_logits, checked_labels
 from circuitvit.measure.advice import GIVE, Advice, advise
-from circuitvit.measure.bootstrap import Estimate, resampled_means
+from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
 from circuitvit.measure.classification import RESAMPLES, Classification, classification
 from circuitvit.measure.evaluation_file import plain_evaluation, read_evaluation
 from circuitvit.measure.evaluation_text import cells, evaluation_markdown
@@ -122,28 +122,28 @@ class Evaluation:
         """
         return tuple(sorted((n for n in self.names if not self.dominators(n)), key=self.cost))
 
-    def difference(self, name: str, other: str) -> Estimate:
+    def difference(self, name: str, other: str) -> KnownEstimate:
         """Top-1 of one model minus another's, with its 95% interval, paired over images."""
         rows = self._samples[:, self.names.index(name)], self._samples[:, self.names.index(other)]
-        return Estimate.of(self.top1(name) - self.top1(other), rows[0] - rows[1])
+        return KnownEstimate.of(self.top1(name) - self.top1(other), rows[0] - rows[1])
 
     @cached_property
     def _samples(self) -> Float[np.ndarray, "resample model"]:
         right = np.stack([self.classified[name].right for name in self.names]).astype(float)
         return resampled_means(right, resamples=RESAMPLES, seed=self.seed)
 
-    def ratio(self, name: str) -> Estimate:
+    def ratio(self, name: str) -> KnownEstimate:
         """Time as a share of the baseline's, with its 95% interval; of MACs if none was timed.
 
         The baseline's own interval is that of it against itself.
         """
         if self.batch is None:
             value = self.report[name].macs / max(1, self.report[self.report.baseline].macs)
-            return Estimate(value, value, value)
+            return KnownEstimate(value, value, value)
         own = name == self.report.baseline
         item = self.report.null[self.batch] if own else self.report[name].latency[self.batch]
         value = 1.0 if own else item.ratio
-        return Estimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
+        return KnownEstimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
 
     def advice(self, *, give: float = GIVE) -> Advice:
         """Which model to deploy, and why; never one that is dominated.
