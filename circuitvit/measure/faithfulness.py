@@ -38,7 +38,7 @@ def faithfulness(
 
     Raises:
         CircuitError: the 95% interval of m(full) − m(∅) over the pairs holds 0, or it is less than
-            2 standard errors, so that the ratio means nothing; or the input doesn't fit together.
+            1.5 standard errors, so that the ratio means nothing; or the input doesn't fit.
     """
     check_vit(vit)
     check_circuit(vit, circuit)

@@ -16,9 +16,9 @@ from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
 
 RESAMPLES = 1000
 """Those that decide whether f is defined: the same for every function, whatever it was asked."""
-STANDARD_ERRORS = 2.0
-"""A denominator must be at least so many of its standard errors: with few images the bootstrap
-alone takes it for surer than it is."""
+LEAST_ERRORS = 1.5
+"""A denominator must be at least so many of its standard errors. One or two images that make up all
+of a difference of one sign (1 or √2 standard errors) leave an interval without 0."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Outcome:
             return True
         if len(values) < 2:  # one image tells nothing of the error
             return False
-        error = float(values.std(ddof=1)) / len(values) ** 0.5
-        return abs(gap.value) < STANDARD_ERRORS * error
+        return abs(gap.value) < LEAST_ERRORS * float(values.std(ddof=1)) / len(values) ** 0.5
 
     def refuse_undefined(self) -> None:
         """Refuse to go on without a denominator.
