@@ -185,8 +185,12 @@ def compile(  # noqa: A001
     circuit: Annotated[Path, typer.Argument(help="A circuit of this model.")],
     out: Annotated[Path, typer.Argument(help="The folder for the smaller model.")],
     ablation: Annotated[
-        Constant, typer.Option(help="What removed units write: nothing, or their mean.")
-    ] = Constant.zero,
+        Constant | None,
+        typer.Option(
+            help="What removed units write: nothing, or their mean. By default mean for a circuit "
+            "found under it, else zero."
+        ),
+    ] = None,
     level: Annotated[
         CompileLevel,
         typer.Option(help="unit: the circuit's heads and MLPs; edge: the very edges."),
@@ -209,18 +213,21 @@ def compile(  # noqa: A001
 ) -> None:
     """Make the smaller model that computes the circuit, with its model card."""
     import circuitvit as cv
+    from circuitvit.compiler import compiled_under
     from circuitvit.measure import macs, parameters
 
     _check_out(out, model)
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
-    needs_images = (card and not fresh) or ablation is Constant.mean
+    asked = None if ablation is None else ablation.value
+    under = compiled_under(kept, asked, fresh=fresh)
+    needs_images = (card and not fresh) or under == "mean"
     splits, seed = images.splits(vit) if needs_images else None, images.seed
-    reference = splits.train.images if splits and ablation is Constant.mean else None
+    reference = splits.train.images if splits and under == "mean" else None
     measures = level is CompileLevel.unit and 0 < (target_latency or 0) <= 1
     costs = cv.measure_costs(vit.config) if measures else None
     make: Any = cv.compile
     small = make(
-        vit, kept, level=level.value, ablation=ablation.value, reference=reference, fresh=fresh,
+        vit, kept, level=level.value, ablation=asked, reference=reference, fresh=fresh,
         seed=seed, target_latency=target_latency, target_macs=target_macs,
         target_parameters=target_parameters, costs=costs,
     )  # fmt: skip
@@ -236,7 +243,7 @@ def compile(  # noqa: A001
             savings.save(beside)
         if report is not None and not _keeps_readme(out):
             cv.write_card(
-                beside, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
+                beside, small, dense=vit, circuit=kept, ablation=under, report=report,
                 data=f"{images.source(vit)}, test split",
                 command=shlex.join(["circuitvit", *sys.argv[1:]]),
             )  # fmt: skip
