@@ -4,7 +4,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -220,13 +220,12 @@ def compile(  # noqa: A001
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
     asked = None if ablation is None else ablation.value
     under = compiled_under(kept, asked, fresh=fresh)
-    needs_images = (card and not fresh) or under == "mean"
-    splits, seed = images.splits(vit) if needs_images else None, images.seed
+    seed, needs_images = images.seed, (card and not fresh) or under == "mean"
+    splits = images.splits(vit) if needs_images else None
     reference = splits.train.images if splits and under == "mean" else None
     measures = level is CompileLevel.unit and 0 < (target_latency or 0) <= 1
     costs = cv.measure_costs(vit.config) if measures else None
-    make: Any = cv.compile
-    small = make(
+    small = cast(Any, cv.compile)(
         vit, kept, level=level.value, ablation=asked, reference=reference, fresh=fresh,
         seed=seed, target_latency=target_latency, target_macs=target_macs,
         target_parameters=target_parameters, costs=costs,
@@ -252,8 +251,7 @@ def compile(  # noqa: A001
     if level is CompileLevel.edge:
         say(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
-    saved = 1 - macs(small, image) / macs(vit, image)
-    heads, _ = small.units_kept()
+    saved, heads = 1 - macs(small, image) / macs(vit, image), small.units_kept()[0]
     say(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"
