@@ -1,4 +1,4 @@
-"""A circuit: the kept edges of a ViT, where they came from, and its file.
+"""A circuit: the kept edges of a ViT, and its file.
 
 Knows no torch: a saved circuit can be read, compared and drawn anywhere. Running one is
 `circuitvit.ablation`'s work, finding one `circuitvit.discover`'s.
@@ -6,16 +6,15 @@ Knows no torch: a saved circuit can be read, compared and drawn anywhere. Runnin
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import networkx as nx
 
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import (
-    ORDER,
     Edge,
     NodeLinks,
     Qkv,
@@ -33,6 +32,7 @@ from circuitvit.edge_graph import (
 )
 from circuitvit.errors import CircuitError, printable
 from circuitvit.html import figure, notebook_html, page
+from circuitvit.provenance import Provenance
 from circuitvit.records import CIRCUIT
 from circuitvit.restoring import load_record, naming
 
@@ -41,64 +41,6 @@ if TYPE_CHECKING:
 
 Ablation = Literal["patch", "zero", "mean"]
 Level = Literal["edge", "node", "block"]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How a circuit was found, so that it can be found again.
-
-    Attributes:
-        method: `acdc`, `eap`, …, or `hand`.
-        selection: how the edges were chosen from scores, such as `top 40 by |score|`.
-        level: what was tried or scored: edges, nodes, blocks or neurons.
-        ablation: what removed edges were replaced by; it restricts nothing later on.
-        metric: the metric's name, or the name of the callable.
-        order: the order in which readers and writers were tried, and in which ties fall.
-        tau: the ACDC threshold.
-        steps: interpolation steps of the gradient methods.
-        seed: the seed, where anything was drawn.
-        images: number of image pairs.
-        evaluations: number of ablated runs that ACDC needed.
-        divergence: the metric of the circuit minus that of the full model, on its own images.
-        ties: edges whose ACDC decision lies within the numerical error of τ.
-        model: fingerprint of the weights.
-        data: fingerprint of the image pairs.
-        pairs: the recipe of the pairs, for `Pairs.remake`; None if they were put together by hand.
-        reference: fingerprint of the reference images.
-        versions: versions of circuitvit and torch.
-    """
-
-    method: str = "hand"
-    selection: str | None = None
-    level: str = "edge"
-    ablation: str | None = None
-    metric: str | None = None
-    order: str = ORDER
-    tau: float | None = None
-    steps: int | None = None
-    seed: int | None = None
-    images: int | None = None
-    evaluations: int | None = None
-    divergence: float | None = None
-    ties: tuple[str, ...] = ()
-    model: str | None = None
-    data: str | None = None
-    reference: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
-    pairs: Mapping[str, Any] | None = field(default=None, hash=False)
-
-    OPTIONAL: ClassVar[frozenset[str]]
-    """Fields that a file may lack: they came one after the other."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; `pairs` only where there is a recipe."""
-        told = asdict(self)
-        if told["pairs"] is None:  # as files were before there were recipes
-            del told["pairs"]
-        return told
-
-
-Provenance.OPTIONAL = frozenset(field.name for field in fields(Provenance))
 
 
 class Circuit:
@@ -199,8 +141,9 @@ class Circuit:
         return hash((self.edges, self.qkv))
 
     def __repr__(self) -> str:
-        total = edge_count(self.config, self.qkv)
-        return f"Circuit({len(self)} of {total} edges, {self.provenance.method})"
+        total, dangling = edge_count(self.config, self.qkv), len(self.dangling())
+        idle = f"{dangling} dangling, " if dangling else ""
+        return f"Circuit({len(self)} of {total} edges, {idle}{self.provenance.method})"
 
     def _repr_html_(self) -> str:
         return notebook_html(self.graph(), title=repr(self))
@@ -234,6 +177,7 @@ class Circuit:
         merged = Provenance(
             method=f"{mine.method} {sign} {theirs.method}",
             ablation=mine.ablation if mine.ablation == theirs.ablation else None,
+            metric=mine.metric if mine.metric == theirs.metric else None,
             model=mine.model if mine.model == theirs.model else None,
         )
         scores = {**other.scores, **self.scores}
@@ -252,7 +196,8 @@ class Circuit:
     def graph(self) -> nx.DiGraph:
         """The kept edges as a DiGraph with `Node`, `Edge` and `score` attributes.
 
-        Its nodes are `embed`, `logits` and every node that a kept edge touches.
+        Its nodes are `embed`, `logits` and every node that a kept edge touches. Edges that dangle
+        have the attribute `dangling`.
         """
         kept, _ = in_order(self.config, self.edges, self.qkv)
         touched = {"embed", "logits"}
@@ -265,48 +210,74 @@ class Circuit:
         for edge in kept:
             if edge.name in self.scores:
                 graph.edges[edge.writer, edge.reader]["score"] = self.scores[edge.name]
+        for writer, reader in (name.split("->") for name in self.dangling()):
+            graph.edges[writer, reader]["dangling"] = True
         return graph
 
     def units(self) -> tuple[str, ...]:
         """The heads and MLPs on a kept path from `embed` to `logits`, in forward order."""
-        flow = self._flow()
-        on_path = nx.descendants(flow, "embed") & nx.ancestors(flow, "logits")
-        return tuple(name for name in units_of(self.config) if name in on_path)
+        reached, useful = self._reach()
+        return tuple(name for name in units_of(self.config) if name in reached & useful)
 
-    def _flow(self) -> nx.DiGraph:
-        """The kept edges between units: a head's q, k and v lead to what the head writes."""
-        flow = nx.DiGraph()
-        flow.add_nodes_from(["embed", "logits"])
-        flow.add_edges_from(
-            (writer, node_named(reader).unit)
-            for writer, reader in (name.split("->") for name in self.edges)
-        )
-        return flow
+    def _reach(self) -> tuple[set[str], set[str]]:
+        """What a kept path from `embed` reaches, and what one leads from to `logits`.
+
+        A head's q, k and v lead to what the head writes.
+        """
+        ends = [(w, node_named(r).unit) for w, r in (name.split("->") for name in self.edges)]
+        reached, useful = {"embed"}, {"logits"}
+        for writer, unit in ends:  # in the pinned order, the last readers come first
+            useful |= {writer} if unit in useful else set()
+        for writer, unit in reversed(ends):
+            reached |= {unit} if writer in reached else set()
+        return reached, useful
 
     def unit_circuit(self) -> "Circuit":
         """The unit-level circuit: every edge among the kept units, `embed` and `logits`."""
         return self.keeping(edges_among(self.config, self.units(), self.qkv))
 
-    def without_dangling(self, ablation: Ablation | None = None) -> "Circuit":
-        """Drop edges that can't matter, until none is left.
+    def dangling(self, ablation: Ablation | None = None) -> tuple[str, ...]:
+        """The kept edges that carry nothing: the same output results without them.
 
-        Edges into a reader that reaches no logits are always dropped. Edges from a writer with no
-        kept in-edge are dropped under `patch` only: there such a writer writes its ablated value
+        Edges into a reader that reaches no logits always dangle. Edges from a writer that no path
+        from `embed` reaches do under `patch` only: there such a writer writes its ablated value
         anyway, while under `zero` and `mean` it still writes a constant.
 
         Args:
             ablation: by default the one under which the circuit was found.
+
+        Raises:
+            CircuitError: there is no such ablation.
         """
-        ablation = ablation or self.provenance.ablation  # pyright: ignore[reportAssignmentType]
-        if ablation not in (None, *get_args(Ablation)):
-            raise CircuitError(f"ablation is {ablation!r}, expected one of {get_args(Ablation)}.")
-        flow = self._flow()
-        useful = nx.ancestors(flow, "logits") | {"logits"}
-        live = nx.descendants(flow, "embed") | {"embed"} if ablation == "patch" else set(flow)
-        return self.keeping(
+        under = ablation or self.provenance.ablation
+        if under not in (None, *get_args(Ablation)):
+            raise CircuitError(f"ablation is {under!r}, expected one of {get_args(Ablation)}.")
+        reached, useful = self._reach()
+        ends = ((name, *name.split("->")) for name in self.edges)
+        return tuple(
             name
-            for name in self.edges
-            if node_named(name.split("->")[1]).unit in useful and name.split("->")[0] in live
+            for name, writer, reader in ends
+            if node_named(reader).unit not in useful or (under == "patch" and writer not in reached)
+        )
+
+    def without_dangling(self, ablation: Ablation | None = None) -> "Circuit":
+        """The circuit without the edges that `dangling` names; its provenance says how many went.
+
+        Args:
+            ablation: by default the one under which the circuit was found.
+        """
+        gone = set(self.dangling(ablation))
+        if not gone:
+            return self
+        under = ablation or self.provenance.ablation
+        told = f"without {len(gone)} dangling edges" + (f" under {under}" if under else "")
+        selection = ", ".join(filter(None, [self.provenance.selection, told]))
+        return Circuit(
+            self.config,
+            (name for name in self.edges if name not in gone),
+            qkv=self.qkv,
+            scores=self.scores,
+            provenance=replace(self.provenance, selection=selection),
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -35,6 +35,7 @@ TAUS = (0.01, 0.015, 0.02, 0.0225, 0.025, 0.0275, 0.03, 0.04)
 LEAST_SAVING = 0.25
 """The share of MACs that a circuit must save to be chosen."""
 ABLATION = "zero"
+METRIC = "kl"
 DISCOVERY_PAIRS = 128
 HELD_OUT_PAIRS = 256
 RANDOM_CIRCUITS = 5
@@ -146,13 +147,13 @@ def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[s
     unseen = Pairs.by_class(validation, count=HELD_OUT_PAIRS, seed=seed)
     trials, best = [], None
     for tau in TAUS:
-        circuit = acdc(vit, pairs, tau=tau, ablation=ABLATION)
+        circuit = acdc(vit, pairs, tau=tau, metric=METRIC, ablation=ABLATION)
         if not circuit.units():
             continue  # so large a τ that nothing of the image reaches the logits
         small = compile(vit, circuit, ablation=ABLATION)
         saved = 1 - macs(small, (1, 8, 8)) / macs(vit, (1, 8, 8))
         top1 = accuracy(small, validation.images, validation.labels).top1
-        faithful = faithfulness(vit, circuit, unseen, ablation=ABLATION)
+        faithful = faithfulness(vit, circuit, unseen)
         trials.append(
             {
                 "tau": tau,
@@ -185,11 +186,11 @@ def held_out_faithfulness(
     ]
 
     def kept(candidate: Circuit) -> float:
-        return faithfulness(vit, candidate, unseen, ablation=ABLATION)
+        return faithfulness(vit, candidate, unseen, metric=METRIC, ablation=ABLATION)
 
     controls = [kept(candidate) for candidate in random]
     return {
-        "metric": "kl",
+        "metric": METRIC,
         "ablation": ABLATION,
         "pairs": len(unseen),
         "acdc": kept(circuit),

@@ -61,7 +61,7 @@ def chosen(vit, pairs, unseen, reference):
 
 
 def faithfulness(vit, circuit, pairs, reference):
-    return cv.faithfulness(vit, circuit, pairs, ablation=ABLATION, reference=reference)
+    return cv.faithfulness(vit, circuit, pairs, metric="kl", ablation=ABLATION, reference=reference)
 
 
 def report(name, vit, circuit, trials, splits, pairs, unseen, reference):

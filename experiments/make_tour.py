@@ -37,14 +37,15 @@ CELLS = [
     "circuit.units()",
     "How much of the behaviour does it keep, on images that it has not seen? And a random circuit of "
     "its size?",
+    "from circuitvit.controls import random_edges\n"
     "unseen = cv.Pairs.by_class(splits.validation, clean='3', corrupt='8', count=24)\n"
-    "control = cv.eap(vit, pairs, method='random').top(len(circuit))\n"
-    "[round(cv.faithfulness(vit, c, unseen), 3) for c in (circuit, control)]",
+    "control = random_edges(vit.config, len(circuit), count=1)[0]\n"
+    "[round(cv.faithfulness(vit, c, unseen, metric='kl'), 3) for c in (circuit, control)]",
     "## A smaller model\nFor all ten classes, with removed units at their mean: the compiled ViT "
     "holds only the units on a path.",
     "everything = cv.Pairs.by_class(splits.train, count=64)\nreference = splits.train.images\n"
     "whole = cv.acdc(vit, everything, tau=0.03, ablation='mean', reference=reference)\n"
-    "small = cv.compile(vit, whole, ablation='mean', reference=reference)\n"
+    "small = cv.compile(vit, whole, reference=reference)\n"
     "small.config.heads, small.config.mlp_width",
     "cv.measure({'dense': vit, 'compiled': small}, splits.test.images, splits.test.labels, "
     "batches=(8,), rounds=5)",

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from models import SHAPES, random_images, random_pairs, random_vit, shape
@@ -112,6 +113,56 @@ DANGLING = (
 def test_without_dangling_drops_both_kinds_under_patch():
     kept = circuit_of(*DANGLING).without_dangling("patch")
     assert set(kept) == {"embed->a0.h0.v", "a0.h0->logits"}
+
+
+def test_what_dangles_is_named_counted_and_told_when_it_goes():
+    origin = cv.Provenance(method="acdc", ablation="patch", selection="the best")
+    circuit = circuit_of(*DANGLING, provenance=origin)
+    path, constant = ("a0.h0->logits", "embed->a0.h0.v"), ("m1->logits", "a1.h1->m1")
+    assert circuit.dangling() == circuit.dangling("patch")
+    assert set(circuit.dangling()) == set(circuit) - set(path)
+    assert set(circuit.dangling("zero")) == set(circuit) - set(path) - set(constant)
+    assert set(circuit_of(*DANGLING).dangling()) == set(circuit.dangling("mean"))
+    assert list(circuit.dangling()) == [edge for edge in circuit.edges if edge not in path]
+    assert repr(circuit) == "Circuit(7 of 46 edges, 5 dangling, acdc)"
+    assert len(circuit.edges) == 7
+    marked = [edge.name for *_, edge in circuit.graph().edges(data="edge")]
+    idle = [bool(dangling) for *_, dangling in circuit.graph().edges(data="dangling")]
+    assert {name for name, dangles in zip(marked, idle, strict=True) if dangles} == set(
+        circuit.dangling()
+    )
+    shorter = circuit.without_dangling()
+    assert shorter.dangling() == ()
+    assert shorter.provenance.selection == "the best, without 5 dangling edges under patch"
+    assert repr(shorter) == "Circuit(2 of 46 edges, acdc)"
+    assert shorter.without_dangling().provenance == shorter.provenance
+    assert circuit.provenance.selection == "the best"
+    told = circuit_of(*DANGLING).without_dangling().provenance.selection
+    assert told == "without 3 dangling edges"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("qkv", ["split", "joint"])
+def test_units_and_dangling_edges_equal_walks_of_networkx(name, qkv):
+    config = shape(name)
+    names = edge_names_of(config, qkv)
+    for seed in range(6):
+        drawn = np.random.default_rng(seed).random(len(names)) < 0.1 * (seed + 1)
+        kept = [name for name, keep in zip(names, drawn, strict=True) if keep]
+        flow = nx.DiGraph()
+        flow.add_nodes_from(["embed", "logits"])
+        flow.add_edges_from((w, node_named(r).unit) for w, r in (n.split("->") for n in kept))
+        reached = nx.descendants(flow, "embed") | {"embed"}
+        useful = nx.ancestors(flow, "logits") | {"logits"}
+        circuit = cv.Circuit(config, kept, qkv=qkv)
+        assert circuit.units() == tuple(u for u in units_of(config) if u in reached & useful)
+        for ablation, live in (("patch", reached), ("zero", set(flow)), ("mean", set(flow))):
+            left = [
+                name
+                for name in kept
+                if node_named(name.split("->")[1]).unit in useful and name.split("->")[0] in live
+            ]
+            assert circuit.without_dangling(ablation).edges == tuple(left)
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
@@ -235,8 +286,9 @@ def test_circuits_are_read_and_drawn_without_torch(tmp_path):
 
 
 def test_an_unknown_ablation_is_refused(as_users_call):
-    with pytest.raises(cv.CircuitError, match="ablation is 'zebra'"):
-        circuit_of("embed->m0").without_dangling("zebra")
+    for ask in (circuit_of("embed->m0").without_dangling, circuit_of("embed->m0").dangling):
+        with pytest.raises(cv.CircuitError, match="ablation is 'zebra'"):
+            ask("zebra")
 
 
 def test_circuits_and_their_provenance_are_immutable():

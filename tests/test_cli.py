@@ -113,6 +113,24 @@ def test_from_a_trained_model_to_a_circuit_a_page_and_a_smaller_model(workplace)
     assert [row["name"] for row in rows] == ["model", "small"]
 
 
+def test_a_circuit_found_under_mean_is_compiled_under_mean_unless_asked_otherwise(workplace):
+    vit = cv.load_vit(workplace / "model")
+    edges = ["embed->a0.h0.v", "a0.h0->m1", "m1->logits", "embed->logits"]
+    for found, options, constants in (
+        ("mean", (), True),
+        ("mean", ("--ablation", "zero"), False),
+        ("zero", (), False),
+    ):
+        provenance = cv.Provenance(method="acdc", ablation=found)
+        cv.Circuit(vit.config, edges, provenance=provenance).save(workplace / "found.json")
+        done = run("compile", "model", "found.json", "out", "--no-card", *options, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        config = cv.load_vit(workplace / "out").config
+        assert any((*config.attention_constant, *config.mlp_constant)) is constants
+        told = "found under 'mean' and is compiled under 'zero'"
+        assert done.stderr.count(told) == (found == "mean" and bool(options))
+
+
 def test_an_edge_circuit_is_compiled_evaluated_and_exported(workplace):
     words = ["compile", "model", "c.json", "edge", "--level", "edge"]
     done = run(*words, cwd=workplace)

@@ -165,6 +165,31 @@ def test_bad_input_is_refused_with_the_remedy(message, as_users_call):
         bad_calls()[message]()
 
 
+def test_a_circuit_found_under_mean_is_compiled_under_mean_unless_asked_otherwise():
+    vit = random_vit(shape())
+    pairs, reference = random_pairs(vit, 3), random_images(vit, 5, seed=9)
+    found = {
+        ablation: cv.eap(vit, pairs, ablation=ablation, reference=reference).greedy(20)
+        for ablation in ("patch", "zero", "mean")
+    }
+    for level in ("unit", "edge"):
+        for ablation, circuit in found.items():
+            under = "mean" if ablation == "mean" else "zero"
+            default = cv.compile(vit, circuit, level=level, reference=reference)
+            asked = cv.compile(vit, circuit, level=level, ablation=under, reference=reference)
+            assert torch.equal(default(pairs.clean), asked(pairs.clean))
+        with pytest.raises(cv.CircuitError, match="'mean' needs reference images, give reference="):
+            cv.compile(vit, found["mean"], level=level)
+        with pytest.warns(UserWarning, match="found under 'mean' and is compiled under 'zero'"):
+            zero = cv.compile(vit, found["mean"], level=level, ablation="zero")
+        assert not torch.allclose(
+            zero(pairs.clean),
+            cv.compile(vit, found["mean"], level=level, reference=reference)(pairs.clean),
+        )
+    fresh = cv.compile(vit, found["mean"], fresh=True)
+    assert fresh.config == cv.compile(vit, found["mean"], ablation="zero", fresh=True).config
+
+
 def test_every_reason_is_named_at_once(as_users_call):
     vit = random_vit(shape())
     with pytest.raises(cv.CircuitError) as refusal:

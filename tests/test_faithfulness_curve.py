@@ -12,6 +12,7 @@ from telling_pairs import Ranked, random_scores, slow_faithfulness, telling_pair
 import circuitvit as cv
 from circuitvit.edge_graph import edge_names_of
 from circuitvit.measure import SHARES, Curve, faithfulness_curve
+from circuitvit.measure.bootstrap import Estimate
 
 
 def area(shares, values):
@@ -93,7 +94,8 @@ def test_a_perfect_circuit_at_every_share_has_cpr_0_999_and_cmd_0():
 
 def test_the_last_point_is_the_whole_model_and_a_circuit_of_no_edges_none_of_it():
     vit = telling_vit()
-    curve = faithfulness_curve(vit, random_scores(vit), telling_pairs(vit, 8), bootstrap=10)
+    scores, pairs = random_scores(vit), telling_pairs(vit, 8)
+    curve = faithfulness_curve(vit, scores, pairs, controls=2, bootstrap=10)
     for line in (*curve.lines, *curve.controls):
         assert line.points[0].edges == line.points[0].left == 0
         assert line.points[0].faithfulness.value == 0
@@ -105,32 +107,43 @@ def test_the_last_point_is_the_whole_model_and_a_circuit_of_no_edges_none_of_it(
 def test_scores_of_eap_draw_a_curve_under_the_ablation_they_were_found_with():
     vit = telling_vit()
     scores = cv.eap(vit, telling_pairs(vit, 6, seed=1), ablation="zero")
-    curve = faithfulness_curve(vit, scores, telling_pairs(vit, 8), metric="kl", bootstrap=10)
+    pairs, few = telling_pairs(vit, 8), {"controls": 0, "bootstrap": 10}
+    curve = faithfulness_curve(vit, scores, pairs, metric="kl", **few)
     assert curve.conditions.ablation == "zero"
     assert curve.conditions.method == "eap"
     assert curve.conditions.held_out is True
-    other = faithfulness_curve(vit, scores, telling_pairs(vit, 8), ablation="patch", bootstrap=10)
+    other = faithfulness_curve(vit, scores, pairs, ablation="patch", **few)
+    assert other.conditions.metric == "logit_difference"
     assert other.conditions.ablation == "patch"
 
 
-def test_random_circuits_are_seeded_have_the_same_size_and_hold_one_another(monkeypatch):
+@pytest.mark.parametrize("family", ["random", "connected"])
+def test_random_circuits_are_seeded_have_the_same_size_and_hold_one_another(family):
     from circuitvit.measure.faithfulness_curve import _random_families
 
     vit = telling_vit()
     scores, pairs = random_scores(vit), telling_pairs(vit, 6)
     curve = faithfulness_curve(vit, scores, pairs, controls=3, bootstrap=5, seed=2)
     sizes = [point.edges for point in curve["signed"].points]
-    assert [line.name for line in curve.controls] == ["random 0", "random 1", "random 2"]
-    assert all([point.edges for point in line.points] == sizes for line in curve.controls)
-    family = [(share, scores.top(int(share * len(scores)))) for share in SHARES]
-    for drawn in _random_families(family, 3, 2).values():
-        assert all(one <= more for (_, one), (_, more) in pairwise(drawn))
-    values = [[p.faithfulness.value for p in line.points] for line in curve.controls]
-    spread = curve.random()
+    names = [line.name for line in curve.controls]
+    assert names == [f"{kind} {draw}" for kind in ("random", "connected") for draw in range(3)]
+    controls = [line for line in curve.controls if line.name.startswith(family)]
+    assert all([point.edges for point in line.points] == sizes for line in controls)
+    circuits = [(share, scores.top(int(share * len(scores)))) for share in SHARES]
+    drawn = _random_families(circuits, 3, 2)
+    assert list(drawn) == names
+    for name, line in zip([f"{family} {draw}" for draw in range(3)], controls, strict=True):
+        assert all(one <= more for (_, one), (_, more) in pairwise(drawn[name]))
+        left = [len(one.without_dangling("patch")) for _, one in drawn[name]]
+        assert left == [point.left for point in line.points]
+        assert (left == sizes) is (family == "connected")
+    values = [[p.faithfulness.value for p in line.points] for line in controls]
+    spread = getattr(curve, family)()
     assert [s.median for s in spread] == np.median(values, axis=0).tolist()
     assert [s.low for s in spread] == np.min(values, axis=0).tolist()
     assert [s.high for s in spread] == np.max(values, axis=0).tolist()
-    assert curve.random_area("cpr").low == min(line.cpr.value for line in curve.controls)
+    area = curve.random_area("cpr", connected=family == "connected")
+    assert area.low == min(line.cpr.value for line in controls)
     assert curve == faithfulness_curve(vit, scores, pairs, controls=3, bootstrap=5, seed=2)
     other = faithfulness_curve(vit, scores, pairs, controls=3, bootstrap=5, seed=3)
     assert other.controls != curve.controls
@@ -230,7 +243,7 @@ def test_given_circuits_are_points_from_sparse_to_dense(tmp_path):
     assert alone.cpr is alone.random_area("cpr") is None
     assert json.loads(alone.save(tmp_path / "one.json").read_text())["cpr"] is None
     assert "| – |" in alone.markdown()
-    assert len(alone.figure().data) == 4
+    assert len(alone.figure().data) == 6
 
 
 def test_a_curve_survives_its_file(tmp_path):
@@ -249,6 +262,14 @@ def test_a_curve_survives_its_file(tmp_path):
     assert set(body["conditions"]["versions"]) == {"circuitvit", "torch"}
     assert body["cpr"]["value"] == curve.cpr.value
     assert len(body["random"]["faithfulness"]) == len(SHARES)
+    assert body["connected"]["cpr"]["median"] == curve.random_area("cpr", connected=True).median
+    for name in ("connected", "undefined", "checksum"):  # as files of before are
+        del body[name]
+    body["controls"] = [line for line in body["controls"] if line["name"].startswith("random")]
+    (tmp_path / "old.json").write_text(json.dumps(body))
+    old = Curve.load(tmp_path / "old.json")
+    assert (old.random(), old.connected(), old.undefined) == (curve.random(), (), None)
+    assert old.table()[0][-1] == "f, random edges"
     assert body["lines"][1]["points"][3]["faithfulness"]["low"] == (
         curve["absolute"].points[3].faithfulness.low
     )
@@ -261,18 +282,19 @@ def test_the_figure_has_lines_bands_and_a_level_over_a_logarithmic_axis(tmp_path
     figure = curve.figure()
     shown = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert [name.split(",")[0] for name in shown] == [
-        "5 random",
+        "15 random",
+        "15 random connected",
         "ranked by score",
         "ranked by |score|",
     ]
-    assert f"CPR {curve.cpr.value:.3f}" in shown[1]
-    assert f"CMD {curve.cmd.value:.3f}" in shown[2]
-    assert len(figure.data) == 6
+    assert f"CPR {curve.cpr.value:.3f}" in shown[2]
+    assert f"CMD {curve.cmd.value:.3f}" in shown[3]
+    assert len(figure.data) == 8
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.shapes[0].y0 == figure.layout.shapes[0].y1 == 1
     assert "eap &lt;b&gt;" in figure.layout.title.text
-    assert list(figure.data[3].x) == list(SHARES)
-    assert list(figure.data[3].y) == [p.faithfulness.value for p in curve["signed"].points]
+    assert list(figure.data[5].x) == list(SHARES)
+    assert list(figure.data[5].y) == [p.faithfulness.value for p in curve["signed"].points]
     lonely = faithfulness_curve(vit, scores, telling_pairs(vit, 8), controls=0, bootstrap=20)
     assert len(lonely.figure().data) == 4
     text = curve.to_html(tmp_path / "curve.html").read_text()
@@ -283,8 +305,11 @@ def test_the_figure_has_lines_bands_and_a_level_over_a_logarithmic_axis(tmp_path
 
 def test_the_table_names_k_edges_and_areas():
     vit = telling_vit()
-    curve = faithfulness_curve(vit, random_scores(vit), telling_pairs(vit, 8), bootstrap=20)
+    scores, pairs = random_scores(vit), telling_pairs(vit, 8)
+    curve = faithfulness_curve(vit, scores, pairs, controls=1, bootstrap=20)
     header, *rows = curve.table()
+    assert header[-2:] == ["f, random edges", "f, random connected"]
+    assert rows[5][-1] == str(curve.connected()[5])
     assert all(len(row) == len(header) for row in rows)
     assert [row[0] for row in rows] == [
         *(f"{share:.3g}" for share in SHARES),
@@ -306,7 +331,6 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call, tmp_path):
     calls = (
         (lambda: faithfulness_curve(scores, vit, pairs), "expected a circuitvit.ViT"),
         (lambda: curve(judged=pairs.clean), "expected circuitvit.Pairs"),
-        (lambda: curve(judged=clean, metric="kl"), "faithfulness is undefined"),
         (lambda: curve(judged=clean), "'logit_difference' needs labels"),
         (lambda: curve(replace(scores, values={})), "0 scores at level 'edge'"),
         (lambda: curve(random_scores(vit, level="node")), "level 'node', expected those of"),
@@ -317,7 +341,6 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call, tmp_path):
         (lambda: curve([circuit, random_scores(vit, qkv="joint").top(3)]), "the same qkv"),
         (lambda: curve(random_scores(telling_vit(depth=1))), "belongs to another model"),
         (lambda: curve([random_scores(telling_vit(depth=1)).top(3)]), "belongs to another model"),
-        (lambda: curve(random_scores(vit, ablation=None)), "Give ablation='patch'"),
         (lambda: curve([circuit, random_scores(vit, ablation="zero").top(3)]), "patch, zero, so"),
         (lambda: curve(ablation="mean"), "needs reference images"),
         (lambda: curve(ablation="resample"), "ablation is 'resample'"),
@@ -342,7 +365,7 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call, tmp_path):
                 call()
 
 
-def test_a_bootstrap_without_denominators_is_refused():
+def test_a_curve_that_one_image_decides_is_undefined():
     vit = telling_vit()
     pairs = telling_pairs(vit, 3)
 
@@ -351,12 +374,17 @@ def test_a_bootstrap_without_denominators_is_refused():
         first = (chunk.clean == pairs.clean[0]).flatten(1).all(1)
         return logits[:, 0] * first
 
-    with pytest.raises(
-        cv.CircuitError, match="resamples of the 3 images .* no confidence interval"
-    ):
-        faithfulness_curve(vit, random_scores(vit), pairs, metric=rarely, bootstrap=50)
+    curve = faithfulness_curve(
+        vit, random_scores(vit), pairs, metric=rarely, controls=0, bootstrap=5
+    )
+    assert curve.cpr == Estimate(None, None, None)
+    assert "over 3 images" in curve.undefined
     many = telling_pairs(vit, 12)
-    assert faithfulness_curve(vit, random_scores(vit), many, metric="accuracy").cpr is not None
+    curve = faithfulness_curve(
+        vit, random_scores(vit), many, metric="accuracy", controls=0, bootstrap=5
+    )
+    assert curve.undefined is None
+    assert 0 < curve.cpr.value < 1
 
 
 def test_shares_may_come_as_an_array_in_any_order_and_twice(as_users_call):

@@ -13,11 +13,12 @@ import pytest
 
 from circuitvit.circuit import Circuit, Provenance
 from circuitvit.config import ViTConfig
+from circuitvit.controls import random_edges
 from circuitvit.edge_graph import edge_graph
 from circuitvit.errors import CircuitError
 from circuitvit.html import figure, notebook_html, page
 from circuitvit.html.escaping import escape
-from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE
+from circuitvit.html.strokes import IDLE, NEGATIVE, NEUTRAL, POSITIVE
 
 HOSTILE = "</script ><img src=x onerror=\"window.owned=1\"> & 'Ünïcode' <b>$x$ %{y}</b> \u2028 -->"
 EVERY = 10**6
@@ -43,12 +44,12 @@ def config(depth=4, heads=4):
 
 
 def circuit(depth=4, heads=4, edges=60, qkv="split"):
-    """The strongest of random signed scores, always the same."""
+    """Edges of which none dangles with random signed scores, always the same."""
     shape = config(depth, heads)
     names = [edge.name for _, _, edge in edge_graph(shape, qkv).edges(data="edge")]
     drawn = np.random.default_rng(0).normal(size=len(names))
     scores = dict(zip(names, drawn.tolist(), strict=True))
-    kept = sorted(names, key=lambda name: -abs(scores[name]))[:edges]
+    (kept,) = random_edges(shape, min(edges, len(names)), qkv=qkv, count=1)
     return Circuit(shape, kept, qkv=qkv, scores=scores, provenance=Provenance(tau=0.01))
 
 
@@ -80,38 +81,29 @@ def test_every_edge_is_drawn_once_in_at_most_20_traces(size, edges):
     assert all(trace.hoverinfo == "skip" for trace in traces[:-1])
 
 
-def test_warm_hurts_cool_helps_and_no_score_is_grey():
-    names = {"embed->m0": 0.5, "embed->m1": -0.5}
-    kept = Circuit(config(), [*names, "embed->m2"], scores=names)
+def test_warm_hurts_cool_helps_and_no_score_is_grey_and_what_dangles_is_pale():
+    names = {"m0->logits": 0.5, "m1->logits": -0.5, "embed->m3": 9.0}
+    kept = Circuit(config(), [*names, "m2->logits"], scores=names)
     lines = figure(kept.graph(), title="t").data[:-1]
-    ends = {trace.line.color: trace.x[~np.isnan(trace.x)][-1] for trace in lines}
-    assert ends == {POSITIVE: 2.0, NEGATIVE: 4.0, NEUTRAL: 6.0}  # where m0, m1 and m2 stand
+    starts = {trace.line.color: trace.x[0] for trace in lines}  # where the writers stand
+    assert starts == {IDLE: 0.0, NEUTRAL: 6.0, NEGATIVE: 4.0, POSITIVE: 2.0}
+    assert lines[0].name == "dangling: carries nothing"
+
+
+def dangling_circuit():
+    """A path, and two stronger edges that carry nothing under `patch`."""
+    scores = {"embed->m0": 0.5, "m0->logits": -0.25, "embed->m1": 9.0, "a1.h0->logits": 8.0}
+    origin = Provenance(method="acdc", ablation="patch")
+    return Circuit(config(), scores, scores=scores, provenance=origin)
 
 
 def test_stronger_edges_are_wider_and_plainer():
-    names = [edge.name for _, _, edge in edge_graph(config()).edges(data="edge")][:40]
+    names = [edge.name for _, _, edge in edge_graph(config()).edges(data="edge")][-40:]
     kept = Circuit(config(), names, scores={name: 1.0 + i for i, name in enumerate(names)})
     strokes = figure(kept.graph(), title="t").data[:-1]
     for measure in ([s.line.width for s in strokes], [s.opacity for s in strokes]):
         assert len(measure) == 8
         assert measure == sorted(set(measure))
-
-
-@pytest.mark.parametrize("pair", ["m0->m2 m1", "a0.h0->a2.h0.k a1.h0", "a0.h0->a2.h2.k a1.h1"])
-def test_an_edge_does_not_hide_behind_the_unit_between_its_ends(pair):
-    edge, between = pair.split()
-    line, dots = figure(Circuit(config(), [edge]).graph(), title="t").data
-    place = [row[0] for row in dots.customdata].index(between)
-    distance = np.hypot(line.x - dots.x[place], line.y - dots.y[place])
-    assert np.nanmin(distance) > 0.2
-
-
-def test_units_outside_the_graph_are_ghosts_where_the_graph_knows_of_them():
-    assert len(figure(edge_graph(config(2, 3)), title="t").data[-1].x) == 2 * 4 + 2
-    dots = figure(Circuit(config(), ["embed->m0", "m0->logits"]).graph(), title="t").data[-1]
-    fills = {row[0]: fill for row, fill in zip(dots.customdata, dots.marker.color, strict=True)}
-    assert len(fills) == 4 * 5 + 2
-    assert {n for n in fills if fills[n] != fills["m1"]} == {"embed", "m0", "logits"}
 
 
 def test_a_node_that_does_not_say_what_it_is_is_refused():
@@ -220,7 +212,7 @@ class TestThePageInABrowser:
         tab = opened(circuit().graph(), plotlyjs=plotlyjs)
         assert set(state(tab)["visibleEdges"]) == set(circuit())
         assert tab.evaluate(DRAWN) == {"rest": 0, "bright": 60}
-        assert tab.inner_text("#counts") == "60 of 60 edges · 20 of 20 units"
+        assert tab.inner_text("#counts") == "60 of 60 edges · 19 of 20 units"
         assert "0.01" in tab.inner_text("#details")
 
     @pytest.mark.parametrize("qkv", ["split", "joint"])
@@ -236,6 +228,24 @@ class TestThePageInABrowser:
         slide(tab, 30)
         left = circuit(qkv=qkv).keeping(state(tab)["visibleEdges"]).graph()
         assert set(state(tab)["highlightedEdges"]) == paths(left, "logits") < lit
+
+    def test_what_dangles_is_counted_apart_and_comes_last(self, opened):
+        kept = dangling_circuit()
+        tab = opened(kept.graph(), title=repr(kept))
+        assert tab.inner_text("h1") == "Circuit(4 of 479 edges, 2 dangling, acdc)"
+        assert tab.inner_text("#counts") == "4 of 4 edges (2 dangling) · 1 of 20 units"
+        assert state(tab)["visibleUnits"] == list(kept.units()) == ["m0"]
+        rows = "rows => rows.map((row) => row.dataset.edge)"
+        strongest = tab.locator("#strongest button").evaluate_all(rows)
+        assert strongest == ["embed->m0", "m0->logits"]
+        assert "dangling: on no path" in tab.inner_text("#legend")
+        click(tab, "embed")
+        out = tab.locator("#strongest-out button")
+        assert out.evaluate_all(rows) == ["embed->m0", "embed->m1"]
+        assert out.last.locator("data").inner_text() == "dangling"
+        tab.keyboard.press("Escape")
+        tab.uncheck("[data-sign=dangling]")
+        assert set(state(tab)["visibleEdges"]) == {"embed->m0", "m0->logits"}
 
     def test_shift_click_pins_several_and_escape_clears(self, opened):
         graph = circuit(edges=30).graph()
@@ -262,8 +272,8 @@ class TestThePageInABrowser:
             edges = at_least(kept, now["threshold"])
             assert set(now["visibleEdges"]) == edges
             assert len(edges) == tab.evaluate(DRAWN)["bright"] == 400 - place
-            units = {unit_of(e) for n in edges for e in n.split("->")} - {"embed", "logits"}
-            assert set(now["visibleUnits"]) == units
+            units = kept.keeping(edges).units()
+            assert tuple(now["visibleUnits"]) == units
             assert f"{len(edges)} of 400 edges · {len(units)} of" in tab.inner_text("#counts")
         tab.fill("#threshold-value", "1.25")
         tab.press("#threshold-value", "Enter")

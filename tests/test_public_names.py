@@ -82,12 +82,19 @@ DEFAULTS = {
     ("acdc", "level"): "edge",
     ("run_circuit", "ablation"): "patch",
     ("compile", "level"): "unit",
-    ("compile", "ablation"): "zero",
+    ("compile", "ablation"): None,
     ("edge_graph", "qkv"): "split",
-    ("faithfulness", "metric"): "kl",
-    ("faithfulness", "ablation"): "patch",
-    ("faithfulness_curve", "metric"): "logit_difference",
     ("class_circuits", "count"): None,
+    ("faithfulness", "metric"): None,
+    ("faithfulness", "ablation"): None,
+    ("faithfulness_curve", "metric"): None,
+    ("faithfulness_curve", "ablation"): None,
+    ("faithfulness_curve", "controls"): 15,
+    ("completeness", "metric"): None,
+    ("completeness", "ablation"): None,
+    ("minimality", "metric"): None,
+    ("minimality", "ablation"): None,
+    ("across_ablations", "metric"): None,
 }
 
 

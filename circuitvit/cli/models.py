@@ -4,7 +4,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -185,8 +185,12 @@ def compile(  # noqa: A001
     circuit: Annotated[Path, typer.Argument(help="A circuit of this model.")],
     out: Annotated[Path, typer.Argument(help="The folder for the smaller model.")],
     ablation: Annotated[
-        Constant, typer.Option(help="What removed units write: nothing, or their mean.")
-    ] = Constant.zero,
+        Constant | None,
+        typer.Option(
+            help="What removed units write: nothing, or their mean. By default mean for a circuit "
+            "found under it, else zero."
+        ),
+    ] = None,
     level: Annotated[
         CompileLevel,
         typer.Option(help="unit: the circuit's heads and MLPs; edge: the very edges."),
@@ -209,18 +213,20 @@ def compile(  # noqa: A001
 ) -> None:
     """Make the smaller model that computes the circuit, with its model card."""
     import circuitvit as cv
+    from circuitvit.compiler import compiled_under
     from circuitvit.measure import macs, parameters
 
     _check_out(out, model)
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
-    needs_images = (card and not fresh) or ablation is Constant.mean
-    splits, seed = images.splits(vit) if needs_images else None, images.seed
-    reference = splits.train.images if splits and ablation is Constant.mean else None
+    asked = None if ablation is None else ablation.value
+    under = compiled_under(kept, asked, fresh=fresh)
+    seed, needs_images = images.seed, (card and not fresh) or under == "mean"
+    splits = images.splits(vit) if needs_images else None
+    reference = splits.train.images if splits and under == "mean" else None
     measures = level is CompileLevel.unit and 0 < (target_latency or 0) <= 1
     costs = cv.measure_costs(vit.config) if measures else None
-    make: Any = cv.compile
-    small = make(
-        vit, kept, level=level.value, ablation=ablation.value, reference=reference, fresh=fresh,
+    small = cast(Any, cv.compile)(
+        vit, kept, level=level.value, ablation=asked, reference=reference, fresh=fresh,
         seed=seed, target_latency=target_latency, target_macs=target_macs,
         target_parameters=target_parameters, costs=costs,
     )  # fmt: skip
@@ -236,7 +242,7 @@ def compile(  # noqa: A001
             savings.save(beside)
         if report is not None and not _keeps_readme(out):
             cv.write_card(
-                beside, small, dense=vit, circuit=kept, ablation=ablation.value, report=report,
+                beside, small, dense=vit, circuit=kept, ablation=under, report=report,
                 data=f"{images.source(vit)}, test split",
                 command=shlex.join(["circuitvit", *sys.argv[1:]]),
             )  # fmt: skip
@@ -245,8 +251,7 @@ def compile(  # noqa: A001
     if level is CompileLevel.edge:
         say(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
-    saved = 1 - macs(small, image) / macs(vit, image)
-    heads, _ = small.units_kept()
+    saved, heads = 1 - macs(small, image) / macs(vit, image), small.units_kept()[0]
     say(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"

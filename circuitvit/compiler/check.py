@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from circuitvit.checks import check_circuit, check_vit, whole
-from circuitvit.circuit import Circuit
+from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.budget import Targets, budget_reasons
 from circuitvit.compiler.neurons import Ratio, neuron_reasons
 from circuitvit.discover import EdgeScores
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, warn
 from circuitvit.measure.cost_table import Costs
 from circuitvit.vit import ViT
 
@@ -43,6 +43,28 @@ class Options:
             **targets,
             "costs": self.costs is not None,
         }
+
+
+def compiled_under(circuit: Circuit, asked: Ablation | None, *, fresh: bool = False) -> Ablation:
+    """The ablation to compile a circuit under: the one asked for, else that of discovery.
+
+    The default is `zero` for a circuit that wasn't found under `mean`, and for fresh weights.
+    """
+    return asked or ("mean" if _found_under_mean(circuit) and not fresh else "zero")
+
+
+def warn_of_zero(circuit: Circuit, asked: Ablation | None, *, fresh: bool) -> None:
+    """Say so where a circuit that was found under `mean` is to be compiled under `zero`."""
+    if asked == "zero" and _found_under_mean(circuit) and not fresh:
+        warn(
+            "the circuit was found under 'mean' and is compiled under 'zero', as asked: units that "
+            "it removes write nothing, where they wrote their mean, so the model may do worse than "
+            "the circuit. ablation='mean' with reference=images keeps what was found."
+        )
+
+
+def _found_under_mean(circuit: Circuit) -> bool:
+    return isinstance(circuit, Circuit) and circuit.provenance.ablation == "mean"
 
 
 def check(
@@ -111,4 +133,7 @@ def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
     elif ablation == "mean" and (
         reference is None or (isinstance(reference, Tensor) and reference.shape[:1] == (0,))
     ):
-        yield "ablation='mean' needs reference images, give reference=images"
+        yield (
+            "ablation='mean' needs reference images, give reference=images (it is the default for "
+            "a circuit that was found under it)"
+        )

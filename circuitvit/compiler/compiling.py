@@ -12,7 +12,7 @@ from circuitvit.ablation import RemovedNeurons
 from circuitvit.circuit import Ablation, Circuit, edges_among
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.compiler.blueprint import Blueprint, blueprint_of
-from circuitvit.compiler.check import MULTIPLE, Options, check
+from circuitvit.compiler.check import MULTIPLE, Options, check, compiled_under, warn_of_zero
 from circuitvit.compiler.constant_nodes import find_constants
 from circuitvit.compiler.constants import fold_constants
 from circuitvit.compiler.dead_nodes import drop_dead
@@ -44,7 +44,7 @@ def compile(  # noqa: A001
     circuit: Circuit,
     *,
     level: Literal["unit"] = "unit",
-    ablation: Ablation = "zero",
+    ablation: Ablation | None = None,
     reference: Tensor | None = None,
     neurons: EdgeScores | None = None,
     keep_ratio: Ratio | None = None,
@@ -62,7 +62,7 @@ def compile(  # noqa: A001
     circuit: Circuit,
     *,
     level: Literal["edge"],
-    ablation: Ablation = "zero",
+    ablation: Ablation | None = None,
     reference: Tensor | None = None,
 ) -> CircuitViT: ...
 @without_gradients
@@ -71,7 +71,7 @@ def compile(  # noqa: A001
     circuit: Circuit,
     *,
     level: Literal["unit", "edge"] = "unit",
-    ablation: Ablation = "zero",
+    ablation: Ablation | None = None,
     reference: Tensor | None = None,
     neurons: EdgeScores | None = None,
     keep_ratio: Ratio | None = None,
@@ -109,7 +109,9 @@ def compile(  # noqa: A001
         vit: the model; it is not changed.
         circuit: found on it, under any ablation.
         level: `unit` or `edge`.
-        ablation: `zero` or `mean`; `patch` needs a corrupt image at run time.
+        ablation: `zero` or `mean`; `patch` needs a corrupt image at run time. By default `mean` for
+            a circuit that was found under it, with `reference`, else `zero`; fresh weights have no
+            use for either. Another one than that of discovery may be asked for.
         reference: images for `mean` and to verify on, [image channel height width].
         neurons: what each neuron scored, from `eap(..., level="neuron")`.
         keep_ratio: share of the neurons to keep, above 0 and at most 1: one for all kept MLPs
@@ -144,14 +146,16 @@ def compile(  # noqa: A001
         "target_parameters": target_parameters,
     }
     options = Options(neurons, keep_ratio, multiple, fresh, seed, targets, costs)
-    check(vit, circuit, level=level, ablation=ablation, reference=reference, options=options)
+    under = compiled_under(circuit, ablation, fresh=fresh)
+    check(vit, circuit, level=level, ablation=under, reference=reference, options=options)
+    warn_of_zero(circuit, ablation, fresh=fresh)
     if level == "edge":
-        compiled = _compiled_edges(vit, circuit, ablation, reference)
+        compiled = _compiled_edges(vit, circuit, under, reference)
     else:
-        compiled = _compiled_units(vit, circuit, ablation, reference, options)
+        compiled = _compiled_units(vit, circuit, under, reference, options)
     compiled.history = compiled_history(
         vit, compiled, circuit,
-        level=level, ablation=ablation, reference=reference, options=options,
+        level=level, ablation=under, reference=reference, options=options,
     )  # fmt: skip
     return compiled
 

@@ -32,7 +32,7 @@ class Series:
     Attributes:
         name: what the legend says; shown literally, as is `hover`.
         x: places along the axis, or names.
-        y: values.
+        y: values; None, here and in the intervals, where there is none, which leaves a gap.
         low: lower ends of the intervals; none are drawn if left out.
         high: upper ends.
         color: as in CSS.
@@ -44,9 +44,9 @@ class Series:
 
     name: str
     x: Sequence[float] | Sequence[int] | Sequence[str]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     color: str = INK
     mark: Literal["line", "dots"] = "line"
     dash: Literal["solid", "dot"] = "solid"
@@ -99,8 +99,8 @@ def chart(
             annotation_position="top left",
         )
     if diagonal:
-        numbers = [float(v) for item in series for v in (*item.x, *item.y)]
-        numbers += [v for item in series for v in (*(item.low or ()), *(item.high or ()))]
+        ends_of = [(*s.x, *s.y, *(s.low or ()), *(s.high or ())) for s in series]
+        numbers = [float(value) for values in ends_of for value in values if value is not None]
         margin = 0.05 * (max(numbers) - min(numbers) or 1.0)
         ends = [min(numbers) - margin, max(numbers) + margin]
         drawn.update_xaxes(range=ends).update_yaxes(range=ends)
@@ -197,15 +197,18 @@ def frame(
     }
 
 
-def _band(item: Series, low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+def _band(
+    item: Series, low: Sequence[float | None], high: Sequence[float | None]
+) -> dict[str, Any]:
+    known = [(x, a, b) for x, a, b in zip(item.x, low, high, strict=True) if a is not None]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": f"{escape(item.name)}, interval",
         "legendgroup": item.name,
         "showlegend": False,
-        "x": [*item.x, *reversed(item.x)],
-        "y": [*high, *reversed(low)],
+        "x": [x for x, _, _ in (*known, *reversed(known))],
+        "y": [*(high for _, _, high in known), *(low for _, low, _ in reversed(known))],
         "fill": "toself",
         "fillcolor": item.color,
         "opacity": 0.16,
@@ -231,12 +234,18 @@ def _marks(item: Series) -> dict[str, Any]:
         marks["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [high - y for high, y in zip(item.high, item.y, strict=True)],
-            "arrayminus": [y - low for low, y in zip(item.low, item.y, strict=True)],
+            "array": _lengths(item.y, item.high),
+            "arrayminus": _lengths(item.low, item.y),
             "thickness": 1.2,
             "width": 3,
         }
     return marks
+
+
+def _lengths(start: Sequence[float | None], end: Sequence[float | None]) -> list[float | None]:
+    """How far it is from each start to each end; None where one of them is missing."""
+    pairs = zip(start, end, strict=True)
+    return [None if a is None or b is None else b - a for a, b in pairs]
 
 
 def _layout(x_title: str, y_title: str, x_kind: str, basis: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Reads a networkx graph into what is drawn: units with a place, readers, edges with a curve.
 
 A node of the graph carries `node`, an object with `name`, `kind` (embed, head, mlp or logits),
-`block`, `head`, `part` and `unit`; an edge may carry `score`, a float. `graph.graph["units"]` may
+`block`, `head`, `part` and `unit`; an edge may carry `score`, a float, and `dangling`, True if it
+carries nothing. `graph.graph["units"]` may
 list such objects for all units of the model, so that those outside the graph appear too.
 Positions are fixed: depth runs from left to right, heads upwards, MLPs have a row of their own.
 """
@@ -63,6 +64,7 @@ class Drawing:
         writer: each edge's writer, an index into `units`; int32 [edge].
         reader: each edge's reader, an index into `readers`; int32 [edge].
         score: each edge's score, NaN where it has none; float64 [edge].
+        dangling: whether each edge carries nothing; bool [edge].
         controls: each edge's four Bezier control points; float64 [edge, 4, 2].
     """
 
@@ -71,7 +73,13 @@ class Drawing:
     writer: np.ndarray
     reader: np.ndarray
     score: np.ndarray
+    dangling: np.ndarray
     controls: np.ndarray
+
+    @property
+    def size(self) -> np.ndarray:
+        """Each edge's |score|, by which edges rank; 0 for those without and those that dangle."""
+        return np.where(self.dangling, 0.0, np.abs(np.nan_to_num(self.score, nan=0.0)))
 
     @property
     def reader_unit(self) -> np.ndarray:
@@ -131,7 +139,8 @@ def read(graph: nx.DiGraph) -> Drawing:
     writer, reader = table[:, 0].astype(np.int32), table[:, 1].astype(np.int32)
     listed = tuple(readers.values())
     controls = _controls(units, listed, writer, reader)
-    return Drawing(units, listed, writer, reader, table[:, 2], controls)
+    dangling = np.array([bool(idle) for *_, idle in graph.edges(data="dangling")], bool)
+    return Drawing(units, listed, writer, reader, table[:, 2], dangling, controls)
 
 
 def _described(name: object, data: dict[str, Any]) -> Any:

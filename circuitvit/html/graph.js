@@ -14,8 +14,9 @@ function readGraph(page) {
   const all = Array.from(score, (_, edge) => edge);
   const owner = (edge) => readers[reader[edge]].unit;
   const edgeName = (edge) => `${units[writer[edge]].name}->${readers[reader[edge]].name}`;
-  const size = (edge) => Math.abs(score[edge]) || 0; // no score counts as zero
-  const sign = (edge) => (score[edge] > 0 ? "positive" : score[edge] < 0 ? "negative" : "neutral");
+  const dangles = (edge) => edge < page.dangling; // they come first
+  const size = (edge) => (!dangles(edge) && Math.abs(score[edge])) || 0; // no score counts as zero
+  const sign = (edge) => (dangles(edge) ? "dangling" : score[edge] > 0 ? "positive" : score[edge] < 0 ? "negative" : "neutral");
   const isCounted = (place) => units[place].kind === "head" || units[place].kind === "mlp";
   const touched = (edges) => new Set(edges.flatMap((edge) => [writer[edge], owner(edge)]));
 
@@ -62,6 +63,22 @@ function readGraph(page) {
     return lit;
   }
 
+  /* The heads and MLPs on a path of visible edges from `embed` to `logits`. */
+  function onPath(visible) {
+    const reached = (kind, edgesOf, farEnd) => {
+      const seen = new Set(), queue = units.flatMap((unit, place) => (unit.kind === kind ? [place] : []));
+      while (queue.length) {
+        const place = queue.pop();
+        if (seen.has(place)) continue;
+        seen.add(place);
+        for (const edge of edgesOf[place]) if (visible[edge]) queue.push(farEnd(edge));
+      }
+      return seen;
+    };
+    const useful = reached("logits", into, (edge) => writer[edge]);
+    return [...reached("embed", from, owner)].filter((place) => useful.has(place) && isCounted(place));
+  }
+
   /* The names that hold the query: whole names first, then beginnings, then the rest. */
   function find(query, limit) {
     const wanted = query.trim().toLowerCase();
@@ -74,5 +91,5 @@ function readGraph(page) {
     return wanted ? ranked.slice(0, 3).flat().slice(0, limit) : [];
   }
 
-  return { units, readers, writer, reader, score, all, owner, edgeName, size, sign, isCounted, touched, items, paths, find };
+  return { units, readers, writer, reader, score, all, owner, edgeName, size, sign, isCounted, dangles, touched, items, paths, onPath, find };
 }

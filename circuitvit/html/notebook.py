@@ -63,6 +63,8 @@ def _frame(drawing: Drawing, place: Place, height: int, title: str) -> list[str]
     shown = (
         f"{total:,} edges" if total <= DRAWN_EDGES else f"{DRAWN_EDGES:,} of {total:,} edges drawn"
     )
+    if idle := int(drawing.dangling.sum()):
+        shown += f", {idle:,} of them dangling (grey)"
     parts = [
         f'<text x="16" y="24" font-size="14" font-weight="600" fill="{INK}">{escape(title)}</text>',
         f'<text x="{_WIDTH - 16}" y="24" text-anchor="end" fill="#7b8794">{shown} · removing '
@@ -88,13 +90,13 @@ def _frame(drawing: Drawing, place: Place, height: int, title: str) -> list[str]
 
 def _edges(drawing: Drawing, place: Place) -> list[str]:
     """One path a stroke, out of the strongest edges."""
-    size = np.abs(np.nan_to_num(drawing.score, nan=0.0))
-    chosen = np.sort(np.argsort(-size, kind="stable")[:DRAWN_EDGES])
+    rank = np.where(drawing.dangling, -1.0, drawing.size)
+    chosen = np.sort(np.argsort(-rank, kind="stable")[:DRAWN_EDGES])
     controls = place(drawing.controls[chosen])
     return [
         f'<path fill="none" stroke="{kind.color}" stroke-width="{kind.width}" '
         f'stroke-opacity="{kind.opacity}" d="{"".join(_curve(c) for c in controls[kind.edges])}"/>'
-        for kind in strokes(drawing.score[chosen])
+        for kind in strokes(drawing.score[chosen], drawing.dangling[chosen])
     ]
 
 

@@ -5,7 +5,7 @@
   const $ = (id) => document.getElementById(id);
   const page = JSON.parse($("graph-data").textContent);
   const graph = readGraph(page);
-  const { units, readers, writer, reader, score, all, edgeName, size, sign, isCounted, touched, items } = graph;
+  const { units, readers, writer, reader, score, all, edgeName, size, sign, isCounted, dangles, touched, items } = graph;
   const count = all.length;
   const sizes = Float64Array.from(all, size).sort();
   const counted = units.filter((_, place) => isCounted(place)).length;
@@ -128,16 +128,16 @@
 
   function tell() {
     const edges = shown();
-    const live = [...touched(edges)].filter(isCounted).length;
+    const idle = edges.filter(dangles).length, live = graph.onPath(visible).length;
     const lit = state.lit ? ` · ${number(state.lit.size)} lit` : "";
     $("counts").textContent =
-      `${number(edges.length)} of ${number(count)} edges · ${live} of ${counted} units${lit}`;
+      `${number(edges.length)} of ${number(count)} edges${idle ? ` (${number(idle)} dangling)` : ""} · ${live} of ${counted} units${lit}`;
   }
 
   function edgeRow(edge, largest) {
     const name = edgeName(edge);
     const row = make("button", null, { type: "button", class: "edge", "data-edge": name, title: name },
-      make("span", name), make("data", points(score[edge]), { value: score[edge] }), make("i", null));
+      make("span", name), make("data", dangles(edge) ? "dangling" : points(score[edge]), { value: score[edge] }), make("i", null));
     row.style.setProperty("--tint", `var(--${sign(edge)})`);
     row.querySelector("i").style.width = `${(100 * size(edge)) / (largest || 1)}%`;
     row.addEventListener("click", (event) => select(name, event.shiftKey));
@@ -170,7 +170,7 @@
   }
 
   const summary = () => [
-    make("h2", "Strongest edges"), ...edgeList("strongest", "In all", all, 8),
+    make("h2", "Strongest edges"), ...edgeList("strongest", "In all", all.filter((edge) => !dangles(edge)), 8),
     make("p", "Click a unit to light up every path through it.", { class: "hint" }),
   ];
 
@@ -236,9 +236,9 @@
   }
 
   function startChips() {
-    const words = { joint: "head", positive: "hurts +", negative: "helps −", neutral: "none" };
+    const words = { joint: "head", positive: "hurts +", negative: "helps −", neutral: "none", dangling: "dangling" };
     const has = { part: new Set(readers.map((item) => item.part)), sign: new Set(all.map(sign)) };
-    const order = { part: ["q", "k", "v", "joint", "mlp", "logits"], sign: ["positive", "negative", "neutral"] };
+    const order = { part: ["q", "k", "v", "joint", "mlp", "logits"], sign: ["positive", "negative", "neutral", "dangling"] };
     for (const kind of ["part", "sign"])
       for (const value of order[kind].filter((name) => has[kind].has(name))) {
         const box = make("input", null, { type: "checkbox", checked: "", [`data-${kind}`]: value });
@@ -330,7 +330,7 @@
   window.circuitvit = {
     state: () => ({
       visibleEdges: shown().map(edgeName),
-      visibleUnits: [...touched(shown())].filter(isCounted).map((place) => units[place].name),
+      visibleUnits: graph.onPath(visible).sort((a, b) => a - b).map((place) => units[place].name),
       highlightedEdges: [...(state.lit ?? [])].map(edgeName),
       selected: [...state.selected],
       threshold: state.threshold,

@@ -21,7 +21,7 @@ from circuitvit.html.drawing import Drawing, read
 from circuitvit.html.escaping import escape, json_in_script
 from circuitvit.html.library import PLOTLY_FILE, PlotlyJS, write_page
 from circuitvit.html.plotly_figure import GHOST, SVG_EDGES, figure_of
-from circuitvit.html.strokes import NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
+from circuitvit.html.strokes import IDLE, NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
 
 _HERE = Path(__file__).parent
 
@@ -69,6 +69,7 @@ def page(
         positive=POSITIVE,
         negative=NEGATIVE,
         neutral=NEUTRAL,
+        idle=IDLE,
         css=_resource("page.css"),
         details=_details(details),
         data=json_in_script(_data(drawing, title)),
@@ -116,7 +117,7 @@ def _shown(value: object) -> str:
 
 def _data(drawing: Drawing, title: str) -> dict[str, Any]:
     """What page.js reads; edges come trace by trace, as in the figure's own arrays."""
-    kinds: tuple[Stroke, ...] = strokes(drawing.score)
+    kinds: tuple[Stroke, ...] = strokes(drawing.score, drawing.dangling)
     order = np.concatenate([np.zeros(0, np.int64), *(kind.edges for kind in kinds)])
     figure = json.loads(figure_of(drawing, kinds).to_json() or "{}")
     for trace in figure["data"][:-1]:
@@ -130,6 +131,7 @@ def _data(drawing: Drawing, title: str) -> dict[str, Any]:
         "corner": corner,
         "step": step,
         "counts": [len(kind.edges) for kind in kinds],
+        "dangling": int(drawing.dangling.sum()),  # they are the first stroke
         "units": [{"name": unit.name, "kind": unit.kind} for unit in drawing.units],
         "readers": [vars(reader) for reader in drawing.readers],
         "writer": _typed(drawing.writer[order].astype(np.uint16)),

@@ -33,7 +33,7 @@ def figure(graph: nx.DiGraph, *, title: str) -> "circuitvit.html.saved_figure.Fi
         title: the heading; it is shown literally.
     """
     drawing = read(graph)
-    drawn = figure_of(drawing, strokes(drawing.score))
+    drawn = figure_of(drawing, strokes(drawing.score, drawing.dangling))
     drawn.update_layout(
         title={"text": escape(title), "x": 0.02, "font": {"size": 16}}, margin_t=56, height=640
     )
@@ -149,10 +149,10 @@ def _role(unit: Unit) -> str:
 
 
 def _strongest(drawing: Drawing, limit: int = 3) -> list[list[str]]:
-    """The strongest scored edges of each unit, as text."""
+    """The strongest scored edges of each unit, as text; none that dangles."""
     lines: list[list[str]] = [[] for _ in drawing.units]
-    order = np.argsort(-np.abs(drawing.score), kind="stable")
-    for edge in order[: np.count_nonzero(~np.isnan(drawing.score))]:
+    known = np.flatnonzero(~np.isnan(drawing.score) & ~drawing.dangling)
+    for edge in known[np.argsort(-drawing.size[known], kind="stable")]:
         writer, reader = drawing.writer[edge], drawing.readers[drawing.reader[edge]]
         for unit in (writer, reader.unit):
             if len(lines[unit]) < limit:

@@ -10,6 +10,7 @@ import numpy as np
 POSITIVE = "#d9480f"
 NEGATIVE = "#1c6fd1"
 NEUTRAL = "#7b8794"
+IDLE = "#c3ccd5"
 LEVELS = 8
 
 
@@ -32,17 +33,20 @@ class Stroke:
     edges: np.ndarray
 
 
-def strokes(score: np.ndarray) -> tuple[Stroke, ...]:
-    """Sort edges into at most 2·LEVELS + 1 strokes, the faintest first, so strong ones lie on top.
+def strokes(score: np.ndarray, dangling: np.ndarray) -> tuple[Stroke, ...]:
+    """Sort edges into at most 2·LEVELS + 2 strokes, the faintest first, so strong ones lie on top.
+
+    Edges that dangle carry nothing, whatever they once scored: they are the first stroke.
 
     Levels are quantiles of |score| over all scored edges. In a large graph the upper levels become
     narrower, since a tenth of 30,000 edges would cover everything.
 
     Args:
         score: float64 [edge]; NaN where an edge has no score.
+        dangling: bool [edge].
     """
     count = max(len(score), 1)
-    scored = np.nan_to_num(score, nan=0.0) != 0
+    scored = (np.nan_to_num(score, nan=0.0) != 0) & ~dangling
     size = np.abs(score[scored])
     share = np.zeros(len(score))
     share[scored] = np.searchsorted(np.sort(size), size, side="right") / max(len(size), 1)
@@ -50,8 +54,9 @@ def strokes(score: np.ndarray) -> tuple[Stroke, ...]:
     cuts = 1 - (1 - np.arange(1, LEVELS) / LEVELS) ** squeeze
     level = np.searchsorted(cuts, share, side="left")
     faint = min(0.6, 12 / count**0.5)
-    unscored = np.flatnonzero(~scored)
-    found = [Stroke("no score, or zero", NEUTRAL, 1.2, faint, unscored)] if len(unscored) else []
+    idle, unscored = np.flatnonzero(dangling), np.flatnonzero(~scored & ~dangling)
+    found = [Stroke("dangling: carries nothing", IDLE, 1.2, 0.9, idle)] if len(idle) else []
+    found += [Stroke("no score, or zero", NEUTRAL, 1.2, faint, unscored)] if len(unscored) else []
     for step in range(LEVELS):
         for sign, color in ((-1, NEGATIVE), (1, POSITIVE)):
             inside = np.flatnonzero(scored & (level == step) & (np.sign(score) == sign))

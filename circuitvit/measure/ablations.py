@@ -5,7 +5,7 @@ another (Miller et al. 2024, arXiv 2407.08734). Hence the gap between them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, get_args
 
 import numpy as np
@@ -16,11 +16,18 @@ from circuitvit.checks import check_circuit, check_vit
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, Series, chart
+from circuitvit.html.escaping import markdown_text
 from circuitvit.html.readings import ABLATIONS as READING
 from circuitvit.images import Pairs
-from circuitvit.measure.bootstrap import Estimate
-from circuitvit.measure.examination import Examination, Outcome
-from circuitvit.measure.measurement import Measurement, checked_draws, checked_names
+from circuitvit.measure.bootstrap import UNDEFINED, Estimate, shown
+from circuitvit.measure.examination import Examination
+from circuitvit.measure.measurement import (
+    Measurement,
+    checked_draws,
+    checked_names,
+    metric_of,
+)
+from circuitvit.measure.outcome import Outcome
 from circuitvit.metrics import Metric
 from circuitvit.records import ACROSS_ABLATIONS, Kind
 from circuitvit.torch_modes import in_default_modes
@@ -37,8 +44,9 @@ class Comparison:
         edges: how many it has.
         found_under: the ablation of discovery.
         left: by ablation, how many edges don't dangle.
-        faithfulness: by ablation, f.
-        gap: the largest f minus the smallest.
+        faithfulness: by ablation, f; its figures are None where it is undefined.
+        gap: the largest f minus the smallest of those that are defined; undefined where none or
+            only one of several is.
     """
 
     edges: int
@@ -54,11 +62,15 @@ class AcrossAblations(Measurement):
 
     Attributes:
         circuits: by name.
+        undefined: by ablation, why f is undefined under it; empty where it is defined under all.
     """
 
     KIND: ClassVar[Kind] = ACROSS_ABLATIONS
 
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"undefined"})
+
     circuits: Mapping[str, Comparison]
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Comparison:
         return self.circuits[name]
@@ -79,12 +91,19 @@ class AcrossAblations(Measurement):
         ]
         return [header, *rows]
 
+    def markdown(self) -> str:
+        """The table, the conditions, and where and why f is undefined; as Markdown."""
+        reasons = (
+            f"\nUnder {name}, {markdown_text(why)}.\n" for name, why in self.undefined.items()
+        )
+        return super().markdown() + "".join(reasons)
+
     def figure(self) -> Figure:
         """Faithfulness under each ablation, a colour for each circuit, with 95% intervals."""
         series = [
             Series(
-                f"{name}, gap {one.gap.value:z.3f}",
-                list(one.faithfulness),
+                f"{name}, gap {shown(one.gap.value)}",
+                [f"{a}: {UNDEFINED}" if a in self.undefined else a for a in one.faithfulness],
                 [estimate.value for estimate in one.faithfulness.values()],
                 low=[estimate.low for estimate in one.faithfulness.values()],
                 high=[estimate.high for estimate in one.faithfulness.values()],
@@ -113,7 +132,7 @@ def across_ablations(
     circuits: Circuit | Mapping[str, Circuit],
     pairs: Pairs,
     *,
-    metric: Metric = "logit_difference",
+    metric: Metric | None = None,
     ablations: Sequence[Ablation] = ("patch", "zero", "mean"),
     reference: Tensor | None = None,
     bootstrap: int = 1000,
@@ -122,21 +141,22 @@ def across_ablations(
     """Faithfulness of circuits under each ablation, and the gap between them.
 
     The gap's interval is that of max − min on the same resamples, so it leans upwards where the
-    ablations agree within the noise.
+    ablations agree within the noise. Where f is undefined, since m(full) − m(∅) is not clearly
+    different from 0, it is None there.
 
     Args:
         vit: the model.
         circuits: one, or several by name.
         pairs: ones that discovery has not seen; with corrupt images for `patch`.
-        metric: m; a name or a callable, see `circuitvit.metrics`.
+        metric: m; a name or a callable, see `circuitvit.metrics`; by default that of discovery,
+            for circuits made by hand `logit_difference`.
         ablations: which to compare.
         reference: images for `mean`.
         bootstrap: resamples of the images for the 95% intervals, ≥ 1.
         seed: draws the resamples.
 
     Raises:
-        CircuitError: the input doesn't fit together, or under some ablation removing everything
-            hardly changes the metric.
+        CircuitError: the input doesn't fit together.
     """
     bootstrap, seed = checked_draws(bootstrap, seed)
     named = {"circuit": circuits} if isinstance(circuits, Circuit) else circuits
@@ -149,17 +169,20 @@ def across_ablations(
     check_vit(vit)
     for circuit in named.values():
         check_circuit(vit, circuit)
+    found = [circuit.provenance for circuit in named.values()]
+    question = metric_of(metric, found)
     examinations = {
         ablation: Examination.checked(
-            vit, pairs, metric=metric, ablation=ablation, reference=reference
+            vit, pairs, metric=question, ablation=ablation, reference=reference
         )
         for ablation in ablations
     }
-    found = [circuit.provenance for circuit in named.values()]
     recorded = examinations.get("mean", examinations[ablations[0]])
     conditions = recorded.conditions(found, bootstrap=bootstrap, seed=seed)
     outcomes = {
-        ablation: one.outcome(named.values(), count=len(named), what=f"Under {ablation}")
+        ablation: one.outcome(
+            named.values(), count=len(named), what=f"Under {ablation}", undefined=True
+        )
         for ablation, one in examinations.items()
     }
     samples = {
@@ -170,7 +193,12 @@ def across_ablations(
         name: _comparison(circuit, place, outcomes, samples)
         for place, (name, circuit) in enumerate(named.items())
     }
-    return AcrossAblations(replace(conditions, ablation=None), compared)
+    reasons = {ablation: outcome.why_undefined for ablation, outcome in outcomes.items()}
+    return AcrossAblations(
+        replace(conditions, ablation=None),
+        compared,
+        undefined={ablation: why for ablation, why in reasons.items() if why},
+    )
 
 
 def _comparison(
@@ -181,11 +209,15 @@ def _comparison(
 ) -> Comparison:
     values = {name: float(one.faithfulness()[place]) for name, one in outcomes.items()}
     drawn = {name: one[:, place] for name, one in samples.items()}
-    gaps = np.ptp(np.stack(list(drawn.values())), axis=0)
+    defined = [name for name, value in values.items() if not np.isnan(value)]
+    gap = Estimate(None, None, None)
+    if len(defined) >= min(2, len(values)):
+        gaps = np.ptp(np.stack([drawn[name] for name in defined]), axis=0)
+        gap = Estimate.of(float(np.ptp([values[name] for name in defined])), gaps)
     return Comparison(
         edges=len(circuit),
         found_under=circuit.provenance.ablation,
         left={name: one.left[place] for name, one in outcomes.items()},
         faithfulness={name: Estimate.of(values[name], drawn[name]) for name in values},
-        gap=Estimate.of(max(values.values()) - min(values.values()), gaps),
+        gap=gap,
     )

@@ -11,9 +11,15 @@ INTERVAL = (2.5, 97.5)
 """The percentiles between which 95% of the resamples lie."""
 
 
+UNDEFINED = "undefined"
+"""What is shown of a figure that has no value."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure with its 95% bootstrap confidence interval over images.
+
+    All three are None where the figure is undefined: a ratio whose denominator may be zero.
 
     Attributes:
         value: from all images.
@@ -21,23 +27,41 @@ class Estimate:
         high: upper end.
     """
 
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return _with_range(self.value, self.low, self.high)
+
+    @classmethod
+    def of(cls, value: float, samples: Float[np.ndarray, " resample"]) -> "Estimate":
+        """A value, with the interval that its resamples span; undefined if the value is NaN.
+
+        Resamples that are NaN are left out.
+        """
+        if np.isnan(value):
+            return cls(None, None, None)
+        return cls(*_with_interval(value, samples))
+
+
+@dataclass(frozen=True)
+class KnownEstimate(Estimate):
+    """An estimate that is never undefined."""
+
     value: float
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{_shown(self.value)} ({_shown(self.low)} to {_shown(self.high)})"
-
     @classmethod
-    def of(cls, value: float, samples: Float[np.ndarray, " resample"]) -> "Estimate":
+    def of(cls, value: float, samples: Float[np.ndarray, " resample"]) -> "KnownEstimate":
         """A value, with the interval that its resamples span; NaN ones are left out."""
-        low, high = np.nanpercentile(samples, INTERVAL)
-        return cls(float(value) + 0.0, float(low) + 0.0, float(high) + 0.0)  # −0 becomes 0
+        return cls(*_with_interval(value, samples))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What several draws of something random gave.
+    """What several draws of something random gave; all None where that is undefined.
 
     Attributes:
         median: over the draws.
@@ -45,21 +69,38 @@ class Spread:
         high: the most.
     """
 
-    median: float
-    low: float
-    high: float
+    median: float | None
+    low: float | None
+    high: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """The summary of at least one value."""
-        return cls(median(values), min(values), max(values))
+    def of(cls, values: Sequence[float | None]) -> "Spread":
+        """The summary of at least one value; undefined if one of them is."""
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return cls(None, None, None)
+        return cls(median(known), min(known), max(known))
 
     def __str__(self) -> str:
-        return f"{_shown(self.median)} ({_shown(self.low)} to {_shown(self.high)})"
+        return _with_range(self.median, self.low, self.high)
 
 
-def _shown(number: float) -> str:
-    return f"{number:z.3f}"
+def _with_interval(
+    value: float, samples: Float[np.ndarray, " resample"]
+) -> tuple[float, float, float]:
+    low, high = np.nanpercentile(samples, INTERVAL)
+    return float(value) + 0.0, float(low) + 0.0, float(high) + 0.0  # −0 becomes 0
+
+
+def _with_range(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return UNDEFINED
+    return f"{shown(value)} ({shown(low)} to {shown(high)})"
+
+
+def shown(number: float | None) -> str:
+    """A figure with three decimals, or that it is undefined."""
+    return UNDEFINED if number is None else f"{number:z.3f}"
 
 
 def resampled_means(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitvit.errors import CircuitError
 from circuitvit.measure.accuracy import Accuracy, accuracy_and_guesses
-from circuitvit.measure.bootstrap import Estimate, resampled_means
+from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
 
 BINS = 15
 """As many bins of confidence as Guo et al. use."""
@@ -66,7 +66,7 @@ class Classification:
     """
 
     accuracy: Accuracy
-    interval: Estimate
+    interval: KnownEstimate
     precision: float
     recall: float
     f1: float
@@ -115,7 +115,7 @@ def classification(
     samples = resampled_means(right[None].astype(float), resamples=RESAMPLES, seed=seed)
     return Classification(
         accuracy=found,
-        interval=Estimate.of(found.top1, samples[:, 0]),
+        interval=KnownEstimate.of(found.top1, samples[:, 0]),
         precision=float(means[0]),
         recall=float(means[1]),
         f1=float(means[2]),

@@ -19,9 +19,8 @@ from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.html.readings import COMPLETENESS as READING
 from circuitvit.images import Pairs
-from circuitvit.measure.bootstrap import Estimate
-from circuitvit.measure.examination import Examination
-from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
+from circuitvit.measure.bootstrap import KnownEstimate
+from circuitvit.measure.measurement import Measurement, checked_draws, examined
 from circuitvit.metrics import Metric
 from circuitvit.records import COMPLETENESS, Kind
 from circuitvit.torch_modes import in_default_modes
@@ -41,8 +40,8 @@ class Knockout:
     """
 
     removed: tuple[str, ...]
-    circuit: Estimate
-    model: Estimate
+    circuit: KnownEstimate
+    model: KnownEstimate
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class Completeness(Measurement):
     KIND: ClassVar[Kind] = COMPLETENESS
 
     of: str
-    faithfulness: Estimate
-    gap: Estimate
+    faithfulness: KnownEstimate
+    gap: KnownEstimate
     knockouts: tuple[Knockout, ...]
 
     def table(self) -> list[list[str]]:
@@ -100,7 +99,7 @@ def completeness(
     *,
     of: Removed = "edges",
     knockouts: int = 20,
-    metric: Metric = "logit_difference",
+    metric: Metric | None = None,
     ablation: Ablation | None = None,
     reference: Tensor | None = None,
     bootstrap: int = 1000,
@@ -114,15 +113,17 @@ def completeness(
         pairs: ones that discovery has not seen.
         of: what is removed: edges of the circuit, or its units with all their edges.
         knockouts: how many sets are drawn; the size of each is drawn evenly from 1 to all.
-        metric: m; a name or a callable, see `circuitvit.metrics`.
-        ablation: what removed edges carry; by default that of discovery.
+        metric: m; a name or a callable, see `circuitvit.metrics`; by default that of discovery,
+            for circuits made by hand `logit_difference`.
+        ablation: what removed edges carry; by default that of discovery, for circuits made by
+            hand `patch`.
         reference: images for `mean`.
         bootstrap: resamples of the images for the 95% intervals, ≥ 1.
         seed: draws the sets and the resamples.
 
     Raises:
         CircuitError: the input doesn't fit together, the circuit has nothing to remove, or
-            removing everything hardly changes the metric.
+            m(full) − m(∅) is not clearly different from 0.
     """
     bootstrap, seed = checked_draws(bootstrap, seed)
     count = whole(knockouts, "knockouts")
@@ -132,9 +133,8 @@ def completeness(
         )
     check_vit(vit)
     check_circuit(vit, circuit)
-    known = ablation_of(ablation, [circuit.provenance])
-    examination = Examination.checked(
-        vit, pairs, metric=metric, ablation=known, reference=reference
+    examination = examined(
+        vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
     sets = _sets(circuit, of, count, seed)
     full = circuit.keeping(edge_names_of(circuit.config, circuit.qkv))
@@ -149,9 +149,9 @@ def completeness(
     outcome = examination.outcome(runs(), count=1 + 2 * count, what="Completeness")
     values = outcome.faithfulness()
     samples = outcome.resampled_faithfulness(resamples=bootstrap, seed=seed)
-    each = [Estimate.of(value, samples[:, place]) for place, value in enumerate(values)]
+    each = [KnownEstimate.of(value, samples[:, place]) for place, value in enumerate(values)]
     gaps = np.abs(values[1::2] - values[2::2]).mean()
-    gap = Estimate.of(gaps, np.abs(samples[:, 1::2] - samples[:, 2::2]).mean(axis=1))
+    gap = KnownEstimate.of(gaps, np.abs(samples[:, 1::2] - samples[:, 2::2]).mean(axis=1))
     drawn = zip(sets, each[1::2], each[2::2], strict=True)
     return Completeness(conditions, of, each[0], gap, tuple(Knockout(*item) for item in drawn))
 

@@ -18,7 +18,7 @@ from circuitvit.html.panels import Panelled, panels
 from circuitvit.html.tables import html_table
 from circuitvit.measure.accuracy import all_logits, checked_labels
 from circuitvit.measure.advice import GIVE, Advice, advise
-from circuitvit.measure.bootstrap import Estimate, resampled_means
+from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
 from circuitvit.measure.classification import RESAMPLES, Classification, classification
 from circuitvit.measure.evaluation_file import plain_evaluation, read_evaluation
 from circuitvit.measure.evaluation_text import cells, evaluation_markdown
@@ -123,17 +123,17 @@ class Evaluation:
         """
         return tuple(sorted((n for n in self.names if not self.dominators(n)), key=self.cost))
 
-    def difference(self, name: str, other: str) -> Estimate:
+    def difference(self, name: str, other: str) -> KnownEstimate:
         """Top-1 of one model minus another's, with its 95% interval, paired over images."""
         rows = self._samples[:, self.names.index(name)], self._samples[:, self.names.index(other)]
-        return Estimate.of(self.top1(name) - self.top1(other), rows[0] - rows[1])
+        return KnownEstimate.of(self.top1(name) - self.top1(other), rows[0] - rows[1])
 
     @cached_property
     def _samples(self) -> Float[np.ndarray, "resample model"]:
         right = np.stack([self.classified[name].right for name in self.names]).astype(float)
         return resampled_means(right, resamples=RESAMPLES, seed=self.seed)
 
-    def ratio(self, name: str, other: str | None = None) -> Estimate:
+    def ratio(self, name: str, other: str | None = None) -> KnownEstimate:
         """Time as a share of another model's, with its 95% interval; of MACs if none was timed.
 
         Any two models are paired round by round. Evaluations of older versions kept no rounds:
@@ -148,17 +148,17 @@ class Evaluation:
         other = base if other is None else other
         if self.batch is None:
             value = self.report[name].macs / max(1, self.report[other].macs)
-            return Estimate(value, value, value)
+            return KnownEstimate(value, value, value)
         if base == other:
             own = name == base
             item = self.report.null[self.batch] if own else self.report[name].latency[self.batch]
             value = 1.0 if own else item.ratio
-            return Estimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
+            return KnownEstimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
         if self.has_rounds:
             mine, theirs = (self.report[n].latency[self.batch].rounds_ms for n in (name, other))
             return paired_ratio(mine, theirs, seed=self.seed)
         one, two = self.ratio(name), self.ratio(other)
-        return Estimate(one.value / two.value, one.low / two.high, one.high / two.low)
+        return KnownEstimate(one.value / two.value, one.low / two.high, one.high / two.low)
 
     @property
     def has_rounds(self) -> bool:

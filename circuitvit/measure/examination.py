@@ -1,9 +1,9 @@
 """Circuits of one model put to one question: the same images, metric and ablation.
 
-The metric is kept image by image, so that means, ratios of means and their bootstrap intervals all
-come from one set of runs. What does not depend on the circuit (embeddings, the full model's logits,
-ablated values) is computed once a chunk of images; circuits that differ in dangling edges only
-share a run.
+The metric is kept image by image, so that means, ratios of means and their bootstrap intervals
+(`outcome.py`) all come from one set of runs. What does not depend on the circuit (embeddings, the
+full model's logits, ablated values) is computed once a chunk of images; circuits that differ in
+dangling edges only share a run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.checks import check_pairs, in_single_at_least
@@ -21,7 +21,7 @@ from circuitvit.circuit import Ablation, Circuit, Provenance
 from circuitvit.edge_graph import edge_names_of
 from circuitvit.errors import CircuitError, warn
 from circuitvit.images import Pairs, fingerprint
-from circuitvit.measure.bootstrap import resampled_means
+from circuitvit.measure.outcome import Outcome
 from circuitvit.metrics import Loss, Metric, loss_of, metric_name
 from circuitvit.progress import progress
 from circuitvit.run_plan import RunPlan
@@ -30,8 +30,6 @@ from circuitvit.vit import ViT
 from circuitvit.writes import Writes, ablated_writes
 
 CIRCUITS_AT_ONCE = 256
-VANISHED_SHARE = 0.025
-"""More resamples than these without a denominator, and there is no interval."""
 
 
 @dataclass(frozen=True)
@@ -70,68 +68,6 @@ class Conditions:
         parts += [self.ablation] if self.ablation else []
         parts += ["the pairs of discovery, not held out"] if self.held_out is False else []
         return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What some circuits did, image by image.
-
-    Attributes:
-        full: m of the full model.
-        empty: m with no edges.
-        circuits: m of each circuit.
-        left: edges of each circuit that don't dangle.
-    """
-
-    full: Float[np.ndarray, " image"]
-    empty: Float[np.ndarray, " image"]
-    circuits: Float[np.ndarray, "circuit image"]
-    left: tuple[int, ...]
-
-    def rows(self) -> Float[np.ndarray, "row image"]:
-        """The full model, no edges, then the circuits."""
-        return np.vstack([self.full, self.empty, self.circuits])
-
-    def faithfulness(self) -> Float[np.ndarray, " circuit"]:
-        """Faithfulness of each circuit: a ratio of means over the images."""
-        means = self.rows().mean(axis=1)
-        return (means[2:] - means[1]) / (means[0] - means[1])
-
-    def resampled_faithfulness(
-        self, *, resamples: int, seed: int
-    ) -> Float[np.ndarray, "resample circuit"]:
-        """The same on images drawn with replacement; NaN where a draw has no denominator.
-
-        Raises:
-            CircuitError: that happens so often that no interval can be given.
-        """
-        means = resampled_means(self.rows(), resamples=resamples, seed=seed)
-        full, empty = means[:, :1], means[:, 1:2]
-        vanished = _vanished(full, empty)
-        if vanished.mean() > VANISHED_SHARE:
-            raise CircuitError(
-                f"in {int(vanished.sum())} of {resamples} resamples of the {len(self.full)} images "
-                "the full model does as well as no edges at all, so there is no confidence "
-                "interval. Give more pairs, or a metric that varies less."
-            )
-        return (means[:, 2:] - empty) / np.where(vanished, np.nan, full - empty)
-
-
-def _check_difference(means: Float[np.ndarray, " ends"]) -> None:
-    """Refuse to divide by m(full) − m(∅) where that is nearly zero."""
-    if bool(_vanished(means[:1], means[1:]).any()):
-        everything, nothing = means.tolist()
-        raise CircuitError(
-            f"the metric is {everything:z.3g} for the full model and {nothing:z.3g} with no edges, "
-            "so faithfulness is undefined. Choose pairs on which the model behaves differently."
-        )
-
-
-def _vanished(
-    full: Float[np.ndarray, "*draw"], empty: Float[np.ndarray, "*draw"]
-) -> Bool[np.ndarray, "*draw"]:
-    """Where the difference of two means is hardly more than rounding."""
-    return np.abs(full - empty) < 1e-6 * np.maximum(1.0, np.maximum(np.abs(full), np.abs(empty)))
 
 
 @dataclass(frozen=True)
@@ -212,23 +148,26 @@ class Examination:
             versions={"circuitvit": version("circuitvit"), "torch": version("torch")},
         )
 
-    def outcome(self, circuits: Iterable[Circuit], *, count: int, what: str) -> Outcome:
+    def outcome(
+        self, circuits: Iterable[Circuit], *, count: int, what: str, undefined: bool = False
+    ) -> Outcome:
         """Run circuits of this model; what they have in common is computed once.
 
         Args:
             circuits: they may be made one by one.
             count: how many there are.
             what: the work, for the progress bar.
+            undefined: whether an outcome without a faithfulness will do.
 
         Raises:
-            CircuitError: the metric is NaN or infinite somewhere, or nearly the same with all edges
-                and with none.
+            CircuitError: the metric is NaN or infinite somewhere, or faithfulness is undefined.
         """
         full = Circuit(self.vit.config, edge_names_of(self.vit.config))
         waiting, left = iter(circuits), []
         with progress(what, (count + 2) * len(self._chunks())) as advance:
             rows = [self._losses([full, full.keeping(())], advance)]
-            _check_difference(rows[0].mean(axis=1))
+            if not undefined:  # refused before the long work
+                Outcome(rows[0][0], rows[0][1], rows[0][2:], ()).refuse_undefined()
             while group := list(islice(waiting, CIRCUITS_AT_ONCE)):
                 useful = [circuit.without_dangling(self.ablation) for circuit in group]
                 left += [len(circuit) for circuit in useful]

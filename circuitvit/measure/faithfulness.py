@@ -5,7 +5,7 @@ from torch import Tensor
 from circuitvit.checks import check_circuit, check_vit
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.images import Pairs
-from circuitvit.measure.examination import Examination
+from circuitvit.measure.measurement import examined
 from circuitvit.metrics import Metric
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
@@ -17,26 +17,32 @@ def faithfulness(
     circuit: Circuit,
     pairs: Pairs,
     *,
-    metric: Metric = "kl",
-    ablation: Ablation = "patch",
+    metric: Metric | None = None,
+    ablation: Ablation | None = None,
     reference: Tensor | None = None,
 ) -> float:
     """f(C) = (m(C) − m(∅)) / (m(full) − m(∅)), from means over the pairs; 1 is the full model.
+
+    The same number as `faithfulness_curve(vit, [circuit], pairs)`, `completeness` and `minimality`
+    give, whose results also say under which conditions and how sure it is.
 
     Args:
         vit: the model.
         circuit: found on it.
         pairs: best ones that discovery has not seen.
-        metric: m; a name or a callable, see `circuitvit.metrics`.
-        ablation: what removed edges carry.
+        metric: m; a name or a callable, see `circuitvit.metrics`; by default that of discovery,
+            for circuits made by hand `logit_difference`.
+        ablation: what removed edges carry; by default that of discovery, for circuits made by
+            hand `patch`.
         reference: images for `mean`.
 
     Raises:
-        CircuitError: removing everything hardly changes the metric, so the ratio means nothing.
+        CircuitError: the 95% interval of m(full) − m(∅) over the pairs holds 0, or it is less than
+            1.5 standard errors, so that the ratio means nothing; or the input doesn't fit.
     """
     check_vit(vit)
     check_circuit(vit, circuit)
-    examination = Examination.checked(
-        vit, pairs, metric=metric, ablation=ablation, reference=reference
+    examination = examined(
+        vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
     return float(examination.outcome([circuit], count=1, what="Circuit").faithfulness()[0])

@@ -2,26 +2,28 @@
 
 CPR and CMD are those of Mueller et al. 2025 (MIB, arXiv 2504.13151): circuits of int(k·E) edges,
 CPR ranked by score, CMD by |score|, areas by the trapezoid over k. We add random circuits of the
-same size and bootstrap intervals over images, and count the edges that are really left: the public
-code drops dangling edges under every ablation, we do so where they can't matter.
+same size, of any edges and connected ones (`circuitvit.controls`), and bootstrap intervals over
+images, and count the edges that are really left: the public code drops dangling edges under every
+ablation, we do so where they can't matter.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 from torch import Tensor
 
 from circuitvit.checks import check_circuit, check_vit, real, whole
 from circuitvit.circuit import Ablation, Circuit, Provenance
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import Qkv, edge_count, edge_names_of
+from circuitvit.controls import random_families
+from circuitvit.edge_graph import Qkv, edge_count
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.measure.bootstrap import Estimate
-from circuitvit.measure.curve import Curve, Line, Point
-from circuitvit.measure.examination import Conditions, Examination, Outcome
-from circuitvit.measure.measurement import ablation_of, checked_draws
+from circuitvit.measure.curve import CONNECTED, RANDOM, Curve, Line, Point
+from circuitvit.measure.examination import Conditions
+from circuitvit.measure.measurement import checked_draws, examined
+from circuitvit.measure.outcome import Outcome
 from circuitvit.metrics import Metric
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
@@ -65,47 +67,52 @@ def faithfulness_curve(
     scores: Ranking | Sequence[Circuit],
     pairs: Pairs,
     *,
-    metric: Metric = "logit_difference",
+    metric: Metric | None = None,
     ablation: Ablation | None = None,
     reference: Tensor | None = None,
     shares: Sequence[float] | None = None,
-    controls: int = 5,
+    controls: int = 15,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Curve:
     """Faithfulness of ever larger circuits, beside random ones of the same size.
+
+    Where f is undefined, since m(full) − m(∅) is not clearly different from 0, the curve is there
+    all the same and its f are None.
 
     Args:
         vit: the model.
         scores: `EdgeScores` at level `edge`, whose best edges by score (for CPR) and by |score|
             (for CMD) are taken; or circuits, such as those of ACDC at several τ.
         pairs: ones that discovery has not seen; those it saw are recorded as not held out.
-        metric: m; a name or a callable, see `circuitvit.metrics`. Under `kl` f can't exceed 1, so
-            that CMD is 0.999 − CPR for one ranking; hence the default.
-        ablation: what removed edges carry; by default that of discovery.
+        metric: m; a name or a callable, see `circuitvit.metrics`; by default that of discovery,
+            for circuits made by hand `logit_difference`. Under `kl` f can't exceed 1, so that CMD
+            is 0.999 − CPR for one ranking.
+        ablation: what removed edges carry; by default that of discovery, for circuits made by
+            hand `patch`.
         reference: images for `mean`.
         shares: k, each in (0, 1]; by default `SHARES`. For scores only.
-        controls: how many random circuits at each size.
+        controls: how many random circuits at each size: so many of any edges, and so many
+            connected ones, in which no edge dangles.
         bootstrap: resamples of the images for the 95% intervals, ≥ 1.
         seed: draws the random circuits and the resamples.
 
     Raises:
-        CircuitError: the input doesn't fit together, or removing everything hardly changes the
-            metric, so that the ratio means nothing.
+        CircuitError: the input doesn't fit together.
     """
     bootstrap, seed = checked_draws(bootstrap, seed)
     check_vit(vit)
     families, found = _families(scores, shares)
     for _, circuit in next(iter(families.values()))[: 1 if len(found) == 1 else None]:
         check_circuit(vit, circuit)
-    examination = Examination.checked(
-        vit, pairs, metric=metric, ablation=ablation_of(ablation, found), reference=reference
-    )
+    examination = examined(vit, pairs, found, metric=metric, ablation=ablation, reference=reference)
     lines = tuple(families)
     families |= _random_families(families[lines[0]], whole(controls, "controls"), seed)
     conditions = examination.conditions(found, bootstrap=bootstrap, seed=seed)
     circuits = [circuit for family in families.values() for _, circuit in family]
-    outcome = examination.outcome(circuits, count=len(circuits), what="Faithfulness")
+    outcome = examination.outcome(
+        circuits, count=len(circuits), what="Faithfulness", undefined=True
+    )
     drawn = _lines(families, outcome, conditions)
     return Curve(
         conditions,
@@ -114,6 +121,7 @@ def faithfulness_curve(
         empty=float(outcome.empty.mean()),
         lines=tuple(line for line in drawn if line.name in lines),
         controls=tuple(line for line in drawn if line.name not in lines),
+        undefined=outcome.why_undefined,
     )
 
 
@@ -169,15 +177,16 @@ def _random_families(family: Family, controls: int, seed: int) -> dict[str, Fami
     """Circuits with as many edges, drawn so that the larger ones hold the smaller ones."""
     if controls < 0:
         raise CircuitError(f"controls is {controls}, expected ≥ 0 random circuits at each size.")
-    model = family[0][1]
-    names = np.array(edge_names_of(model.config, model.qkv))
+    model, sizes = family[0][1], [len(circuit) for _, circuit in family]
+    shares = [share for share, _ in family]
     families: dict[str, Family] = {}
-    for draw in range(controls):
-        order = names[np.random.default_rng([seed, draw]).permutation(len(names))].tolist()
-        families[f"random {draw}"] = [
-            (share, Circuit(model.config, order[: len(circuit)], qkv=model.qkv))
-            for share, circuit in family
-        ]
+    for name in (RANDOM, CONNECTED):
+        drawn = random_families(
+            model.config, sizes, qkv=model.qkv, connected=name == CONNECTED, count=controls,
+            seed=seed,
+        )  # fmt: skip
+        for draw, circuits in enumerate(drawn):
+            families[f"{name} {draw}"] = list(zip(shares, circuits, strict=True))
     return families
 
 

@@ -19,7 +19,7 @@ from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
 from circuitvit.measure.accuracy import as_computed, evaluating
-from circuitvit.measure.bootstrap import Estimate
+from circuitvit.measure.bootstrap import KnownEstimate
 from circuitvit.torch_modes import in_default_modes
 
 NULL = "null"
@@ -177,7 +177,7 @@ def _summary(
     )
 
 
-def paired_ratio(mine: Sequence[float], theirs: Sequence[float], *, seed: int) -> Estimate:
+def paired_ratio(mine: Sequence[float], theirs: Sequence[float], *, seed: int) -> KnownEstimate:
     """The median of one model's time ÷ another's over the rounds that both were timed in.
 
     Args:
@@ -186,7 +186,7 @@ def paired_ratio(mine: Sequence[float], theirs: Sequence[float], *, seed: int) -
         seed: draws the bootstrap samples of its 95% interval.
     """
     ratios = np.asarray(mine, dtype=float) / np.asarray(theirs, dtype=float)
-    return Estimate(float(np.median(ratios)), *bootstrap_interval(ratios, seed=seed))
+    return KnownEstimate(float(np.median(ratios)), *bootstrap_interval(ratios, seed=seed))
 
 
 def bootstrap_interval(

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
+
 from circuitvit.checks import whole
 from circuitvit.circuit import Provenance
 from circuitvit.errors import CircuitError
@@ -13,11 +15,19 @@ from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.escaping import markdown_text
 from circuitvit.html.library import PlotlyJS
 from circuitvit.html.tables import html_table, markdown_table
-from circuitvit.measure.examination import Conditions
+from circuitvit.images import Pairs
+from circuitvit.measure.examination import Conditions, Examination
+from circuitvit.metrics import NAMES, Metric
 from circuitvit.records import Kind
 from circuitvit.restoring import load_record
+from circuitvit.vit import ViT
 
 Own = TypeVar("Own", bound="Measurement")
+
+METRIC = "logit_difference"
+"""What circuits are judged by whose discovery is not known, such as those made by hand."""
+ABLATION = "patch"
+"""What the edges that they remove carry."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +123,69 @@ def checked_names(named: Mapping[Any, object], what: str) -> None:
         )
 
 
-def ablation_of(asked: str | None, found: Iterable[Provenance]) -> str:
-    """The ablation to use: the one asked for, else that of discovery.
+def examined(
+    vit: ViT,
+    pairs: Pairs,
+    found: Iterable[Provenance],
+    *,
+    metric: Metric | None,
+    ablation: str | None,
+    reference: Tensor | None,
+) -> Examination:
+    """The question to put to circuits found so; what was not asked for is that of discovery.
 
     Raises:
-        CircuitError: it is not known, or discovery used several.
+        CircuitError: the question of discovery is not known, or it doesn't fit the pairs.
+    """
+    origins = list(found)
+    known = ablation_of(ablation, origins)
+    if ablation is None and known == "mean" and reference is None:
+        raise CircuitError(
+            "the circuit was found under 'mean', which needs reference images. Give "
+            "reference=images, or say which ablation=."
+        )
+    return Examination.checked(
+        vit, pairs, metric=metric_of(metric, origins), ablation=known, reference=reference
+    )
+
+
+def metric_of(asked: Metric | None, found: Iterable[Provenance]) -> Metric:
+    """The metric to use: the one asked for, else that of discovery, else `METRIC`.
+
+    Circuits whose discovery is not known go by that of the others.
+
+    Raises:
+        CircuitError: discovery used several, or a callable.
     """
     if asked is not None:
         return asked
-    known = {one.ablation for one in found}
-    if len(known) != 1 or None in known:
-        names = ", ".join(sorted(map(str, known)))
+    name = _one((origin.metric for origin in found), "metric") or METRIC
+    if name not in NAMES:
         raise CircuitError(
-            f"the ablation of discovery is {names}, so it must be said which to use here. Give "
-            "ablation='patch', 'zero' or 'mean'."
+            f"discovery used the callable metric {name!r}, of which only the name is recorded. "
+            f"Give metric= that function, or one of {NAMES}."
         )
-    return str(known.pop())
+    return name
+
+
+def ablation_of(asked: str | None, found: Iterable[Provenance]) -> str:
+    """The ablation to use: the one asked for, else that of discovery, else `ABLATION`.
+
+    Circuits whose discovery is not known go by that of the others.
+
+    Raises:
+        CircuitError: discovery used several.
+    """
+    if asked is not None:
+        return asked
+    return _one((origin.ablation for origin in found), "ablation") or ABLATION
+
+
+def _one(told: Iterable[str | None], what: str) -> str | None:
+    known = sorted({name for name in told if name is not None})
+    if len(known) > 1:
+        raise CircuitError(
+            f"the {what} of discovery is {', '.join(known)}, so it must be said which to use "
+            f"here. Give {what}=."
+        )
+    return known[0] if known else None

@@ -19,9 +19,8 @@ from circuitvit.errors import CircuitError
 from circuitvit.html.chart import Figure, Series, chart
 from circuitvit.html.readings import MINIMALITY as READING
 from circuitvit.images import Pairs
-from circuitvit.measure.bootstrap import Estimate
-from circuitvit.measure.examination import Examination
-from circuitvit.measure.measurement import Measurement, ablation_of, checked_draws
+from circuitvit.measure.bootstrap import KnownEstimate
+from circuitvit.measure.measurement import Measurement, checked_draws, examined
 from circuitvit.metrics import Metric
 from circuitvit.records import MINIMALITY, Kind
 from circuitvit.torch_modes import in_default_modes
@@ -40,7 +39,7 @@ class Cost:
     """
 
     metric: float
-    share: Estimate
+    share: KnownEstimate
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Minimality(Measurement):
 
     KIND: ClassVar[Kind] = MINIMALITY
 
-    faithfulness: Estimate
+    faithfulness: KnownEstimate
     costs: Mapping[str, Cost]
 
     def needless(self) -> tuple[str, ...]:
@@ -107,7 +106,7 @@ def minimality(
     circuit: Circuit,
     pairs: Pairs,
     *,
-    metric: Metric = "logit_difference",
+    metric: Metric | None = None,
     ablation: Ablation | None = None,
     reference: Tensor | None = None,
     bootstrap: int = 1000,
@@ -119,22 +118,23 @@ def minimality(
         vit: the model.
         circuit: found on it.
         pairs: ones that discovery has not seen.
-        metric: m; a name or a callable, see `circuitvit.metrics`.
-        ablation: what removed edges carry; by default that of discovery.
+        metric: m; a name or a callable, see `circuitvit.metrics`; by default that of discovery,
+            for circuits made by hand `logit_difference`.
+        ablation: what removed edges carry; by default that of discovery, for circuits made by
+            hand `patch`.
         reference: images for `mean`.
         bootstrap: resamples of the images for the 95% intervals, ≥ 1.
         seed: draws the resamples.
 
     Raises:
-        CircuitError: the input doesn't fit together, the circuit has no edges, or removing
-            everything hardly changes the metric.
+        CircuitError: the input doesn't fit together, the circuit has no edges, or
+            m(full) − m(∅) is not clearly different from 0.
     """
     bootstrap, seed = checked_draws(bootstrap, seed)
     check_vit(vit)
     check_circuit(vit, circuit)
-    known = ablation_of(ablation, [circuit.provenance])
-    examination = Examination.checked(
-        vit, pairs, metric=metric, ablation=known, reference=reference
+    examination = examined(
+        vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
     edges = circuit.edges
     if not edges:
@@ -149,8 +149,8 @@ def minimality(
     costs = {
         edge: Cost(
             metric=float(means[place] - means[0]),
-            share=Estimate.of(values[0] - values[place], samples[:, 0] - samples[:, place]),
+            share=KnownEstimate.of(values[0] - values[place], samples[:, 0] - samples[:, place]),
         )
         for place, edge in enumerate(edges, start=1)
     }
-    return Minimality(conditions, Estimate.of(values[0], samples[:, 0]), costs)
+    return Minimality(conditions, KnownEstimate.of(values[0], samples[:, 0]), costs)
