@@ -53,10 +53,13 @@ def random_units(
     most, count, seed = real(most, "most"), whole(count, "count"), whole(seed, "seed")
     if count < 1:
         raise CircuitError(f"count is {count}, expected ≥ 1.")
-    priced = cache(price)
+
+    @cache
+    def known(units: frozenset[str]) -> float:
+        return float(price(shape_of_units(config, units, constants=constants)))
 
     def cost(units: Sequence[str]) -> float:
-        return float(priced(shape_of_units(config, units, constants=constants)))
+        return known(frozenset(units))
 
     generator, units = random.Random(seed), list(units_of(config))
     drawn: dict[Units, None] = {}
@@ -65,7 +68,7 @@ def random_units(
         generator.shuffle(units)
         chosen = filled(config, units, cost, most)
         if not chosen:
-            least, left = least_model(config, units, cost)
+            least, left = least_model(config, units_of(config), cost)
             raise CircuitError(
                 f"most is {most:zg}, but a model that reads images costs {least:zg} at least (with "
                 f"{' '.join(left) or 'no unit'}). Ask for that or more."
