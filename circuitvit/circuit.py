@@ -6,10 +6,10 @@ Knows no torch: a saved circuit can be read, compared and drawn anywhere. Runnin
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import networkx as nx
 
@@ -54,7 +54,8 @@ class Circuit:
         edges: names of the kept edges, in any order. With split q, k and v, a head as reader
             means all three, here and in `edge in circuit`: `embed->a0.h1`.
         qkv: granularity of the heads' readers.
-        scores: what each kept edge scored, for drawing.
+        scores: what each kept edge scored, for drawing, or each unit (`a0.h1`, `m3`) that a kept
+            edge leaves, for `compile` with a budget; others are left out.
         provenance: how it was found.
 
     Raises:
@@ -88,8 +89,10 @@ class Circuit:
         self.qkv: Qkv = qkv
         self.edges: tuple[str, ...] = tuple(edge.name for edge in ordered)
         self._kept = frozenset(self.edges)
+        writers = {name.partition("->")[0] for name in self.edges}
+        scored = (*self.edges, *(name for name in reversed(units_of(config)) if name in writers))
         self.scores: Mapping[str, float] = MappingProxyType(
-            {name: float(scores[name]) for name in self.edges if scores and name in scores}
+            {name: float(scores[name]) for name in scored if scores and name in scores}
         )
         self.provenance = provenance or Provenance()
         self._complete = True
@@ -289,6 +292,9 @@ class Circuit:
             "provenance": self.provenance.as_dict(),
             "graph": links,
         }
+        units = {name: score for name, score in self.scores.items() if "->" not in name}
+        if units:  # else as files were before units had scores
+            body["unit_scores"] = units
         return CIRCUIT.write(path, body)
 
     def _plain_graph(self) -> nx.DiGraph:
@@ -308,7 +314,8 @@ class Circuit:
         file = load_record(path, CIRCUIT, _File)
         with naming(path, CIRCUIT):
             file.graph.check()
-            scores = {link.name: link.score for link in file.graph.edges if link.score is not None}
+            links = {link.name: link.score for link in file.graph.edges if link.score is not None}
+            scores = {**file.unit_scores, **links}
             found = [link.name for link in file.graph.edges]
             return cls(file.config, found, qkv=file.qkv, scores=scores, provenance=file.provenance)
 
@@ -349,7 +356,10 @@ class Circuit:
 class _File:
     """What the file of a circuit holds."""
 
+    OPTIONAL: ClassVar = frozenset({"unit_scores"})
+
     config: ViTConfig
     qkv: Qkv
     provenance: Provenance
     graph: NodeLinks
+    unit_scores: Mapping[str, float] = field(default_factory=dict)

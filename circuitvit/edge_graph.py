@@ -7,7 +7,7 @@ The step from a reader to its own writer is not an edge. Knows no torch and no w
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -318,3 +318,53 @@ class NodeLinks:
 def _check_qkv(qkv: str) -> None:
     if qkv not in get_args(Qkv):
         raise CircuitError(f"qkv is {qkv!r}, expected one of {get_args(Qkv)}.")
+
+
+def shape_of_units(config: ViTConfig, units: Iterable[str], *, constants: bool) -> ViTConfig:
+    """What is left of a ViT with only some heads and MLPs, whose weights aren't needed for that.
+
+    Args:
+        config: the whole ViT's shape.
+        units: what stays, such as `a0.h1` and `m3`.
+        constants: whether removed units write constants, as under `mean`: what an emptied
+            sub-layer wrote joins the constant of the last one before it that stays.
+    """
+    kept = set(units)
+    heads = tuple(
+        sum(f"a{block}.h{head}" in kept for head in range(count))
+        for block, count in enumerate(config.heads)
+    )
+    widths = enumerate(config.mlp_width)
+    mlps = tuple(width if f"m{block}" in kept else 0 for block, width in widths)
+    left = replace(config, heads=heads, mlp_width=mlps)
+    return _with_constants(config, left) if constants else left
+
+
+def _with_constants(whole: ViTConfig, left: ViTConfig) -> ViTConfig:
+    """The shape in which what removed units write is held by the sub-layers that stay."""
+    held = {
+        "attention": list(whole.attention_constant),
+        "mlp": list(whole.mlp_constant),
+        "bias": list(whole.output_bias),
+    }
+    holder = ("attention", 0) if whole.embed_norm else None  # None: the positions, at no cost
+    for block in range(whole.depth):
+        for kind, count, most in (
+            ("attention", left.heads[block], whole.heads[block]),
+            ("mlp", left.mlp_width[block], whole.mlp_width[block]),
+        ):
+            writes = count < most
+            if count:
+                holder = kind, block
+            else:
+                for own in ("attention", "bias") if kind == "attention" else ("mlp",):
+                    writes |= held[own][block]
+                    held[own][block] = False
+            if writes and holder is not None:
+                held[holder[0]][holder[1]] = True
+    return replace(
+        left,
+        attention_constant=tuple(held["attention"]),
+        mlp_constant=tuple(held["mlp"]),
+        output_bias=tuple(held["bias"]),
+    )

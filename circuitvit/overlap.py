@@ -266,7 +266,7 @@ RATIOS = ("jaccard", "jaccard_expected", "unit_jaccard", "unit_jaccard_expected"
 def shared_circuit(circuits: Mapping[str, Circuit], share: float = 1.0) -> Circuit:
     """The edges that at least this share of some circuits have, as a circuit.
 
-    An edge's score is the mean of its scores in the circuits that have it.
+    An edge's (or unit's) score is the mean of its scores in the circuits that have it.
 
     Args:
         circuits: one or more, by name.

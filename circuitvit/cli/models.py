@@ -197,7 +197,9 @@ def compile(  # noqa: A001
     ] = CompileLevel.unit,
     target_latency: Annotated[
         float | None,
-        typer.Option(help="Drop the units that score least until this share of the time is left."),
+        typer.Option(
+            help="Drop the units that matter least for their time until this share of it is left."
+        ),
     ] = None,
     target_macs: Annotated[float | None, typer.Option(help="The same for MACs.")] = None,
     target_parameters: Annotated[float | None, typer.Option(help="For parameters.")] = None,
@@ -223,13 +225,12 @@ def compile(  # noqa: A001
     seed, needs_images = images.seed, (card and not fresh) or under == "mean"
     splits = images.splits(vit) if needs_images else None
     reference = splits.train.images if splits and under == "mean" else None
-    measures = level is CompileLevel.unit and 0 < (target_latency or 0) <= 1
-    costs = cv.measure_costs(vit.config) if measures else None
     small = cast(Any, cv.compile)(
         vit, kept, level=level.value, ablation=asked, reference=reference, fresh=fresh,
         seed=seed, target_latency=target_latency, target_macs=target_macs,
-        target_parameters=target_parameters, costs=costs,
+        target_parameters=target_parameters,
     )  # fmt: skip
+    costs = None if target_latency is None else cv.measure_costs(vit.config)
     report, savings = None, None
     if splits and card and not fresh:
         pair, test = {"dense": vit, "compiled": small}, splits.test

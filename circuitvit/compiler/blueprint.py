@@ -1,15 +1,20 @@
 """Pass: which units and neurons stay, given a circuit, neuron scores and a budget."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
-from circuitvit.circuit import Circuit
-from circuitvit.compiler.budget import budget_of, ranked_units, within_budget
+from torch import Tensor
+
+from circuitvit.circuit import Ablation, Circuit
+from circuitvit.compiler.budget import budget_of, within_budget
 from circuitvit.compiler.check import Options
+from circuitvit.compiler.correction import corrected, measured_share
 from circuitvit.compiler.neurons import Kept, kept_neurons
+from circuitvit.compiler.ranking import ranked_units
 from circuitvit.config import ViTConfig
-from circuitvit.measure.cost_table import measure_costs
+from circuitvit.edge_graph import shape_of_units
+from circuitvit.measure.cost_table import Costs, measure_costs
 from circuitvit.vit import ViT
 
 BATCH = 64
@@ -28,9 +33,26 @@ class Blueprint:
     units: tuple[str, ...]
     neurons: Kept
 
+    def shape(self, config: ViTConfig, ablation: Ablation, *, fresh: bool) -> ViTConfig:
+        """What it is compiled to, without any data.
+
+        Args:
+            config: the whole model's shape.
+            ablation: what removed units and neurons write.
+            fresh: whether the weights are new; then there are no constants.
+        """
+        constants = ablation == "mean" and not fresh
+        left = shape_of_units(config, self.units, constants=constants)
+        widths = (len(self.neurons.get(b, range(n))) for b, n in enumerate(left.mlp_width))
+        left = replace(left, mlp_width=tuple(widths))
+        if fresh:
+            return replace(left, attention_constant=False, mlp_constant=False)
+        held = (had or (constants and b in self.neurons) for b, had in enumerate(left.mlp_constant))
+        return replace(left, mlp_constant=tuple(held))
+
 
 def blueprint_of(
-    vit: ViT, circuit: Circuit, options: Options, shape: Callable[[Blueprint], ViTConfig]
+    vit: ViT, circuit: Circuit, options: Options, *, ablation: Ablation, reference: Tensor | None
 ) -> Blueprint:
     """The circuit's units, or the best of them that meet the budget, with their best neurons.
 
@@ -38,32 +60,67 @@ def blueprint_of(
         vit: the whole model.
         circuit: its circuit.
         options: checked.
-        shape: what a blueprint is compiled to.
+        ablation: what removed units write.
+        reference: images for `mean`, and to rank units on that have no score.
 
     Raises:
         CircuitError: the budget can't be met, or the costs don't cover it.
     """
+    having = _having(options)
 
-    def having(units: tuple[str, ...]) -> Blueprint:
-        if options.neurons is None or options.keep_ratio is None:
-            return Blueprint(units, {})
-        neurons = kept_neurons(options.neurons, units, options.keep_ratio, options.multiple)
-        return Blueprint(units, neurons)
+    def shape(units: Sequence[str]) -> ViTConfig:
+        return having(units).shape(vit.config, ablation, fresh=options.fresh)
 
     if not any(share is not None for share in options.targets.values()):
         return having(circuit.units())
-    ranking = ranked_units(circuit)
+    measured = options.costs is None and options.targets["target_latency"] is not None
+    budget = budget_of(options.targets, _costs_here(vit, options) if measured else options.costs)
+    assert budget is not None
+    price = cache(budget.price)
+
+    def cost(units: Sequence[str]) -> float:
+        return float(price(shape(units)))
+
+    order = ranked_units(vit, circuit, cost, ablation=ablation, reference=reference)
+
+    def solve(share: float) -> tuple[str, ...]:
+        return within_budget(vit.config, order, cost, replace(budget, share=share))
+
+    if not measured:
+        return having(solve(budget.share))
+    whole = price(vit.config)
+    return having(
+        corrected(
+            budget.share,
+            solve,
+            lambda units: cost(units) / whole,
+            lambda units: measured_share(vit, shape(units), BATCH),
+        )
+    )
+
+
+def _having(options: Options) -> Callable[[Sequence[str]], Blueprint]:
+    """What gives units the neurons that they keep, which depend on the MLPs alone."""
 
     @cache
-    def shape_of_first(count: int) -> ViTConfig:
-        return shape(having(ranking[:count]))
+    def neurons(mlps: tuple[str, ...]) -> Kept:
+        assert options.neurons is not None
+        assert options.keep_ratio is not None
+        return kept_neurons(options.neurons, mlps, options.keep_ratio, options.multiple)
 
-    costs = options.costs
-    if costs is None and options.targets["target_latency"] is not None:
-        where, shapes = vit.positions, map(shape_of_first, range(len(ranking) + 1))
-        costs = measure_costs(
-            vit.config, shapes=shapes, batch=BATCH, device=where.device, dtype=where.dtype
-        )
-    budget = budget_of(options.targets, costs)
-    assert budget is not None
-    return having(within_budget(vit.config, ranking, shape_of_first, budget))
+    def having(units: Sequence[str]) -> Blueprint:
+        mlps = tuple(sorted(unit for unit in units if "." not in unit))
+        return Blueprint(tuple(units), {} if options.neurons is None else neurons(mlps))
+
+    return having
+
+
+def _costs_here(vit: ViT, options: Options) -> Costs:
+    """A table of what can be left of a model, measured where it is."""
+    shapes, config = None, vit.config
+    if options.neurons is None:  # no MLP is left with fewer neurons, so none such is timed
+        shapes = [config, replace(config, attention_constant=True)]
+        for count in range(max(config.heads, default=0)):
+            shapes.append(replace(config, heads=tuple(min(count, n) for n in config.heads)))
+    where = vit.positions
+    return measure_costs(config, shapes=shapes, batch=BATCH, device=where.device, dtype=where.dtype)

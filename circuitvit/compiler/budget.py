@@ -1,18 +1,17 @@
-"""Pass: the best-scored units of a circuit whose predicted cost is within a budget.
+"""Pass: the units that a budget pays for, and why a budget can't be kept.
 
-Units are ranked by what leaves them: the sum of |score| over their kept out-edges, ties in the
-pinned order. The worst are dropped, one after another, until the model is cheap enough: what stays
-is the longest run of the ranking from its top that meets the budget.
+Units come best first; one that no longer fits is skipped and the next is tried, so that the budget
+is filled.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from circuitvit.checks import real
 from circuitvit.circuit import Circuit
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import units_of
+from circuitvit.controls import Cost, Units, filled, least_model
 from circuitvit.errors import CircuitError
 from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
@@ -48,56 +47,35 @@ def budget_of(targets: Targets, costs: Costs | None) -> Budget | None:
     return None
 
 
-def within_budget(
-    dense: ViTConfig, ranking: Sequence[str], shape: Callable[[int], ViTConfig], budget: Budget
-) -> tuple[str, ...]:
-    """The longest run of a ranking, from its top, that meets a budget; in forward order.
+def within_budget(dense: ViTConfig, order: Units, cost: Cost, budget: Budget) -> Units:
+    """The units that a budget pays for, best first; in forward order.
 
     Args:
         dense: the shape of the whole model.
-        ranking: units, best first.
-        shape: what is left of the model with so many of them, from the first.
+        order: units, best first.
+        cost: what a model with only some units costs.
         budget: what it may cost.
 
     Raises:
-        CircuitError: no run meets it, not even that of no unit.
+        CircuitError: it pays for no unit; for no head where the class token alone is read.
     """
     whole = budget.price(dense)
     if not whole > 0:
         raise CircuitError(f"the dense model costs {whole:zg}, so no share of that can be met.")
-    least = math.inf
-    for count in reversed(range(len(ranking) + 1)):
-        share = budget.price(shape(count)) / whole
-        least = min(share, least)
-        if share <= budget.share:
-            kept = set(ranking[:count])
-            return tuple(unit for unit in units_of(dense) if unit in kept)
-    raise CircuitError(
-        f"{budget.target}={budget.share:zg} can't be met: the least share of the dense model's "
-        f"cost that dropping units reaches is {least:z.4f}, since what belongs to no unit stays. "
-        "Ask for that or more."
-    )
+    kept = filled(dense, order, cost, budget.share * whole)
+    if order and not kept:
+        least, left = least_model(dense, order, cost)
+        raise CircuitError(
+            f"{budget.target}={budget.share:zg} leaves no model that reads images: the least share "
+            f"of the dense model's cost is {rounded_up(least / whole):z.4f}, with {' '.join(left)} "
+            "alone, since what belongs to no unit stays. Ask for more."
+        )
+    return kept
 
 
-def ranked_units(circuit: Circuit) -> tuple[str, ...]:
-    """The units on a kept path, best first by the sum of |score| of the kept edges leaving them.
-
-    Raises:
-        CircuitError: a kept edge that leaves one has no score.
-    """
-    leaving: dict[str, list[float]] = {unit: [] for unit in circuit.units()}
-    for edge in circuit.edges:
-        writer = edge.split("->")[0]
-        if writer in leaving:
-            if edge not in circuit.scores:
-                raise CircuitError(
-                    f"a budget drops the units that score least, but this circuit has no score for "
-                    f"{edge}. Choose a circuit from cv.eap(..., level='edge'), or give its edges "
-                    "scores: Circuit(config, edges, scores=scores)."
-                )
-            leaving[writer].append(abs(circuit.scores[edge]))
-    pinned = [unit for unit in reversed(units_of(circuit.config)) if unit in leaving]
-    return tuple(sorted(pinned, key=lambda unit: -math.fsum(leaving[unit])))
+def rounded_up(share: float) -> float:
+    """A share in ten-thousandths, no smaller than it is, so that it can be asked for."""
+    return math.ceil(share * 1e4 - 1e-9) / 1e4
 
 
 def budget_reasons(
@@ -113,13 +91,10 @@ def budget_reasons(
                 yield f"{name} is {share}, expected a share above 0 and at most 1"
         except CircuitError as cause:
             yield str(cause).rstrip(".")
+    if given and isinstance(circuit, Circuit) and not circuit.units():
+        yield f"{' and '.join(given)} drop units, but this circuit has none on a kept path"
     if costs is not None:
         yield from _cost_reasons(config, costs, given)
-    if given and isinstance(circuit, Circuit):
-        try:
-            ranked_units(circuit)
-        except CircuitError as cause:
-            yield str(cause).rstrip(".")
 
 
 def _cost_reasons(config: ViTConfig, costs: object, given: Mapping[str, object]) -> Iterator[str]:

@@ -1,10 +1,8 @@
 """The verb `compile`: it checks, calls the passes in order, and verifies."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Literal, overload
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,9 +25,8 @@ from circuitvit.compiler.program import Program
 from circuitvit.compiler.recorded import compiled_history
 from circuitvit.compiler.sharing import share
 from circuitvit.compiler.verify import verify
-from circuitvit.config import ViTConfig
+from circuitvit.controls import Units
 from circuitvit.discover import EdgeScores
-from circuitvit.edge_graph import writers_of
 from circuitvit.errors import warn
 from circuitvit.measure.cost_table import Costs
 from circuitvit.surgery import keep_units
@@ -101,9 +98,13 @@ def compile(  # noqa: A001
     With `neurons`, the MLPs that stay keep their best neurons only. A removed neuron gives 0 after
     the activation, or under `mean` its mean there at each position.
 
-    With a target, the units of the circuit that score least are dropped until the model costs no
-    more than that share of the dense one. A unit's score is the sum of |score| of the kept edges
-    that leave it; ties fall by the pinned order. What stays depends on scores and costs alone.
+    With a target, units of the circuit are dropped until the model costs no more than that share of
+    the dense one: first those whose removal costs the least loss for what it saves, ties by the
+    pinned order; a unit that no longer fits is skipped and the next is tried. The loss is what the
+    unit scored, for a circuit of node scores (`eap(..., level="node").top(n)`). For any other,
+    such as one of edges, it is the KL to the dense model that the unit's removal adds on (64 of)
+    `reference`, or else on those 8 images. Units of random scores come as drawn, whatever they
+    cost. With `costs`, or a target other than the latency, what stays depends on nothing else.
 
     Args:
         vit: the model; it is not changed.
@@ -123,22 +124,24 @@ def compile(  # noqa: A001
         fresh: give new random weights in the same shape, to be trained from scratch. There is no
             constant for removed units in it, and nothing to verify.
         seed: draws the fresh weights.
-        target_latency: the predicted time of a batch as a share of the dense model's, above 0 and
-            at most 1.
+        target_latency: the time of a batch as a share of the dense model's, above 0 and at most 1.
+            The model is timed beside the dense one, and the choice corrected, until it is within 2%
+            of the target or a unit more would pass it; a warning says where that fails.
         target_macs: the multiply-accumulates likewise.
         target_parameters: the parameters likewise. At most one target is given.
-        costs: measured times for `target_latency`; by default they are measured on the spot, where
-            the model is, at batch 64.
+        costs: measured times for `target_latency`, such as of another machine or batch. They are
+            taken at their word: nothing is timed, and the choice is the same every time. By default
+            they are measured on the spot, where the model is, at batch 64, and corrected.
 
     Returns:
         For `unit` a `ViT` with a smaller config, for `edge` a `CircuitViT`; in the mode of the old
         one. Either trains, saves and loads like any other.
 
     Raises:
-        CircuitError: it can't be compiled (every reason is named), the target can't be met (the
-            least share is named), or the result differs from the masked run by more than
-            1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64, 1e-1 in half precision (compile
-            in fp32 and convert the result, which is more exact).
+        CircuitError: it can't be compiled (every reason is named), the target leaves no model that
+            reads images (the least share that does is named), or the result differs from the masked
+            run by more than 1e-4·max(1, max|logit|) in fp32, 1e-9 likewise in fp64, 1e-1 in half
+            precision (compile in fp32 and convert the result, which is more exact).
     """
     targets = {
         "target_latency": target_latency,
@@ -170,12 +173,11 @@ def _compiled_units(
             f"the circuit has no kept path from embed to logits ({len(circuit)} edges), so no head "
             "and no MLP is kept; scores.greedy with more edges finds one."
         )
-    shape = _shapes(vit, ablation, fresh=options.fresh)
-    kept = blueprint_of(vit, circuit, options, shape)
-    if circuit.units() and not kept.units:
-        warn("this budget leaves no head and no MLP; ask for a larger one.")
+    kept = blueprint_of(vit, circuit, options, ablation=ablation, reference=reference)
+    _warn_of_little(circuit.units(), kept.units)
     if options.fresh:
-        new = ViT(shape(kept), seed=options.seed).to(vit.positions).train(vit.training)
+        shape = kept.shape(vit.config, ablation, fresh=True)
+        new = ViT(shape, seed=options.seed).to(vit.positions).train(vit.training)
         new.preprocessing = vit.preprocessing
         return new
     ablated = ablated_values(vit, ablation, reference=reference)
@@ -187,6 +189,17 @@ def _compiled_units(
     edges = edges_among(vit.config, kept.units, "split")
     verify(vit, compiled, edges, ablated, reference=reference, neurons=removed)
     return compiled
+
+
+def _warn_of_little(before: Units, after: Units) -> None:
+    """Say so where a budget leaves a sub-layer of one kind only."""
+    heads, mlps = ([unit for unit in after if (unit[0] == "a") is kind] for kind in (True, False))
+    had_both = len({unit[0] for unit in before}) == 2
+    if had_both and not (heads and mlps):
+        warn(
+            f"this budget leaves {len(heads)} heads and {len(mlps)} MLPs, which is hardly a model; "
+            "ask for a larger one."
+        )
 
 
 def _compiled_edges(
@@ -219,20 +232,3 @@ def _cut(
     if kept.neurons:
         compiled = fold_neurons(compiled, kept.neurons, removed if ablation == "mean" else None)
     return compiled
-
-
-def _shapes(vit: ViT, ablation: Ablation, *, fresh: bool) -> Callable[[Blueprint], ViTConfig]:
-    """What a blueprint is compiled to: the shape that the same passes give without any data."""
-    config = vit.config
-    with torch.device("meta"):
-        hollow = ViT(config)
-        ablated = torch.empty(len(writers_of(config)), 1, config.tokens, config.width)
-
-    def shape(kept: Blueprint) -> ViTConfig:
-        removed = removed_neurons(hollow, kept.neurons, None)
-        if not fresh:
-            return _cut(hollow, kept, ablation, ablated, removed).config
-        cut = _cut(hollow, kept, "zero", ablated, removed).config
-        return replace(cut, attention_constant=False, mlp_constant=False)
-
-    return shape

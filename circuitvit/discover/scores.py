@@ -187,6 +187,8 @@ class EdgeScores(Mapping[str, float]):
     def top(self, n: int, *, signed: bool = False) -> Circuit:
         """The circuit of exactly `n` edges that score best (at node or block level: `n` of those).
 
+        `circuit.scores` has what its edges scored, or at node level what its units scored.
+
         Raises:
             CircuitError: there are fewer than `n`.
         """
@@ -249,12 +251,10 @@ class EdgeScores(Mapping[str, float]):
 
     def _circuit(self, names: Iterable[str], selection: str, signed: bool) -> Circuit:
         how = f"{selection} by {'score' if signed else '|score|'}"
-        origin, scores = replace(self.provenance, selection=how), None
-        if origin.level == "edge":
-            edges, scores = tuple(names), self._values
-        else:
-            edges = edges_among(self.config, units_at(self.config, origin.level, names), self.qkv)
-        return Circuit(self.config, edges, qkv=self.qkv, scores=scores, provenance=origin)
+        origin, edges = replace(self.provenance, selection=how), tuple(names)
+        if origin.level != "edge":
+            edges = edges_among(self.config, units_at(self.config, origin.level, edges), self.qkv)
+        return Circuit(self.config, edges, qkv=self.qkv, scores=self._values, provenance=origin)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""Pass: the order in which units are worth their cost, best first.
+
+A unit is worth what its removal costs in loss for what it saves. The loss comes from the circuit's
+own node scores, or else from node effects on the reference: how far the logits move from the dense
+model's when the unit, too, writes its ablated value. Units are dropped one after another, the
+cheapest loss for its saving first; what the others save is then counted anew.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from circuitvit.circuit import Ablation, Circuit
+from circuitvit.compiler.verify import sample_images
+from circuitvit.controls import Cost, Units
+from circuitvit.discover.acdc import logits_without, mean_loss
+from circuitvit.discover.problem import Problem
+from circuitvit.edge_graph import units_of
+from circuitvit.images import Pairs
+from circuitvit.progress import progress
+from circuitvit.vit import ViT
+
+IMAGES = 64
+"""At most so many images of the reference are looked at for the effects."""
+
+
+def ranked_units(
+    vit: ViT, circuit: Circuit, cost: Cost, *, ablation: Ablation, reference: Tensor | None
+) -> Units:
+    """The circuit's units, best first.
+
+    Args:
+        vit: the whole model.
+        circuit: its units are ranked; scores of edges don't count.
+        cost: what a model with only some units costs.
+        ablation: what removed units write.
+        reference: images for the effects and for `mean`; without any, 8 seeded normal images.
+    """
+    units = circuit.units()
+    if circuit.provenance.method == "random":
+        return _drawn(circuit, units)
+    if all(unit in circuit.scores for unit in units):
+        effects = {unit: circuit.scores[unit] for unit in units}
+    else:
+        effects = node_effects(vit, units, ablation=ablation, reference=reference)
+    return by_worth(effects, cost)
+
+
+def _drawn(circuit: Circuit, units: Units) -> Units:
+    """The order of random node scores; of other random scores, one that their seed draws.
+
+    It has nothing to do with costs or with how many edges leave a unit, so every order is equally
+    likely.
+    """
+    if all(unit in circuit.scores for unit in units):
+        return tuple(sorted(units, key=lambda unit: -abs(circuit.scores[unit])))
+    everything = list(units_of(circuit.config))
+    random.Random(circuit.provenance.seed or 0).shuffle(everything)
+    return tuple(unit for unit in everything if unit in set(units))
+
+
+def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:
+    """Units by effect for what they save, best first; ties fall by the pinned order.
+
+    A unit whose removal saves nothing stays longest, unless it does harm.
+    """
+    left, dropped = list(effects), list[str]()
+    while left:
+        now = cost(left)
+
+        def worth(unit: str, left: Sequence[str] = left, now: float = now) -> float:
+            saved = now - cost([other for other in left if other != unit])
+            if saved > 0:
+                return effects[unit] / saved
+            return math.copysign(math.inf, effects[unit])
+
+        worst = min(left, key=worth)
+        left.remove(worst)
+        dropped.append(worst)
+    return tuple(reversed(dropped))
+
+
+@torch.no_grad()
+def node_effects(
+    vit: ViT, units: Units, *, ablation: Ablation, reference: Tensor | None
+) -> dict[str, float]:
+    """How much KL to the dense model rises when each of some units goes, the others there.
+
+    Units beyond these are gone all the time.
+    """
+    images = sample_images(vit) if reference is None or not len(reference) else reference
+    places = torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().long()
+    problem = Problem.checked(
+        vit, Pairs(clean=images[places.to(images.device)]), metric="kl", ablation=ablation,
+        level="node", reference=reference,
+    )  # fmt: skip
+    gone = set(units_of(vit.config)) - set(units)
+    full = logits_without(problem, ())
+    start = mean_loss(problem, logits_without(problem, gone) if gone else full, full)
+    effects = {}
+    with progress("node effects", len(units)) as advance:
+        for unit in units:
+            logits = logits_without(problem, gone | {unit})
+            effects[unit] = mean_loss(problem, logits, full) - start
+            advance()
+    return effects
