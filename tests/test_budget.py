@@ -15,7 +15,12 @@ from circuitvit.circuit import edges_among
 from circuitvit.compiler import blueprint, correction
 from circuitvit.compiler.blueprint import Blueprint
 from circuitvit.compiler.correction import corrected
-from circuitvit.compiler.ranking import by_worth, node_effects, ranked_units
+from circuitvit.compiler.ranking import (
+    by_measured_worth,
+    by_worth,
+    node_effects,
+    ranked_units,
+)
 from circuitvit.compiler.verify import sample_images
 from circuitvit.controls import filled
 from circuitvit.edge_graph import units_of
@@ -169,6 +174,29 @@ def test_what_a_unit_saves_is_counted_anew_after_each_that_goes():
     assert by_worth({"m0": -1.0, "m1": 1.0, "a0.h0": 2.0}, lambda _: 1.0)[-1] == "m0"
 
 
+def test_effects_are_measured_anew_after_each_quarter_until_the_cost_is_met():
+    """Effects that depend on what is left; worked out by hand."""
+    asked = []
+
+    def measure(left):
+        asked.append(left)
+        return {unit: float(int(unit[1:]) * (-1 if len(left) < 7 else 1)) for unit in left}
+
+    def cost(units):
+        return float(len(units))
+
+    units = tuple(f"m{k}" for k in range(1, 9))
+    assert by_measured_worth(units, measure, cost, 6.0) == tuple(f"m{k}" for k in range(8, 0, -1))
+    assert asked == [units]
+    asked.clear()
+    found = by_measured_worth(units, measure, cost, 5.0)
+    assert found == ("m3", "m4", "m5", "m6", "m7", "m8", "m2", "m1")
+    assert asked == [units, units[2:]]
+    asked.clear()
+    assert by_measured_worth(units, measure, cost, 0.0) == found
+    assert [len(left) for left in asked] == [8, 6, 4, 2]
+
+
 def test_node_scores_stay_with_the_circuit_and_rank(tmp_path):
     vit = random_vit(shape(depth=3), seed=2)
     scores = cv.eap(vit, random_pairs(vit, 2), metric="cross_entropy", level="node")
@@ -221,11 +249,18 @@ def test_units_of_an_edge_circuit_rank_by_their_effect_on_the_logits(ablation, i
     effects = node_effects(vit, units, ablation=ablation, reference=reference)
     assert effects == pytest.approx(expected, abs=1e-10)
     cost = real_cost("target_macs", vit, None, ablation=ablation, reference=reference)
-    by_hand = filled(vit.config, by_worth(expected, cost), cost, 0.7 * macs(vit, SHAPE))
+    left, order = units, []
+    while left:  # dropped by quarters, all effects measured anew for each
+        now = divergence(left)
+        again = {u: divergence([v for v in left if v != u]) - now for u in left}
+        worst = by_worth(again, cost)[-math.ceil(len(units) / 4) :]
+        order = [*worst, *order]
+        left = tuple(u for u in left if u not in worst)
+    by_hand = filled(vit.config, order, cost, 0.5 * macs(vit, SHAPE))
     options = dict(ablation=ablation, reference=reference)
     best = cv.compile(vit, of_units(vit.config, by_hand), **options)
     for given in (circuit, other):
-        small = cv.compile(vit, given, target_macs=0.7, **options)
+        small = cv.compile(vit, given, target_macs=0.5, **options)
         assert small.fingerprint() == best.fingerprint()
 
 
@@ -241,7 +276,7 @@ def test_random_scores_give_other_shapes_by_seed_spread_over_depth(level):
     for seed in range(30):
         scores = cv.eap(vit, pairs, method="random", level=level, seed=seed)
         circuit = scores.top(len(scores))
-        order = ranked_units(vit, circuit, cost, ablation="zero", reference=None)
+        order = ranked_units(vit, circuit, cost, 9.0, ablation="zero", reference=None)
         sets.add(filled(vit.config, order, cost, 9.0))
         kept.update(unit[1] for unit in order[:9])
         if seed == 0:
