@@ -11,12 +11,12 @@ shares of the dense model's time at batch 64 by one table of costs (in seconds o
 that a busy machine matters less), and of its MACs; all methods get the same price list, and fill it
 the same way. Units go by
 
-* `ours`: their node effect (KL to the dense model on 64 training images) for what they save, as
-  `compile` ranks them;
-* `node effects`: the same, whatever they save; `rescored`: as ours, with effects measured anew after
-  every few that went (after each on digits: greedy search); `EAP nodes`: `eap(..., level="node")` of
-  the cross-entropy on 64 training images, for what they save; `edge sums`: sums of |score| over
-  out-edges, as circuitvit ranked them before; `weights`: mean |weight|;
+* `ours`: their node effect (KL to the dense model on 64 training images) for what they save,
+  measured anew after each quarter of the units that goes, as `compile` ranks them;
+* `one scan`: the same, measured once; `per unit`: measured once, whatever they save; `greedy` (on
+  digits): measured anew after each unit; `EAP nodes`: `eap(..., level="node")` of the cross-entropy
+  on 64 training images, for what they save; `edge sums`: sums of |score| over out-edges, as
+  circuitvit ranked them before; `weights`: mean |weight|;
 * chance: 15 draws of `random_units`.
 
 `ours` was chosen on validation images, which are apart from all others. Figures are on test images;
@@ -26,6 +26,7 @@ the test images themselves name: it favours the others.
 
 import quiet_interrupt  # noqa: F401  # isort: skip
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cache, partial
@@ -40,7 +41,7 @@ from cifar10_gallery import SEEN
 
 import circuitvit as cv
 from circuitvit.circuit import edges_among
-from circuitvit.compiler.ranking import by_worth, node_effects
+from circuitvit.compiler.ranking import by_measured_worth, by_worth, node_effects
 from circuitvit.controls import filled, random_units
 from circuitvit.edge_graph import node_named, shape_of_units, units_of
 from circuitvit.files import read_json, write_json, write_text
@@ -55,10 +56,10 @@ from circuitvit.measure.machine import machine_of
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "budgets.json"
 BUDGETS = {"latency": (0.7, 0.5, 0.35), "MACs": (0.5,)}
-METHODS = ("ours", "node effects", "rescored", "EAP nodes", "edge sums", "weights")
-COLORS = ("#c0392b", "#e59866", "#8e44ad", "#2471a3", "#17a589", "#7d6608")
+WANTED = [(kind, share) for kind, shares in BUDGETS.items() for share in shares]
+METHODS = ("ours", "one scan", "per unit", "greedy", "EAP nodes", "edge sums", "weights")
+COLORS = ("#c0392b", "#e59866", "#f4d03f", "#8e44ad", "#2471a3", "#17a589", "#7d6608")
 IMAGES, REFERENCE, TEST, DRAWS, BATCH, ROUNDS = 64, 512, 2000, 15, 64, 9
-EVERY = {"digits": 1, "cifar10": 8}
 
 
 def loaded(name, shared, demo):
@@ -91,30 +92,29 @@ def cost_table(config):
 class Choice:
     """What a model's units are ranked by, each made once, when it is asked for."""
 
-    def __init__(self, name, vit, train):
-        self.vit, self.every, self.units = vit, EVERY[name], units_of(vit.config)
+    def __init__(self, vit, train):
+        self.vit, self.units = vit, units_of(vit.config)
         self.reference = train.images[:REFERENCE]
         some = slice(REFERENCE, REFERENCE + IMAGES)
         self.pairs = cv.Pairs(clean=train.images[some], labels=train.labels[some])
         self.options = {"ablation": "mean", "reference": self.reference}
         self.effects = cache(lambda units: node_effects(vit, units, **self.options))
 
-    def order(self, method, cost):
+    def order(self, method, cost, most):
         """Units by a method, best first."""
-        if method == "ours":
-            return by_worth(self.effects(self.units), cost)
-        if method == "rescored":
-            return self.rescored(cost)
+        if method in ("ours", "one scan"):
+            most = most if method == "ours" else math.inf
+            return by_measured_worth(self.units, self.effects, cost, most)
+        if method == "greedy":
+            return self.greedy(cost)
         if method == "EAP nodes":
             return by_worth(self.eap("node"), cost)
-        scores = {"node effects": self.node, "edge sums": self.sums, "weights": self.weights}
-        found = scores[method]()
+        scores = {"edge sums": self.sums, "weights": self.weights}
+        found = scores[method]() if method in scores else self.effects(self.units)
         return tuple(sorted(self.units, key=lambda unit: -found[unit]))
 
-    def node(self):
-        return self.effects(self.units)
-
     def eap(self, level):
+        """EAP's scores of the cross-entropy."""
         scores = cv.eap(self.vit, self.pairs, metric="cross_entropy", level=level, **self.options)
         return {name: scores[name] for name in (self.units if level == "node" else scores)}
 
@@ -141,13 +141,12 @@ class Choice:
             found[unit] = float(torch.cat([part.detach().flatten() for part in parts]).abs().mean())
         return found
 
-    def rescored(self, cost):
-        """Units by effect for what they save, effects measured anew after every few that went."""
+    def greedy(self, cost):
+        """Units by effect for what they save, effects measured anew after each that goes."""
         left, gone = self.units, ()
         while left:
-            worst = by_worth(self.effects(left), cost)[::-1][: self.every]
-            gone = (*reversed(worst), *gone)
-            left = tuple(unit for unit in left if unit not in worst)
+            worst = by_worth(self.effects(left), cost)[-1]
+            left, gone = tuple(unit for unit in left if unit != worst), (worst, *gone)
         return gone
 
 
@@ -177,52 +176,72 @@ def difference(one, other, seed=0):
     return float(paired.mean()), float(low), float(high)
 
 
-def measured(name, shared, demo, body, save):
-    """Everything of one model; what is in the body already isn't made again."""
-    vit, splits = loaded(name, shared, demo)
-    choice, rows = Choice(name, vit, splits.train), body.setdefault("rows", {})
-    if "costs" not in body:
-        body["costs"] = [[r.op, list(r.shape), r.median_ms] for r in cost_table(vit.config).rows]
-    table = tuple(Cost(op, tuple(size), ms) for op, size, ms in body["costs"])
-    costs = cv.Costs(vit.config, BATCH, table)
-    prices = {"latency": cache(costs.predict), "MACs": cache(vit_macs)}
-    wanted = [(kind, share) for kind in BUDGETS for share in BUDGETS[kind]]
-    drawn = [f"random {draw}" for draw in range(DRAWS)]
+class Measured:
+    """One model's figures; what its body of results has already isn't made again."""
 
-    def cost(kind, units):
-        return float(prices[kind](shape_of_units(vit.config, units, constants=True)))
+    def __init__(self, name, vit, splits, body, save):
+        self.name, self.vit, self.splits, self.save = name, vit, splits, save
+        self.choice, self.rows = Choice(vit, splits.train), body.setdefault("rows", {})
+        if "costs" not in body:
+            parts = cost_table(vit.config).rows
+            body["costs"] = [[part.op, list(part.shape), part.median_ms] for part in parts]
+        table = tuple(Cost(op, tuple(size), ms) for op, size, ms in body["costs"])
+        costs = cv.Costs(vit.config, BATCH, table)
+        self.prices = {"latency": cache(costs.predict), "MACs": cache(vit_macs)}
 
-    def sets(kind, share, method):
-        """The units, and those of all random draws by `random`."""
-        most = share * prices[kind](vit.config)
-        if method == "random":
-            return random_units(vit.config, prices[kind], most, count=DRAWS, constants=True)
-        order = choice.order(method, partial(cost, kind))
-        return (filled(vit.config, order, partial(cost, kind), most),)
+    def cost(self, kind, units):
+        """What some units cost."""
+        shape = shape_of_units(self.vit.config, units, constants=True)
+        return float(self.prices[kind](shape))
 
-    def note(key, kind, units, part):
-        if key not in rows:
-            whole = prices[kind](vit.config)
-            shares = {f"{k} share": cost(k, units) / prices[k](vit.config) for k in prices}
-            assert cost(kind, units) <= whole
-            rows[key] = shares | right(vit, choice, units, part)
-            save()
-            print(f"{name}: {key} {rows[key]['top1']:z.4f}", flush=True)
+    def note(self, key, units, part):
+        """Measure a set of units on test or validation images, and save."""
+        if key not in self.rows:
+            dense = self.vit.config
+            shares = {
+                f"{k} share": self.cost(k, units) / price(dense) for k, price in self.prices.items()
+            }
+            found = right(self.vit, self.choice, units, getattr(self.splits, part))
+            self.rows[key] = shares | found
+            self.save()
+            print(f"{self.name}: {key} {found['top1']:z.4f}", flush=True)
 
-    for part, at in (("validation", splits.validation), ("test", splits.test)):
-        note(f"{part} dense", "MACs", choice.units, at)
-    for part, method in (
-        *(("test", method) for method in ("ours", *METHODS[3:], "node effects", "random")),
-        *(("validation", method) for method in ("ours", "node effects", "EAP nodes", "edge sums")),
-        ("validation", "rescored"), ("test", "rescored"),
-    ):  # fmt: skip
-        for kind, share in wanted:
-            names = drawn if method == "random" else [method]
-            keys = [f"{part} {share:zg} {kind} {one}" for one in names]
-            if not all(key in rows for key in keys):
-                for key, units in zip(keys, sets(kind, share, method), strict=False):
-                    note(key, kind, units, getattr(splits, part))
-    return body
+    def method(self, part, method):
+        """Every budget of a method, or of all random draws."""
+        for kind, share in WANTED:
+            most = share * self.prices[kind](self.vit.config)
+            cost, names = partial(self.cost, kind), [method]
+            if method == "random":
+                names = [f"random {draw}" for draw in range(DRAWS)]
+            keys = [f"{part} {share:zg} {kind} {name}" for name in names]
+            if all(key in self.rows for key in keys):
+                continue
+            if method == "random":
+                price = self.prices[kind]
+                sets = random_units(self.vit.config, price, most, count=DRAWS, constants=True)
+            else:
+                order = self.choice.order(method, cost, most)
+                sets = [filled(self.vit.config, order, cost, most)]
+            for key, units in zip(keys, sets, strict=False):
+                self.note(key, units, part)
+
+    def everything(self):
+        """The dense model, what is compared on test images, and what validation images chose by."""
+        for part in ("test", "validation"):
+            self.note(f"{part} dense", self.choice.units, part)
+        for method in (
+            "ours",
+            "EAP nodes",
+            "edge sums",
+            "per unit",
+            "weights",
+            "one scan",
+            "random",
+        ):
+            self.method("test", method)
+        tried = ("ours", "one scan", "per unit", "EAP nodes", "edge sums")
+        for method in (*tried, *(["greedy"] if self.name == "digits" else [])):
+            self.method("validation", method)
 
 
 def at(rows: dict, part: str, kind: str, share: float) -> dict:
@@ -237,7 +256,7 @@ def tables(name: str, rows: dict) -> str:
     for part in ("test", "validation"):
         header = ["budget", *METHODS, "random: median (best)", "ours − best other"]
         body = [header]
-        for kind, share in [(kind, share) for kind in BUDGETS for share in BUDGETS[kind]]:
+        for kind, share in WANTED:
             found = at(rows, part, kind, share)
             if "ours" not in found:
                 continue
@@ -303,7 +322,9 @@ def main(
     }
     models = body.setdefault("models", {})
     for name in names:
-        measured(name, shared, demo, models.setdefault(name, {}), lambda: write_json(out, body))
+        vit, splits = loaded(name, shared, demo)
+        save = partial(write_json, out, body)
+        Measured(name, vit, splits, models.setdefault(name, {}), save).everything()
     report = "\n".join(tables(name, found["rows"]) for name, found in models.items())
     write_text(out.with_suffix(".md"), f"# Budgets\n\n{report}")
     for name, found in models.items():

@@ -3,7 +3,6 @@ import math
 import pickle
 import re
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,15 +11,17 @@ from test_cost_table import invented
 
 import circuitvit as cv
 from circuitvit.circuit import edges_among
-from circuitvit.compiler import blueprint, correction
 from circuitvit.compiler.blueprint import Blueprint
-from circuitvit.compiler.correction import corrected
-from circuitvit.compiler.ranking import by_worth, node_effects, ranked_units
+from circuitvit.compiler.ranking import (
+    by_measured_worth,
+    by_worth,
+    node_effects,
+    ranked_units,
+)
 from circuitvit.compiler.verify import sample_images
 from circuitvit.controls import filled
 from circuitvit.edge_graph import units_of
 from circuitvit.measure import Cost, macs, parameters
-from circuitvit.measure.cost_table import parts_of
 
 SHAPE = (1, 4, 4)
 TARGETS = ("target_latency", "target_macs", "target_parameters")
@@ -169,6 +170,29 @@ def test_what_a_unit_saves_is_counted_anew_after_each_that_goes():
     assert by_worth({"m0": -1.0, "m1": 1.0, "a0.h0": 2.0}, lambda _: 1.0)[-1] == "m0"
 
 
+def test_effects_are_measured_anew_after_each_quarter_until_the_cost_is_met():
+    """Effects that depend on what is left; worked out by hand."""
+    asked = []
+
+    def measure(left):
+        asked.append(left)
+        return {unit: float(int(unit[1:]) * (-1 if len(left) < 7 else 1)) for unit in left}
+
+    def cost(units):
+        return float(len(units))
+
+    units = tuple(f"m{k}" for k in range(1, 9))
+    assert by_measured_worth(units, measure, cost, 6.0) == tuple(f"m{k}" for k in range(8, 0, -1))
+    assert asked == [units]
+    asked.clear()
+    found = by_measured_worth(units, measure, cost, 5.0)
+    assert found == ("m3", "m4", "m5", "m6", "m7", "m8", "m2", "m1")
+    assert asked == [units, units[2:]]
+    asked.clear()
+    assert by_measured_worth(units, measure, cost, 0.0) == found
+    assert [len(left) for left in asked] == [8, 6, 4, 2]
+
+
 def test_node_scores_stay_with_the_circuit_and_rank(tmp_path):
     vit = random_vit(shape(depth=3), seed=2)
     scores = cv.eap(vit, random_pairs(vit, 2), metric="cross_entropy", level="node")
@@ -221,11 +245,18 @@ def test_units_of_an_edge_circuit_rank_by_their_effect_on_the_logits(ablation, i
     effects = node_effects(vit, units, ablation=ablation, reference=reference)
     assert effects == pytest.approx(expected, abs=1e-10)
     cost = real_cost("target_macs", vit, None, ablation=ablation, reference=reference)
-    by_hand = filled(vit.config, by_worth(expected, cost), cost, 0.7 * macs(vit, SHAPE))
+    left, order = units, []
+    while left:  # dropped by quarters, all effects measured anew for each
+        now = divergence(left)
+        again = {u: divergence([v for v in left if v != u]) - now for u in left}
+        worst = by_worth(again, cost)[-math.ceil(len(units) / 4) :]
+        order = [*worst, *order]
+        left = tuple(u for u in left if u not in worst)
+    by_hand = filled(vit.config, order, cost, 0.5 * macs(vit, SHAPE))
     options = dict(ablation=ablation, reference=reference)
     best = cv.compile(vit, of_units(vit.config, by_hand), **options)
     for given in (circuit, other):
-        small = cv.compile(vit, given, target_macs=0.7, **options)
+        small = cv.compile(vit, given, target_macs=0.5, **options)
         assert small.fingerprint() == best.fingerprint()
 
 
@@ -241,7 +272,7 @@ def test_random_scores_give_other_shapes_by_seed_spread_over_depth(level):
     for seed in range(30):
         scores = cv.eap(vit, pairs, method="random", level=level, seed=seed)
         circuit = scores.top(len(scores))
-        order = ranked_units(vit, circuit, cost, ablation="zero", reference=None)
+        order = ranked_units(vit, circuit, cost, 9.0, ablation="zero", reference=None)
         sets.add(filled(vit.config, order, cost, 9.0))
         kept.update(unit[1] for unit in order[:9])
         if seed == 0:
@@ -333,94 +364,3 @@ def test_a_budget_that_leaves_no_unit_is_refused_and_the_least_one_named(name, l
     with pytest.warns(UserWarning, match="hardly a model"):
         small = cv.compile(vit, circuit, target_macs=math.ceil(share * 1e4) / 1e4)
     assert sum(small.config.heads) + sum(map(bool, small.config.mlp_width)) == 1
-
-
-def settle(target, sizes, slower, **options):
-    """Which of several models, each a unit more, is chosen where they take another time."""
-    asked = []
-    order = tuple(f"m{k}" for k in range(len(sizes)))
-
-    def measure(units):
-        asked.append(len(units))
-        return slower(sizes[len(units) - 1])
-
-    def solve(share):
-        fitting = [k for k, size in enumerate(sizes, 1) if size <= share + 1e-9]
-        if not fitting:
-            raise cv.CircuitError("nothing fits")
-        return order[: fitting[-1]]
-
-    kept = corrected(target, solve, lambda units: sizes[len(units) - 1], measure)
-    return len(kept), asked
-
-
-def test_a_latency_target_is_measured_and_corrected():
-    """Sizes are predicted shares; the true ones are worked out by hand."""
-    fine = [k / 100 for k in range(1, 101)]
-    assert settle(0.5, fine, lambda size: size) == (50, [50])
-    assert settle(0.5, fine, lambda size: 1.1 * size) == (45, [50, 45])
-    assert settle(0.5, fine, lambda size: 0.2 + 0.7 * size) == (43, [50, 45, 43])
-    assert settle(0.5, fine, lambda size: 0.9 * size) == (55, [50, 55])
-    coarse = [0.2, 0.4, 0.6, 0.8, 1.0]
-    assert settle(0.5, coarse, lambda size: size) == (2, [2])  # one unit more would pass it
-    assert settle(0.62, coarse, lambda size: 1.2 * size) == (2, [3, 2])
-    assert settle(0.5, coarse, lambda size: 0.5 * size) == (5, [2, 5])
-
-
-def test_a_latency_target_that_is_not_met_is_said_with_what_was_measured():
-    fine = [k / 100 for k in range(1, 101)]
-    said = r"target_latency=0.5 is not met within 2%: .* predicted 0.080 .* measured 0.680"
-    with pytest.warns(UserWarning, match=said):
-        assert settle(0.5, fine, lambda size: 0.6 + size)[0] == 8
-    noise = iter([0.6, 0.3, 0.8, 0.2])
-    with pytest.warns(UserWarning, match="measured 0.300"):
-        assert len(settle(0.5, fine, lambda _: next(noise))[1]) == correction.ROUNDS == 4
-    with pytest.raises(cv.CircuitError, match="nothing fits"):
-        settle(0.005, fine, lambda size: size)
-    assert correction.CLOSE == 0.02
-
-
-def test_without_costs_these_are_measured_and_the_choice_is_corrected(monkeypatch):
-    """The clock is the table's, but a block with both heads takes twice as long."""
-    vit = random_vit(shape(depth=3), seed=2)
-    circuit, costs, asked = scored(vit), invented(vit.config), []
-
-    def measured(config, **options):
-        asked.append(options)
-        return costs
-
-    def slower(vit, config, batch):
-        assert batch == 64
-        double = sum(heads == 2 for heads in config.heads)
-        return 1.3 ** (double - 3) * costs.predict(config) / costs.predict(vit.config)
-
-    monkeypatch.setattr(blueprint, "measure_costs", measured)
-    monkeypatch.setattr(blueprint, "measured_share", slower)
-    small = cv.compile(vit, circuit, target_latency=0.6)
-    share = slower(vit, small.config, 64)
-    plain = cv.compile(vit, circuit, target_latency=0.6, costs=costs)
-    assert slower(vit, plain.config, 64) < share <= 0.612
-    assert len(asked) == 1
-    assert asked[0]["dtype"] == torch.float64
-    table = {part for config in asked[0]["shapes"] for part in parts_of(config)}
-    assert {row[:2] for row in table} == {
-        ("embed", ()), ("addition", ()), ("read_out", ()), ("attention", (1, 4)),
-        ("attention", (2, 4)), ("mlp", (6,)),
-    }  # fmt: skip
-
-
-def test_the_measured_share_is_of_the_shape_beside_the_dense_model(monkeypatch):
-    vit, seen = random_vit(shape(), seed=2).float(), {}
-
-    def timed(models, images, *, baseline, batch, rounds):
-        seen.update(models=models, images=images, rest=(baseline, batch, rounds))
-        return {"small": SimpleNamespace(ratio=0.75)}
-
-    monkeypatch.setattr(correction, "latency", timed)
-    smaller = shape(heads=(1, 0), mlp_constant=(True, False))
-    assert correction.measured_share(vit, smaller, 64) == 0.75
-    assert seen["models"]["small"].config == smaller
-    assert seen["models"]["dense"] is vit
-    assert seen["rest"] == ("dense", 64, 7)
-    assert seen["images"].shape[1:] == SHAPE
-    assert correction.measured_share(vit, vit.config, 64) == 1

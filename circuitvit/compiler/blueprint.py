@@ -81,14 +81,15 @@ def blueprint_of(
     def cost(units: Sequence[str]) -> float:
         return float(price(shape(units)))
 
-    order = ranked_units(vit, circuit, cost, ablation=ablation, reference=reference)
+    whole = price(vit.config)
+    most = budget.share * whole
+    order = ranked_units(vit, circuit, cost, most, ablation=ablation, reference=reference)
 
     def solve(share: float) -> tuple[str, ...]:
         return within_budget(vit.config, order, cost, replace(budget, share=share))
 
     if not measured:
         return having(solve(budget.share))
-    whole = price(vit.config)
     return having(
         corrected(
             budget.share,

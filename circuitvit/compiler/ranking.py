@@ -3,12 +3,14 @@
 A unit is worth what its removal costs in loss for what it saves. The loss comes from the circuit's
 own node scores, or else from node effects on the reference: how far the logits move from the dense
 model's when the unit, too, writes its ablated value. Units are dropped one after another, the
-cheapest loss for its saving first; what the others save is then counted anew.
+cheapest loss for its saving first; what the others save is then counted anew, and after each
+quarter of the units their effects are measured anew, too. On images that chose nothing else that
+was as good as measuring after each unit, and better than once (`experiments/budgets.py`).
 """
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,10 +27,18 @@ from circuitvit.vit import ViT
 
 IMAGES = 64
 """At most so many images of the reference are looked at for the effects."""
+SCANS = 4
+"""So many times at most the effects of all units that are left are measured."""
 
 
 def ranked_units(
-    vit: ViT, circuit: Circuit, cost: Cost, *, ablation: Ablation, reference: Tensor | None
+    vit: ViT,
+    circuit: Circuit,
+    cost: Cost,
+    most: float,
+    *,
+    ablation: Ablation,
+    reference: Tensor | None,
 ) -> Units:
     """The circuit's units, best first.
 
@@ -36,6 +46,7 @@ def ranked_units(
         vit: the whole model.
         circuit: its units are ranked; scores of edges don't count.
         cost: what a model with only some units costs.
+        most: what it may cost; effects are measured anew until then.
         ablation: what removed units write.
         reference: images for the effects and for `mean`; without any, 8 seeded normal images.
     """
@@ -43,10 +54,12 @@ def ranked_units(
     if circuit.provenance.method == "random":
         return _drawn(circuit, units)
     if all(unit in circuit.scores for unit in units):
-        effects = {unit: circuit.scores[unit] for unit in units}
-    else:
-        effects = node_effects(vit, units, ablation=ablation, reference=reference)
-    return by_worth(effects, cost)
+        return by_worth({unit: circuit.scores[unit] for unit in units}, cost)
+
+    def measure(left: Units) -> dict[str, float]:
+        return node_effects(vit, left, ablation=ablation, reference=reference)
+
+    return by_measured_worth(units, measure, cost, most)
 
 
 def _drawn(circuit: Circuit, units: Units) -> Units:
@@ -81,6 +94,28 @@ def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:
         left.remove(worst)
         dropped.append(worst)
     return tuple(reversed(dropped))
+
+
+def by_measured_worth(
+    units: Units, measure: Callable[[Units], Mapping[str, float]], cost: Cost, most: float
+) -> Units:
+    """Units by worth, best first, with effects measured anew after each quarter that goes.
+
+    Args:
+        units: in forward order.
+        measure: the effects of the units that are left.
+        cost: what some units cost.
+        most: what those may cost among which the last effects decide.
+    """
+    every, gone = math.ceil(len(units) / SCANS), Units()
+    left = units
+    while left:
+        order = by_worth(measure(left), cost)
+        gone, kept = (*order[-every:], *gone), set(order[:-every])
+        left = tuple(unit for unit in units if unit in kept)
+        if cost(left) <= most:
+            return (*order[:-every], *gone)
+    return gone
 
 
 @torch.no_grad()
