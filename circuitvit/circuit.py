@@ -197,7 +197,8 @@ class Circuit:
             if edge.name in self.scores:
                 graph.edges[edge.writer, edge.reader]["score"] = self.scores[edge.name]
         for name in self.dangling():
-            graph.edges[name.split("->")]["dangling"] = True
+            writer, reader = name.split("->")
+            graph.edges[writer, reader]["dangling"] = True
         return graph
 
     def units(self) -> tuple[str, ...]:
