@@ -18,6 +18,7 @@ from circuitvit.card import write_card
 from circuitvit.circuit import Circuit
 from circuitvit.compiler import compile  # noqa: A004
 from circuitvit.config import ViTConfig
+from circuitvit.controls import random_edges
 from circuitvit.discover import acdc, eap
 from circuitvit.edge_graph import units_of
 from circuitvit.errors import CircuitError
@@ -38,7 +39,7 @@ ABLATION = "zero"
 METRIC = "kl"
 DISCOVERY_PAIRS = 128
 HELD_OUT_PAIRS = 256
-RANDOM_CIRCUITS = 5
+RANDOM_CIRCUITS = 15
 
 
 @dataclass(frozen=True)
@@ -176,19 +177,20 @@ def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[s
 def held_out_faithfulness(
     vit: ViT, circuit: Circuit, splits: Splits, *, seed: int
 ) -> dict[str, Any]:
-    """Faithfulness on test pairs: ACDC, EAP and random circuits with the same number of edges."""
+    """Faithfulness on test pairs: ACDC, EAP and random circuits with the same number of edges.
+
+    `random` are of any edges, `connected` of edges on paths from `embed` to `logits`.
+    """
     known = Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=seed)
     unseen = Pairs.by_class(splits.test, count=HELD_OUT_PAIRS, seed=seed)
     scores = eap(vit, known, ablation=ABLATION)
-    random = [
-        eap(vit, known, method="random", seed=seed + draw).top(len(circuit))
-        for draw in range(RANDOM_CIRCUITS)
-    ]
 
     def kept(candidate: Circuit) -> float:
         return faithfulness(vit, candidate, unseen, metric=METRIC, ablation=ABLATION)
 
-    controls = [kept(candidate) for candidate in random]
+    size, draws = len(circuit), {"count": RANDOM_CIRCUITS, "seed": seed}
+    random = [kept(one) for one in random_edges(vit.config, size, connected=False, **draws)]
+    connected = [kept(one) for one in random_edges(vit.config, size, **draws)]
     return {
         "metric": METRIC,
         "ablation": ABLATION,
@@ -196,8 +198,10 @@ def held_out_faithfulness(
         "acdc": kept(circuit),
         "eap_top": kept(scores.top(len(circuit))),
         "eap_greedy": kept(scores.greedy(len(circuit))),
-        "random": controls,
-        "random_median": median(controls),
+        "random": random,
+        "random_median": median(random),
+        "connected": connected,
+        "connected_median": median(connected),
     }
 
 
@@ -219,10 +223,11 @@ def as_markdown(report: Report, summary: dict[str, Any]) -> str:
         f"Faithfulness on {faithful['pairs']} held-out pairs (1 is the full model, 0 none of it), "
         "circuits of the same number of edges:",
         "",
-        "| ACDC | EAP, top | EAP, greedy | random, median of 5 |",
-        "| --- | --- | --- | --- |",
+        f"| ACDC | EAP, top | EAP, greedy | random edges, median of {RANDOM_CIRCUITS} | random "
+        f"connected, median of {RANDOM_CIRCUITS} |",
+        "| --- | --- | --- | --- | --- |",
         f"| {faithful['acdc']:z.3f} | {faithful['eap_top']:z.3f} | {faithful['eap_greedy']:z.3f} | "
-        f"{faithful['random_median']:z.3f} |",
+        f"{faithful['random_median']:z.3f} | {faithful['connected_median']:z.3f} |",
         "",
         f"The thresholds that were tried, on the validation split; the most faithful circuit that "
         f"saves at least {LEAST_SAVING:z.0%} of the MACs was chosen:",
