@@ -363,7 +363,7 @@ def logits_without(
         problem: what is asked.
         removed: sets of units, each of which is removed on its own.
         images: how many pairs go at once.
-        advance: called for each chunk, with the number of runs of a pair as `steps`.
+        advance: called after each run, with its number of pairs as `steps`.
     """
     vit, start = problem.vit, 0
     plan = RunPlan(vit.config, consistent=problem.ablation == "patch")
@@ -373,16 +373,19 @@ def logits_without(
     chunks: list[list[Tensor]] = []
     while start < len(problem.pairs):
         chunk = problem.pairs.subset(slice(start, start + images))
+        found: list[Tensor] = []
         try:
-            found = list(Runs(vit, plan, chunk.clean, problem.ablated_writes(chunk)).logits())
+            for logits in Runs(vit, plan, chunk.clean, problem.ablated_writes(chunk)).logits():
+                found.append(logits)
+                advance(steps=len(chunk))
         except (RuntimeError, MemoryError) as cause:
             if not is_out_of_memory(cause):
                 raise
             if len(chunk) == 1:
                 raise CircuitError(NO_MEMORY) from cause
             images = len(chunk) // 2
+            advance(steps=-len(found) * len(chunk))
             continue
         chunks.append(found)
         start += len(chunk)
-        advance(steps=len(found) * len(chunk))
     return [torch.cat(some) for some in zip(*chunks, strict=True)]
