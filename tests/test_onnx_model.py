@@ -19,7 +19,7 @@ SEEN = cv.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), class_names=N
 
 
 def seeing(seed=2, dtype=torch.float32, channels=3, seen=SEEN, **changes):
-    vit = random_vit(shape(channels=channels, **changes), seed=seed, dtype=dtype)
+    vit = random_vit(shape(channels=channels, **{"depth": 1, **changes}), seed=seed, dtype=dtype)
     vit.preprocessing = seen
     return vit
 
