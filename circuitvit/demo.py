@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -188,9 +189,8 @@ def held_out_faithfulness(
     def kept(candidate: Circuit) -> float:
         return faithfulness(vit, candidate, unseen, metric=METRIC, ablation=ABLATION)
 
-    size, draws = len(circuit), {"count": RANDOM_CIRCUITS, "seed": seed}
-    random = [kept(one) for one in random_edges(vit.config, size, connected=False, **draws)]
-    connected = [kept(one) for one in random_edges(vit.config, size, **draws)]
+    drawn = partial(random_edges, vit.config, len(circuit), count=RANDOM_CIRCUITS, seed=seed)
+    random, connected = (list(map(kept, drawn(connected=on_path))) for on_path in (False, True))
     return {
         "metric": METRIC,
         "ablation": ABLATION,

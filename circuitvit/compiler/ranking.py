@@ -133,12 +133,11 @@ def node_effects(
         level="node", reference=reference,
     )  # fmt: skip
     gone = set(units_of(vit.config)) - set(units)
-    full = logits_without(problem, ())
-    start = mean_loss(problem, logits_without(problem, gone) if gone else full, full)
-    effects = {}
-    with progress("node effects", len(units)) as advance:
-        for unit in units:
-            logits = logits_without(problem, gone | {unit})
-            effects[unit] = mean_loss(problem, logits, full) - start
-            advance()
-    return effects
+    removed = [set[str](), gone, *(gone | {unit} for unit in units)]
+    with progress("node effects", len(removed) * len(problem.pairs)) as advance:
+        full, kept, *others = logits_without(problem, removed, advance=advance)
+    start = mean_loss(problem, kept, full)
+    return {
+        unit: mean_loss(problem, logits, full) - start
+        for unit, logits in zip(units, others, strict=True)
+    }
