@@ -217,12 +217,17 @@ def compile(  # noqa: A001
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
     needs_images = (card and not fresh) or ablation is Constant.mean
     splits, seed = images.splits(vit) if needs_images else None, images.seed
-    reference = splits.train.images if splits and ablation is Constant.mean else None
+    targets = {
+        "target_latency": target_latency, "target_macs": target_macs,
+        "target_parameters": target_parameters,
+    }  # fmt: skip
+    reference = None
+    if splits and (ablation is Constant.mean or any(targets.values())):
+        reference = splits.train.images
     make: Any = cv.compile
     small = make(
         vit, kept, level=level.value, ablation=ablation.value, reference=reference, fresh=fresh,
-        seed=seed, target_latency=target_latency, target_macs=target_macs,
-        target_parameters=target_parameters,
+        seed=seed, **targets,
     )  # fmt: skip
     costs = None if target_latency is None else cv.measure_costs(vit.config)
     report, savings = None, None
