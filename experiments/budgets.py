@@ -158,7 +158,7 @@ def right(vit, choice, units, part):
         logits = torch.cat([model(images) for images in part.images[:TEST].split(250)])
     hits = logits.argmax(dim=1) == part.labels[:TEST]
     return {
-        "units": list(units), "images": len(hits), "top1": float(hits.float().mean()),
+        "units": " ".join(units), "images": len(hits), "top1": float(hits.float().mean()),
         "right": np.packbits(hits.numpy()).tobytes().hex(),
     }  # fmt: skip
 
@@ -184,8 +184,11 @@ class Measured:
         self.choice, self.rows = Choice(vit, splits.train), body.setdefault("rows", {})
         if "costs" not in body:
             parts = cost_table(vit.config).rows
-            body["costs"] = [[part.op, list(part.shape), part.median_ms] for part in parts]
-        table = tuple(Cost(op, tuple(size), ms) for op, size, ms in body["costs"])
+            body["costs"] = {
+                " ".join(map(str, (part.op, *part.shape))): part.median_ms for part in parts
+            }
+        named = ((key.split(" "), ms) for key, ms in body["costs"].items())
+        table = tuple(Cost(op, tuple(map(int, size)), ms) for (op, *size), ms in named)
         costs = cv.Costs(vit.config, BATCH, table)
         self.prices = {"latency": cache(costs.predict), "MACs": cache(vit_macs)}
 

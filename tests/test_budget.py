@@ -51,18 +51,23 @@ def units_left(vit, small):
     return small.config.heads, tuple(map(bool, small.config.mlp_width))
 
 
-def real_cost(what, vit, costs, **options):
-    """The cost of some units, by the model that they are really compiled to; remembered."""
+def compiled(vit, **options):
+    """What gives the model that some units are really compiled to; remembered."""
     known = {}
 
-    def cost(units):
+    def model(units):
         names = tuple(sorted(units))
         if names not in known:
-            small = cv.compile(vit, of_units(vit.config, names), **options)
-            known[names] = float(price(what, small, costs))
+            known[names] = cv.compile(vit, of_units(vit.config, names), **options)
         return known[names]
 
-    return cost
+    return model
+
+
+def real_cost(what, vit, costs, model=None, **options):
+    """The cost of some units, by the model that they are really compiled to."""
+    model = model or compiled(vit, **options)
+    return lambda units: float(price(what, model(units), costs))
 
 
 def price(what, vit, costs):
@@ -123,15 +128,15 @@ def test_units_go_by_score_for_what_they_save_and_the_budget_is_filled(name, abl
     vit = random_vit(shape(name), seed=2)
     circuit, costs, before = scored(vit), invented(vit.config, seed=3), vit.fingerprint()
     options = dict(ablation=ablation, reference=random_images(vit, 5))
+    model = compiled(vit, **options)
     for what in TARGETS:
         table = {"costs": costs} if what == "target_latency" else {}
-        cost, dense = real_cost(what, vit, costs, **options), price(what, vit, costs)
+        cost, dense = real_cost(what, vit, costs, model), price(what, vit, costs)
         kept = set()
         for share in (0.85, 0.7, 1.0):
             small = cv.compile(vit, circuit, **options, **table, **{what: share})
             expected = slow_choice(vit, circuit.scores, cost, share, dense)
-            by_hand = cv.compile(vit, of_units(vit.config, expected), **options)
-            assert small.fingerprint() == by_hand.fingerprint()
+            assert small.fingerprint() == model(expected).fingerprint()
             assert price(what, small, costs) <= share * dense
             kept.add(len(expected))
         assert len(kept) >= 2

@@ -224,11 +224,16 @@ def compile(  # noqa: A001
     under = compiled_under(kept, asked, fresh=fresh)
     seed, needs_images = images.seed, (card and not fresh) or under == "mean"
     splits = images.splits(vit) if needs_images else None
-    reference = splits.train.images if splits and under == "mean" else None
+    targets = {
+        "target_latency": target_latency, "target_macs": target_macs,
+        "target_parameters": target_parameters,
+    }  # fmt: skip
+    reference = None
+    if splits and (under == "mean" or any(targets.values())):
+        reference = splits.train.images
     small = cast(Any, cv.compile)(
         vit, kept, level=level.value, ablation=asked, reference=reference, fresh=fresh,
-        seed=seed, target_latency=target_latency, target_macs=target_macs,
-        target_parameters=target_parameters,
+        seed=seed, **targets,
     )  # fmt: skip
     costs = None if target_latency is None else cv.measure_costs(vit.config)
     report, savings = None, None

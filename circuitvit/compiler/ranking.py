@@ -10,7 +10,7 @@ was as good as measuring after each unit, and better than once (`experiments/bud
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -78,22 +78,28 @@ def _drawn(circuit: Circuit, units: Units) -> Units:
 def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:
     """Units by effect for what they save, best first; ties fall by the pinned order.
 
-    A unit whose removal saves nothing stays longest, unless it does harm.
+    A unit whose removal saves nothing stays longest, unless it does harm. Heads of one block save
+    alike, since a cost is one of shapes.
     """
     left, dropped = list(effects), list[str]()
     while left:
-        now = cost(left)
-
-        def worth(unit: str, left: Sequence[str] = left, now: float = now) -> float:
-            saved = now - cost([other for other in left if other != unit])
-            if saved > 0:
-                return effects[unit] / saved
-            return math.copysign(math.inf, effects[unit])
-
-        worst = min(left, key=worth)
+        now, saved = cost(left), dict[str, float]()
+        for unit in left:
+            if _layer(unit) not in saved:
+                saved[_layer(unit)] = now - cost([other for other in left if other != unit])
+        worths = {unit: _worth(effects[unit], saved[_layer(unit)]) for unit in left}
+        worst = min(left, key=worths.__getitem__)
         left.remove(worst)
         dropped.append(worst)
     return tuple(reversed(dropped))
+
+
+def _layer(unit: str) -> str:
+    return unit.partition(".")[0]
+
+
+def _worth(effect: float, saved: float) -> float:
+    return effect / saved if saved > 0 else math.copysign(math.inf, effect)
 
 
 def by_measured_worth(
