@@ -188,9 +188,15 @@ def held_out_faithfulness(
     def kept(candidate: Circuit) -> float:
         return faithfulness(vit, candidate, unseen, metric=METRIC, ablation=ABLATION)
 
-    size, draws = len(circuit), {"count": RANDOM_CIRCUITS, "seed": seed}
-    random = [kept(one) for one in random_edges(vit.config, size, connected=False, **draws)]
-    connected = [kept(one) for one in random_edges(vit.config, size, **draws)]
+    random, connected = (
+        [
+            kept(one)
+            for one in random_edges(
+                vit.config, len(circuit), connected=kind, count=RANDOM_CIRCUITS, seed=seed
+            )
+        ]
+        for kind in (False, True)
+    )
     return {
         "metric": METRIC,
         "ablation": ABLATION,

@@ -102,7 +102,7 @@ def test_signatures_are_those_of_the_contract(name):
 METHODS = {
     "ViT": ["save_pretrained", "from_pretrained", "forward"],
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
-    "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
+    "Circuit": ["dangling", "without_dangling", "units", "graph", "save", "load", "figure", "to_html"],
     "EdgeScores": ["top", "greedy", "above", "keys", "items", "save", "load"],
     "Pairs": [
         "by_class", "by_category", "occluded", "noised", "against_mean", "remake", "batches",
