@@ -291,11 +291,13 @@ def shared_circuit(circuits: Mapping[str, Circuit], share: float = 1.0) -> Circu
     kept = [edge for edge, count in counts.items() if count >= needed]
     means = {edge: math.fsum(known) / len(known) for edge, known in scores.items()}
     ablations = {circuit.provenance.ablation for circuit in several}
+    metrics = {circuit.provenance.metric for circuit in several}
     models = {circuit.provenance.model for circuit in several}
     origin = Provenance(
         method=", ".join(dict.fromkeys(circuit.provenance.method for circuit in several)),
         selection=f"in at least {needed} of {len(several)} circuits",
         ablation=ablations.pop() if len(ablations) == 1 else None,
+        metric=metrics.pop() if len(metrics) == 1 else None,
         model=models.pop() if len(models) == 1 else None,
     )
     return Circuit(config, kept, qkv=qkv, scores=means, provenance=origin)

@@ -75,6 +75,9 @@ def test_circuits_are_sets_of_edges():
     assert not a <= b
     assert len(a) + len(a.complement()) == len(edge_names_of(CONFIG))
     assert a == circuit_of("m0->logits", "embed->m0")
+    origins = [cv.Provenance(metric="kl", ablation=name) for name in ("zero", "patch")]
+    one, two = (circuit_of("m0->logits", provenance=origin) for origin in origins)
+    assert ((one | two).provenance.metric, (one | two).provenance.ablation) == ("kl", None)
     assert hash(a) == hash(circuit_of("m0->logits", "embed->m0"))
     with pytest.raises(cv.CircuitError, match="different edges"):
         a | cv.Circuit(CONFIG, [], qkv="joint")

@@ -115,7 +115,9 @@ def test_the_number_of_pairs_has_one_default():
 METHODS = {
     "ViT": ["save_pretrained", "from_pretrained", "forward", "predict", "history"],
     "HookedViT": ["run_with_cache", "run_with_hooks", "hook_dict", "hooks"],
-    "Circuit": ["without_dangling", "units", "graph", "save", "load", "figure", "to_html", "full"],
+    "Circuit": [
+        "dangling", "without_dangling", "units", "graph", "save", "load", "figure", "to_html", "full",
+    ],
     "EdgeScores": ["top", "greedy", "above", "keys", "items", "save", "load"],
     "Pairs": [
         "by_class", "by_category", "occluded", "noised", "against_mean", "remake", "batches",

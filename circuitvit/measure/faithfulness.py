@@ -45,4 +45,5 @@ def faithfulness(
     examination = examined(
         vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
-    return float(examination.outcome([circuit], count=1, what="Circuit").faithfulness()[0])
+    outcome = examination.outcome([circuit], count=1, what="Circuit")
+    return float(outcome.faithfulness()[0]) + 0.0  # −0 becomes 0
