@@ -9,9 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from circuitvit.ablation import MaskedViT
@@ -19,13 +17,12 @@ from circuitvit.card import write_card
 from circuitvit.circuit import Circuit
 from circuitvit.compiler import compile  # noqa: A004
 from circuitvit.config import ViTConfig
-from circuitvit.controls import random_edges
 from circuitvit.discover import acdc, eap
 from circuitvit.edge_graph import units_of
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, write_text, writing_folder
 from circuitvit.images import Pairs, Splits, load_splits
-from circuitvit.measure import Report, accuracy, faithfulness, macs, measure
+from circuitvit.measure import Report, accuracy, faithfulness, faithfulness_curve, macs, measure
 from circuitvit.records import REPORT
 from circuitvit.train import Recipe, train
 from circuitvit.vit import ViT
@@ -184,24 +181,27 @@ def held_out_faithfulness(
     """
     known = Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=seed)
     unseen = Pairs.by_class(splits.test, count=HELD_OUT_PAIRS, seed=seed)
-    scores = eap(vit, known, ablation=ABLATION)
-
-    def kept(candidate: Circuit) -> float:
-        return faithfulness(vit, candidate, unseen, metric=METRIC, ablation=ABLATION)
-
-    drawn = partial(random_edges, vit.config, len(circuit), count=RANDOM_CIRCUITS, seed=seed)
-    random, connected = (list(map(kept, drawn(connected=on_path))) for on_path in (False, True))
+    scores, size = eap(vit, known, ablation=ABLATION), len(circuit)
+    curve = faithfulness_curve(
+        vit, [circuit, scores.top(size), scores.greedy(size)], unseen, metric=METRIC,
+        ablation=ABLATION, controls=RANDOM_CIRCUITS, seed=seed,
+    )  # fmt: skip
+    if curve.undefined:
+        raise CircuitError(curve.undefined)
+    own = [point.faithfulness.value for point in curve.lines[0].points]
+    random, connected = (
+        [line.points[0].faithfulness.value for line in curve.controls if line.name.startswith(kind)]
+        for kind in ("random", "connected")
+    )
     return {
         "metric": METRIC,
         "ablation": ABLATION,
         "pairs": len(unseen),
-        "acdc": kept(circuit),
-        "eap_top": kept(scores.top(len(circuit))),
-        "eap_greedy": kept(scores.greedy(len(circuit))),
+        **dict(zip(("acdc", "eap_top", "eap_greedy"), own, strict=True)),
         "random": random,
-        "random_median": median(random),
+        "random_median": curve.random()[0].median,
         "connected": connected,
-        "connected_median": median(connected),
+        "connected_median": curve.connected()[0].median,
     }
 
 

@@ -18,12 +18,10 @@ import quiet_interrupt  # noqa: F401  # isort: skip
 
 import argparse
 from pathlib import Path
-from statistics import median
 
 import torch
 
 import circuitvit as cv
-from circuitvit.controls import random_edges
 from circuitvit.files import write_text
 from circuitvit.html.tables import markdown_table
 from circuitvit.measure import macs
@@ -81,13 +79,11 @@ def report(name, vit, circuit, trials, splits, pairs, unseen, reference):
         test = cv.ImageSet(test.images[some], test.labels[some], test.class_names)
     measured = cv.measure(models, test.images, test.labels)
     scores = cv.eap(vit, pairs, **options)
-    figures = [
-        faithfulness(vit, circuit, unseen, reference),
-        faithfulness(vit, scores.top(len(circuit)), unseen, reference),
-        faithfulness(vit, scores.greedy(len(circuit)), unseen, reference),
-        random_faithfulness(vit, circuit, unseen, reference, connected=False),
-        random_faithfulness(vit, circuit, unseen, reference),
-    ]
+    size = len(circuit)
+    kept, control, connected = beside_random(
+        vit, [circuit, scores.top(size), scores.greedy(size)], unseen, reference
+    )
+    figures = [*kept, control, connected]
     what = "all classes" if name == "all_classes" else " against ".join(CASES[name])
     lines = [
         f"# CIFAR-10, {what}",
@@ -116,10 +112,14 @@ def report(name, vit, circuit, trials, splits, pairs, unseen, reference):
     return "\n".join(lines) + "\n"
 
 
-def random_faithfulness(vit, circuit, unseen, reference, *, connected=True):
-    """The median of random circuits with as many edges."""
-    controls = random_edges(vit.config, len(circuit), connected=connected, count=RANDOM_CIRCUITS)
-    return median(faithfulness(vit, control, unseen, reference) for control in controls)
+def beside_random(vit, circuits, unseen, reference):
+    """Faithfulness of circuits of one size, and the medians of random and of connected ones."""
+    curve = cv.faithfulness_curve(
+        vit, circuits, unseen, metric="kl", ablation=ABLATION, reference=reference,
+        controls=RANDOM_CIRCUITS,
+    )  # fmt: skip
+    kept = [point.faithfulness.value for point in curve.lines[0].points]
+    return kept, curve.random()[0].median, curve.connected()[0].median
 
 
 def class_by_class(vit, splits, reference):
@@ -132,8 +132,7 @@ def class_by_class(vit, splits, reference):
     rows = []
     for name, circuit in found.items():
         unseen = cv.Pairs.by_class(splits.test, clean=name, count=HELD_OUT_PAIRS)
-        kept = faithfulness(vit, circuit, unseen, reference)
-        control = random_faithfulness(vit, circuit, unseen, reference)
+        (kept,), _, control = beside_random(vit, [circuit], unseen, reference)
         rows.append(
             [name, f"{len(circuit)}", f"{len(circuit.units())}", f"{kept:z.3f}", f"{control:z.3f}"]
         )

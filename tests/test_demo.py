@@ -14,7 +14,7 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TAUS", (0.01, 0.0225, 0.03, 0.04))
+        patch.setattr(module, "TAUS", (0.0225, 0.04))
         return folder, module.demo(folder, epochs=30, say=said.append), said
 
 
@@ -64,6 +64,6 @@ def test_no_saving_is_refused(monkeypatch, ran):
     folder, _, _ = ran
     vit = cv.load_vit(folder / "dense")
     monkeypatch.setattr(module, "TAUS", (1e-9,))
-    monkeypatch.setattr(module, "DISCOVERY_PAIRS", 8)
+    monkeypatch.setattr(module, "DISCOVERY_PAIRS", 2)
     with pytest.raises(cv.CircuitError, match="saves 25% of the MACs"):
         module.choose(vit, cv.load_splits("digits"), seed=0)
