@@ -60,10 +60,10 @@ def test_the_threshold_was_chosen_on_validation_alone(ran):
     assert result.summary["tau"] == best["tau"]
 
 
-def test_no_saving_is_refused(monkeypatch, ran):
-    folder, _, _ = ran
-    vit = cv.load_vit(folder / "dense")
-    monkeypatch.setattr(module, "TAUS", (1e-9,))
+def test_no_saving_is_refused(monkeypatch):
+    shape = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10}
+    vit = cv.ViT(cv.ViTConfig(**shape, width=16, depth=1, heads=2, mlp_width=16))
+    monkeypatch.setattr(module, "TAUS", (1e-12,))
     monkeypatch.setattr(module, "DISCOVERY_PAIRS", 2)
     with pytest.raises(cv.CircuitError, match="saves 25% of the MACs"):
         module.choose(vit, cv.load_splits("digits"), seed=0)
