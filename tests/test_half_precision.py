@@ -129,7 +129,7 @@ def test_circuits_of_a_model_in_half_are_judged_as_on_its_weights_in_single(dtyp
     for given in ({}, {"ablation": "mean"}):
         found, expected = (
             cv.faithfulness(
-                model, circuit, own, metric="cross_entropy", **given,
+                model, circuit, own, metric="kl", **given,
                 **({"reference": own.corrupt} if given else {}),
             )
             for model, own in ((vit, pairs), (same, pixels))

@@ -24,7 +24,7 @@ from circuitvit.measure import (
     parameters,
 )
 from circuitvit.measure.ablations import Comparison
-from circuitvit.measure.bootstrap import Spread
+from circuitvit.measure.bootstrap import KnownEstimate, Spread
 from circuitvit.measure.cost import counted_macs, vit_macs, vit_parameters
 from circuitvit.measure.latency import bootstrap_interval
 from circuitvit.measure.minimality import Cost
@@ -239,8 +239,9 @@ def test_nothing_is_shown_as_minus_zero():
     report = Report((row, replace(row, name="b", macs=9)), "a", {}, {"device": "x"})
     assert "| 0.000 |" in report.markdown()
     conditions = made("curve").conditions
-    cost = Cost(-0.0, tiny)
-    found = cv.Minimality(conditions, tiny, {"embed->m0": cost, "m0->logits": cost})
+    known = KnownEstimate(-1e-5, -2e-4, -0.0)
+    cost = Cost(-0.0, known)
+    found = cv.Minimality(conditions, known, {"embed->m0": cost, "m0->logits": cost})
     estimates = {"zero": tiny, "mean": tiny}
     gaps = AcrossAblations(conditions, {"c": Comparison(3, "zero", {"zero": 3}, estimates, tiny)})
     none = Saving("m0", -0.0, 0, 0)

@@ -150,7 +150,7 @@ def faithful(g):
         g.vit, cv.eap(g.vit, g.others), g.pairs, bootstrap=9, controls=2, shares=(0.1, 0.5)
     )
     found = cv.across_ablations(g.vit, g.circuit, g.pairs, ablations=("zero",), bootstrap=9)
-    return cv.faithfulness(g.vit, g.circuit, g.pairs), numbers(curve), numbers(found)
+    return cv.faithfulness(g.vit, g.circuit, g.pairs, metric="kl"), numbers(curve), numbers(found)
 
 
 def complete(g):

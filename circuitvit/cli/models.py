@@ -224,16 +224,12 @@ def compile(  # noqa: A001
     under = compiled_under(kept, asked, fresh=fresh)
     seed, needs_images = images.seed, (card and not fresh) or under == "mean"
     splits = images.splits(vit) if needs_images else None
-    targets = {
-        "target_latency": target_latency, "target_macs": target_macs,
-        "target_parameters": target_parameters,
-    }  # fmt: skip
-    reference = None
-    if splits and (under == "mean" or any(targets.values())):
-        reference = splits.train.images
+    ranked = target_latency or target_macs or target_parameters
     small = cast(Any, cv.compile)(
-        vit, kept, level=level.value, ablation=asked, reference=reference, fresh=fresh,
-        seed=seed, **targets,
+        vit, kept, level=level.value, ablation=asked, fresh=fresh, seed=seed,
+        reference=splits.train.images if splits and (ranked or under == "mean") else None,
+        target_latency=target_latency, target_macs=target_macs,
+        target_parameters=target_parameters,
     )  # fmt: skip
     costs = None if target_latency is None else cv.measure_costs(vit.config)
     report, savings = None, None
