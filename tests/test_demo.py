@@ -15,6 +15,8 @@ def ran(tmp_path_factory):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TAUS", (0.0225, 0.04))
+        patch.setattr(module, "HELD_OUT_PAIRS", 64)
+        patch.setattr(module, "RANDOM_CIRCUITS", 3)
         return folder, module.demo(folder, epochs=30, say=said.append), said
 
 

@@ -1,4 +1,7 @@
-"""Tests of the toy run of `experiments/edge_recovery.py`, as a real process."""
+"""Tests of the toy run of `experiments/edge_recovery.py`, as a real process.
+
+They train many models, so they are part of `make exhaustive`; the other two studies are tried by `make test`.
+"""
 
 import json
 import os
@@ -13,6 +16,8 @@ import pytest
 import circuitvit as cv
 from circuitvit.measure import accuracy
 from circuitvit.pretrained import load_saved
+
+pytestmark = pytest.mark.exhaustive
 
 HOUSE = Path(__file__).parents[1]
 EXPERIMENTS = HOUSE / "experiments"

@@ -252,7 +252,9 @@ def test_nothing_is_shown_as_minus_zero():
         assert not MINUS_ZERO.search(shown.markdown()), shown.markdown()
         assert not MINUS_ZERO.search(shown._repr_html_())
     assert scores.above(-0.0).provenance.selection == "above 0 by |score|"
-    texts = [str(t) for trace in scores.top(5).figure().data for t in trace.customdata or ()]
+    texts = [
+        str(t) for trace in scores.top(len(scores)).figure().data for t in trace.customdata or ()
+    ]
     assert any("+0  " in text for text in texts)
     assert not any("-0  " in text for text in texts)
 

@@ -21,7 +21,7 @@ def made(workers, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["model", "circuit", "adapter", "pairs", "report", "pictures"])
 def test_damaged_files(kind, workers, specimens, tmp_path, tally: Tally):
-    mutations.attack(kind, range(8), workers, specimens, tmp_path, tally)
+    mutations.attack(kind, range(5), workers, specimens, tmp_path, tally)
     tally.settle()
 
 
