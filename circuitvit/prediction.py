@@ -219,15 +219,18 @@ def _listed(pictures: Any) -> tuple[bool, list[Any]]:
             f"pictures are a {type(pictures).__name__}, expected paths, PIL images or uint8 arrays "
             "[height width channel], one or a list. Images that are normalised go to vit(images)."
         )
-    if isinstance(pictures, np.ndarray):
-        several = pictures.ndim == 4
-    else:
-        one = isinstance(pictures, str | os.PathLike | _ENCODED) or hasattr(pictures, "read")
-        several = isinstance(pictures, Iterable) and not one
-    listed = list(pictures) if several else [pictures]
+    single = _is_one(pictures)
+    listed: list[Any] = [pictures] if single else [*pictures]
     if not listed:
         raise CircuitError("there are no pictures. Give at least one.")
-    return not several, listed
+    return single, listed
+
+
+def _is_one(pictures: Any) -> bool:
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim != 4
+    one = isinstance(pictures, str | os.PathLike | _ENCODED) or hasattr(pictures, "read")
+    return one or not isinstance(pictures, Iterable)
 
 
 def _raws(pictures: Sequence[Any]) -> tuple[list[Raw], list[str]]:

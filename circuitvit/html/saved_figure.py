@@ -78,14 +78,16 @@ def _check_size(size: dict[str, Any], scale: Any) -> None:
     wrong = [
         f"{name} is {in_short(value)}, expected whole pixels, 1 to {MOST_SIDE:,}"
         for name, value in size.items()
-        if isinstance(value, bool)
-        or not isinstance(value, Real)
-        or not (1 <= value <= MOST_SIDE and value == int(value))
+        if not _is_real(value) or not 1 <= value <= MOST_SIDE or value != int(value)
     ]
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale <= MOST_SCALE:
+    if not _is_real(scale) or not 0 < scale <= MOST_SCALE:
         wrong.append(f"scale is {in_short(scale)}, expected a number above 0, at most {MOST_SCALE}")
     if wrong:
         raise CircuitError(f"the figure can't be saved: {'; '.join(wrong)}.")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _drawn(figure: dict[str, Any], options: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ class NoneWithinError(CircuitError):
     """No model is within the limits."""
 
 
-def is_between(value: Any, above: float, most: float) -> bool:
+def is_between(value: Any, above: float | int, most: float | int) -> bool:
     """Whether a value is a finite number above one and at most another."""
     if isinstance(value, bool):
         return False
