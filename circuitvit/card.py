@@ -5,6 +5,7 @@ Nothing is said that wasn't computed here or handed in; what was not measured is
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from circuitvit.circuit_vit import CircuitViT
 from circuitvit.edge_graph import edge_count
 from circuitvit.errors import CircuitError, in_short
 from circuitvit.files import write_text
+from circuitvit.history import Step, told_in_line
 from circuitvit.html.escaping import markdown_lines, markdown_text
 from circuitvit.html.tables import markdown_table
 from circuitvit.measure import Report, macs, parameters
 from circuitvit.readme import FINGERPRINT, README
 from circuitvit.torch_modes import in_default_modes
+from circuitvit.train import Recipe
 from circuitvit.vit import ViT
 
 TAGS = ["circuit-discovery", "image-classification", "pruning", "vision-transformer"]
@@ -231,15 +234,26 @@ def _history(model: ViT | CircuitViT) -> list[str]:
     if not model.history:
         return []
     rows = [
-        [str(number), step.act, step.model or "", step.told(), f"circuitvit {step.version}"]
+        [str(number), step.act, step.model or "", _how(step), f"circuitvit {step.version}"]
         for number, step in enumerate(model.history, 1)
     ]
     header = ["", "what was done", "to the model", "how", "by"]
     return [
         "## What was done to it\n\n"
         + markdown_table([header, *rows])
-        + "\n\nModels are named by their fingerprints. `vit.history` tells the same."
+        + "\n\nModels are named by their fingerprints. Of a recipe it says what differs from "
+        "`cv.Recipe()`; `vit.history` tells all of it."
     ]
+
+
+def _how(step: Step) -> str:
+    """What a step was done with; of a recipe, what differs from the defaults."""
+    details = dict(step.details)
+    if isinstance(recipe := details.get("recipe"), Mapping):
+        usual = Recipe().as_dict()
+        changed = {name: n for name, n in recipe.items() if name not in usual or n != usual[name]}
+        details["recipe"] = changed or "as by default"
+    return told_in_line(details)
 
 
 def _figures(report: Report | None, row: str, data: str | None) -> str:

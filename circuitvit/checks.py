@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.circuit_vit import CircuitViT
-from circuitvit.errors import CircuitError, warn
+from circuitvit.errors import CircuitError, in_short, warn
 from circuitvit.images import Pairs
 from circuitvit.precision import HALF, in_single
 from circuitvit.vit import ViT
@@ -170,6 +170,6 @@ def real(value: object, name: str) -> float:
     if not isinstance(value, str):
         try:
             return float(value)  # pyright: ignore[reportArgumentType]
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):  # too large, or none
             pass
-    raise CircuitError(f"{name} is {value!r}, expected a number.")
+    raise CircuitError(f"{name} is {in_short(value)}, expected a number.")

@@ -89,6 +89,7 @@ class Circuit:
         self.qkv: Qkv = qkv
         self.edges: tuple[str, ...] = tuple(edge.name for edge in ordered)
         self._kept = frozenset(self.edges)
+        _check_scores(scores or {}, qkv)
         writers = {name.partition("->")[0] for name in self.edges}
         scored = (*self.edges, *(name for name in reversed(units_of(config)) if name in writers))
         self.scores: Mapping[str, float] = MappingProxyType(
@@ -349,6 +350,22 @@ class Circuit:
             details["pairs"] = f"{recipe.get('made')}, seed {recipe.get('seed')}"
         return page(
             path, self.graph(), title=title or repr(self), details=details, plotlyjs=plotlyjs
+        )
+
+
+def _check_scores(scores: Mapping[str, float], qkv: Qkv) -> None:
+    """Refuse scores under a name that stands for several edges: none of them has that score.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    readers = {name: name.partition("->")[2].rpartition(".")[2] for name in scores}
+    joint = [name for name, last in readers.items() if last.startswith("h")]
+    if qkv == "split" and joint:
+        raise CircuitError(
+            f"{len(joint)} scores have names of three edges each ({', '.join(joint[:3])}), and "
+            "scores go by single edges: with qkv='split', q, k and v are read apart. Give a score "
+            f"for each ({joint[0]}.q, {joint[0]}.k, {joint[0]}.v), or qkv='joint'."
         )
 
 

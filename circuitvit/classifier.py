@@ -26,9 +26,12 @@ class Classifier:
         runs in eval mode without gradients, and is left as it was.
 
         Args:
-            pictures: one, or several: paths, PIL images, encoded files as bytes, or arrays of uint8
-                [height width] or [height width channel] (or of several, one axis more). Grey, RGB,
-                palette and transparent ones become what the model takes; transparency is dropped.
+            pictures: one, or a list of several: paths, PIL images, encoded files as bytes or opened
+                by `open(path, "rb")`, or arrays of uint8 [height width] or [height width channel].
+                An array of several is [image height width channel]; one of three axes is always a
+                single picture, so a stack of grey ones needs a channel axis, `array[..., None]`.
+                Grey, RGB, palette and transparent pictures become what the model takes;
+                transparency is dropped.
             top: how many classes of each picture, at most all.
             batch: images at once.
             pixel_range: the values of black and of white, such as (0, 65535), in pictures of 16

@@ -20,8 +20,9 @@ from torch.export import ExportedProgram
 
 from circuitvit.errors import CircuitError, reason_of, warn
 from circuitvit.files import replacing
+from circuitvit.images.tensors import as_bytes
 from circuitvit.measure.cost import macs, parameters
-from circuitvit.onnx_model import as_bytes, session_of
+from circuitvit.onnx_model import session_of
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.quantization import AT_ONCE, write_int8
 from circuitvit.saved_model import SavedModel
@@ -207,7 +208,7 @@ def _quantise(model: nn.Module, single: Path, beside: Path, images: Tensor) -> f
     """
     images = images.detach().cpu().float()
     if isinstance(model, FromBytes):
-        images = as_bytes(images, model.preprocessing)
+        images = as_bytes(images, model.preprocessing).movedim(1, -1).contiguous()
     write_int8(single, beside, images)
     parts = images.split(AT_ONCE)
     found = torch.cat(_run_onnx(beside, parts))

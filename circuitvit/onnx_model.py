@@ -8,18 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.classifier import Classifier
 from circuitvit.errors import CircuitError, in_short, reason_of
 from circuitvit.files import readable_path
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.images.tensors import as_bytes
+from circuitvit.preprocessing import Preprocessing, fitting
 
 _DTYPES = {
     "tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8,
 }  # fmt: skip
 _MOST = 2**62
+INPUT = "images"
+"""What the file calls them."""
 
 
 class OnnxModel(nn.Module, Classifier):
@@ -59,7 +62,7 @@ class OnnxModel(nn.Module, Classifier):
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         try:
             self._read(self.metadata)
-        except (CircuitError, KeyError, TypeError, ValueError) as cause:
+        except (CircuitError, KeyError, RecursionError, TypeError, ValueError) as cause:
             raise CircuitError(
                 f"{self.path} is no ONNX file that this version of cv.export wrote "
                 f"({reason_of(cause)}). Export the model again."
@@ -67,7 +70,8 @@ class OnnxModel(nn.Module, Classifier):
 
     def _read(self, told: dict[str, str]) -> None:
         """Take over what the file tells of itself."""
-        channels, height, width = json.loads(told["input_size"])
+        sides = json.loads(told["input_size"])
+        channels, height, width = (_count(side, "input_size") for side in sides)
         self.parameter_count, self.mac_count = (
             _count(json.loads(told[name]), name) for name in ("parameters", "macs")
         )
@@ -76,11 +80,16 @@ class OnnxModel(nn.Module, Classifier):
         (given,), (made,) = self._session.get_inputs(), self._session.get_outputs()
         self._dtype, self._output = _DTYPES[given.type], made.name
         wanted = [height, width, channels] if self._takes_bytes else [channels, height, width]
-        if list(given.shape[1:]) != wanted or height != width:
-            raise ValueError(f"it takes images of {in_short(given.shape)}")
+        count, *sizes = given.shape
+        if sizes != wanted or height != width or isinstance(count, int) or given.name != INPUT:
+            raise ValueError(f"it takes {in_short(given.name)} of {in_short(given.shape)}")
         if self._takes_bytes and self.preprocessing is None:
             raise ValueError("its preprocessing is missing")
-        classes = _count(made.shape[1], "classes")
+        _, classes = made.shape
+        classes = _count(classes, "classes")
+        fits, gone = fitting(self.preprocessing, classes=classes, channels=channels)
+        if fits is None and gone:
+            raise ValueError(gone[0])
         self.config: Any = SimpleNamespace(image_size=height, channels=channels, classes=classes)
 
     @property
@@ -106,13 +115,31 @@ class OnnxModel(nn.Module, Classifier):
             )
         given = images.detach()
         if self._takes_bytes and self.preprocessing is not None:
-            given = as_bytes(given, self.preprocessing)
+            given = as_bytes(given, self.preprocessing).movedim(1, -1).contiguous()
         found = self.run(given.to(self._dtype))
         return found.log().clamp_min(-100) if self._takes_bytes else found
 
     def run(self, images: Tensor) -> Float[Tensor, "image class"]:
-        """What the file itself gives for images as it takes them, in single precision."""
-        return torch.from_numpy(self._session.run(None, {"images": images.numpy()})[0]).float()
+        """What the file itself gives for images as it takes them, in single precision.
+
+        Raises:
+            CircuitError: onnxruntime can't run it on them.
+        """
+        shape = (len(images), self.config.classes)
+        if not len(images):  # INT8 models can't be run on none
+            return torch.empty(shape)
+        try:
+            (found,) = self._session.run(None, {INPUT: images.numpy()})
+        except Exception as cause:  # of a dozen types
+            raise CircuitError(
+                f"onnxruntime can't run {self.path} on {shape[0]} images: {reason_of(cause)}."
+            ) from cause
+        if found.shape != shape:
+            raise CircuitError(
+                f"{self.path} gave numbers of shape {found.shape}, expected {shape}. Export the "
+                "model again."
+            )
+        return torch.from_numpy(found).float()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and other processes open the file anew: a session can't be copied."""
@@ -150,14 +177,3 @@ def session_of(path: Path) -> Any:
         )
     except Exception as cause:  # of a dozen types
         raise CircuitError(f"onnxruntime can't run {path}: {reason_of(cause)}.") from cause
-
-
-def as_bytes(
-    images: Float[Tensor, "image channel height width"], seen: Preprocessing
-) -> Shaped[Tensor, "image height width channel"]:
-    """The bytes that images were before they were normalised; exact where they were such."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (seen.mean, seen.std)
-    )
-    pixels = (images.float() * std + mean).mul(255).round().clamp(0, 255)
-    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

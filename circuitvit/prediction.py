@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.errors import CircuitError, in_short, printable, warn
+from circuitvit.errors import CircuitError, in_short, printable, reason_of, warn
 from circuitvit.html.tables import html_table
 from circuitvit.images.asking import Asked, asked_for
 from circuitvit.images.decoding import decode
@@ -26,7 +26,10 @@ from circuitvit.torch_modes import evaluating, without_gradients
 DECODED_AT_ONCE = 256
 SHOWN = 20
 """Pictures in a representation."""
+TOLD = 5
+"""Problems in a message."""
 _CHANNELS = (1, 3, 4)
+_ENCODED = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,11 +155,14 @@ def predict(
     known = _known(model)
     asked = asked_for(model, known or Preprocessing(), None, None, pixel_range)
     if problems := [*problems, *asked.problems]:
-        raise CircuitError("these pictures can't be classified: " + "; ".join(problems) + ".")
+        raise CircuitError(f"these pictures can't be classified: {_some(problems)}.")
     names = known and known.class_names
-    found: list[Prediction] = []
+    found, unread = list[Prediction](), list[str]()
     for start in range(0, len(raws), DECODED_AT_ONCE):
-        images = _images(raws[start : start + DECODED_AT_ONCE], start, asked, workers)
+        images, lost = _images(raws[start : start + DECODED_AT_ONCE], start, asked, workers)
+        unread += [f"{_named(listed[place], place)}: {reason}" for place, reason in lost.items()]
+        if unread:  # the rest is only tried, so that all that can't be read are told at once
+            continue
         best = _probabilities(model, images, batch).topk(min(top, model.config.classes))
         for place, (shares, classes) in enumerate(
             zip(best.values.tolist(), best.indices.tolist(), strict=True), start
@@ -164,12 +170,34 @@ def predict(
             labels = tuple(names[c] if names else str(c) for c in classes)
             title = _title(listed[place], place)
             found.append(Prediction(title, labels, tuple(shares), tuple(classes)))
+    if unread:
+        raise CircuitError(
+            f"{len(unread):,} of {len(raws):,} pictures can't be read: {_some(unread)}. Leave them "
+            "out."
+        )
     return found[0] if single else Predictions(tuple(found))
 
 
+def _some(problems: Sequence[str]) -> str:
+    """The first of the problems, each cut short, and how many more there are."""
+    told = [printable(problem, most=320) for problem in problems[:TOLD]]
+    more = len(problems) - TOLD
+    return "; ".join([*told, *([f"and {more:,} more"] if more > 0 else [])])
+
+
 def _known(model: Any) -> Preprocessing | None:
-    """The model's preprocessing, as far as it fits; it warns of what is guessed or left out."""
-    known, gone = fitting(model.preprocessing, classes=model.config.classes)
+    """The model's preprocessing, as far as it fits; it warns of what is guessed or left out.
+
+    Raises:
+        CircuitError: it is something else.
+    """
+    seen = model.preprocessing
+    if seen is not None and not isinstance(seen, Preprocessing):
+        raise CircuitError(
+            f"the model's preprocessing is {in_short(seen)}, expected a cv.Preprocessing or None. "
+            "Assign one to vit.preprocessing."
+        )
+    known, gone = fitting(seen, classes=model.config.classes)
     for note in gone:
         warn(f"the model: {note}. Classes are told by number.")
     if known is None:
@@ -191,16 +219,18 @@ def _listed(pictures: Any) -> tuple[bool, list[Any]]:
             f"pictures are a {type(pictures).__name__}, expected paths, PIL images or uint8 arrays "
             "[height width channel], one or a list. Images that are normalised go to vit(images)."
         )
-    if isinstance(pictures, np.ndarray):
-        several = pictures.ndim == 4
-    else:
-        several = isinstance(pictures, Iterable) and not isinstance(
-            pictures, str | bytes | os.PathLike
-        )
-    listed = list(pictures) if several else [pictures]
+    single = _is_one(pictures)
+    listed: list[Any] = [pictures] if single else [*pictures]
     if not listed:
         raise CircuitError("there are no pictures. Give at least one.")
-    return not several, listed
+    return single, listed
+
+
+def _is_one(pictures: Any) -> bool:
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim != 4
+    one = isinstance(pictures, str | os.PathLike | _ENCODED) or hasattr(pictures, "read")
+    return one or not isinstance(pictures, Iterable)
 
 
 def _raws(pictures: Sequence[Any]) -> tuple[list[Raw], list[str]]:
@@ -209,7 +239,7 @@ def _raws(pictures: Sequence[Any]) -> tuple[list[Raw], list[str]]:
     for place, picture in enumerate(pictures):
         raw = _raw(picture)
         if isinstance(raw, str):
-            problems.append(f"{_title(picture, place)} {raw}")
+            problems.append(f"{_named(picture, place)} {raw}")
         else:
             raws.append(raw)
     return raws, problems
@@ -226,13 +256,30 @@ def _raw(picture: Any) -> Raw | str:
         if os.path.isdir(path):
             return "is a folder; give its files, such as sorted(Path(folder).glob('*.png'))"
         return {"path": os.fsdecode(path), "bytes": None}
-    if isinstance(picture, bytes):
-        return {"path": None, "bytes": picture}
     if isinstance(picture, Image.Image):
         return {"path": None, "bytes": None, "image": picture}
     if isinstance(picture, np.ndarray):
         return _array(picture)
+    encoded = _content(picture) if hasattr(picture, "read") else picture
+    if isinstance(encoded, _ENCODED):
+        return {"path": None, "bytes": bytes(encoded)}
+    if isinstance(encoded, str):
+        return encoded
     return f"is a {type(picture).__name__}, expected a path, a PIL image or an array of uint8"
+
+
+def _content(file: Any) -> bytes | str:
+    """What a file holds from where it stands, where it is left again; or what is wrong with it."""
+    try:
+        place = file.tell() if file.seekable() else None
+        content = file.read()
+        if place is not None:
+            file.seek(place)
+    except (AttributeError, OSError, TypeError, ValueError) as cause:
+        return f"is a file that can't be read: {reason_of(cause)}"
+    if isinstance(content, str):
+        return "is a file of text; open it by open(path, 'rb')"
+    return content
 
 
 def _array(array: np.ndarray) -> np.ndarray | str:
@@ -241,14 +288,29 @@ def _array(array: np.ndarray) -> np.ndarray | str:
     if shaped.ndim != 3 or shaped.shape[2] not in _CHANNELS or not shaped.size:
         return (
             f"has the shape {array.shape}, expected [height width] or [height width channel] with "
-            "1, 3 or 4 channels; array.transpose(1, 2, 0) puts channels last"
+            "1, 3 or 4 channels; array.transpose(1, 2, 0) puts channels last, and a stack of grey "
+            "pictures needs a channel axis, array[..., None]"
         )
     if array.dtype != np.uint8:
-        return (
-            f"is an array of {array.dtype}, expected uint8, 0 to 255; (255 * array).astype('uint8')"
-            " makes it of floats in [0, 1]"
-        )
+        return f"is an array of {array.dtype}, expected uint8, 0 to 255; {_remedy(array)}"
     return shaped
+
+
+def _remedy(array: np.ndarray) -> str:
+    """How an array of another type becomes bytes."""
+    if array.dtype == np.bool_:
+        return "255 * array.astype('uint8') makes it of truth values"
+    if np.issubdtype(array.dtype, np.floating):
+        return "(255 * array).astype('uint8') makes it of floats in [0, 1]"
+    if not np.issubdtype(array.dtype, np.integer):
+        return "give one of numbers"
+    least, most = int(array.min()), int(array.max())
+    if least >= 0 and most <= 255:
+        return "array.astype('uint8') makes it of these"
+    return (
+        f"it goes from {least} to {most}: give a grey one as PIL.Image.fromarray(array) with "
+        "pixel_range=(black, white), or scale it to 0 to 255"
+    )
 
 
 def _title(picture: Any, place: int) -> str:
@@ -256,14 +318,14 @@ def _title(picture: Any, place: int) -> str:
     return os.fsdecode(os.fspath(picture)) if named else f"picture {place}"
 
 
+def _named(picture: Any, place: int) -> str:
+    return printable(_title(picture, place), most=120)
+
+
 def _images(
     raws: Sequence[Raw], start: int, asked: Asked, workers: int
-) -> Float[Tensor, "image channel height width"]:
-    """Pictures as the model looks at them.
-
-    Raises:
-        CircuitError: some can't be read.
-    """
+) -> tuple[Float[Tensor, "image channel height width"], dict[int, str]]:
+    """Pictures as the model looks at them; and why others can't be read, by their places."""
 
     def read(places: np.ndarray) -> list[Raw]:
         return [raws[place - start] for place in places]
@@ -272,16 +334,12 @@ def _images(
     table = Table(np.zeros(count, dtype=np.int64), ("",), {"given": (count, read)})
     places = np.arange(start, count)
     found = decode(table, places, asked.look(table), workers=workers, what="pictures")
-    if found.skipped:
-        raise CircuitError(
-            f"{len(found.skipped)} of {len(raws)} pictures can't be read: "
-            f"{'; '.join(map(_short, found.skipped[:3]))}. Leave them out."
-        )
-    return asked.normalised(found.pixels)
-
-
-def _short(line: str) -> str:
-    return printable(line, most=400)
+    unread = sorted({*range(len(raws))} - {*found.kept.tolist()})
+    reasons = {
+        start + place: line.removeprefix(f"{table.where(start + place, raws[place])}: ")
+        for place, line in zip(unread, found.skipped, strict=True)
+    }
+    return asked.normalised(found.pixels) if not reasons else torch.empty(0, 1, 1, 1), reasons
 
 
 def _probabilities(model: nn.Module, images: Tensor, batch: int) -> Float[Tensor, "image class"]:

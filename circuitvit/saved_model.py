@@ -75,7 +75,8 @@ class SavedModel(
         if "config" not in vars(self):  # it is being made
             return f"{type(self).__name__}()"
         parts = [self.config.told(*self.units_kept()), f"{self._parameters_told()} parameters"]
-        names = None if self.preprocessing is None else self.preprocessing.class_names
+        seen: Any = self.preprocessing  # an attribute, to which people assign what they like
+        names = seen.class_names if isinstance(seen, Preprocessing) else None
         parts += [] if names is None else [f"{len(names):,} class names"]
         return f"{type(self).__name__}({', '.join(parts)})"
 

@@ -32,7 +32,7 @@ def prune_heads(vit: ViT, heads: Mapping[int, Iterable[Any]]) -> ViT:
     """
     check_vit(vit)
     kept = _rest(vit, heads, vit.config.heads, "head")
-    return _told(keep(vit, heads=kept), "heads pruned", vit)
+    return _with_step(keep(vit, heads=kept), "heads pruned", vit)
 
 
 @without_gradients
@@ -55,7 +55,7 @@ def prune_mlp(vit: ViT, neurons: Mapping[int, Iterable[Any]]) -> ViT:
     config = replace(
         config, output_bias=tuple(b or i in emptied for i, b in enumerate(config.output_bias))
     )
-    return _told(keep(rebuilt(vit, config, weights), neurons=kept), "neurons pruned", vit)
+    return _with_step(keep(rebuilt(vit, config, weights), neurons=kept), "neurons pruned", vit)
 
 
 @without_gradients
@@ -70,10 +70,10 @@ def retain_circuit(vit: ViT, circuit: Circuit) -> ViT:
     """
     check_vit(vit)
     check_circuit(vit, circuit)
-    return _told(keep_units(vit, circuit.units()), "cut to a circuit's units", vit)
+    return _with_step(keep_units(vit, circuit.units()), "cut to a circuit's units", vit)
 
 
-def _told(smaller: ViT, act: str, vit: ViT) -> ViT:
+def _with_step(smaller: ViT, act: str, vit: ViT) -> ViT:
     """The smaller model, which now tells what was done to the other."""
     (heads, neurons), config = smaller.units_kept(), vit.config
     details = {

@@ -1,10 +1,13 @@
-from dataclasses import replace
+import copy
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from test_evaluation import IMAGES, LABELS, told, untimed
 
 import circuitvit as cv
+from circuitvit.files import plain_json
+from circuitvit.measure.evaluation_file import MOST_ROUNDS
 from circuitvit.measure.latency import Latency, paired_ratio
 from circuitvit.records import EVALUATION
 
@@ -196,13 +199,41 @@ def test_where_nothing_is_within_the_limits_the_nearest_is_named():
     )
 
 
+def test_a_report_keeps_the_limits_of_its_advice(tmp_path, recwarn):
+    found = timed(MODELS, {"base": SAME, "slow": (0.7, 0.6, 0.8), "quick": (0.49, 0.45, 0.6)})
+    folder = found.save(tmp_path / "met", max_latency=80, min_accuracy=0.9)
+    body = EVALUATION.read(folder / "report.json")
+    assert body["limits"] == {"max_latency": 80, "min_accuracy": 0.9}
+    assert body["advice"] == plain_json(asdict(found.advice(max_latency=80, min_accuracy=0.9)))
+    text = (folder / "report.md").read_text()
+    assert text == found.markdown(max_latency=80, min_accuracy=0.9)
+    assert "base is left out: 100 ms, max_latency is 80." in text
+    none = found.save(tmp_path / "missed", max_latency=45)
+    assert EVALUATION.read(none / "report.json")["advice"]["recommendations"] == []
+    assert "\n\nNo model is advised: none of 3 models keeps" in (none / "report.md").read_text()
+    for saved in (folder, none):
+        assert cv.Evaluation.load(saved).names == found.names
+    assert [str(w.message) for w in recwarn.list] == []
+    for wrong in ({"max_latency": -1}, {"max_size": 3}):
+        with pytest.raises(cv.CircuitError, match="max_latency"):
+            found.save(tmp_path / "no", **wrong)
+    assert not (tmp_path / "no").exists()
+
+
 def test_limits_out_of_range_are_refused(as_users_call):
     found = untimed({"a": told(38)})
     for limits, message in (
         ({"max_latency": 5}, "max_latency is given, but nothing was timed"),
         ({"max_latency": 0}, "max_latency is 0, expected milliseconds > 0"),
         ({"min_accuracy": 90}, "min_accuracy is 90, expected a share of top-1 in 0–1"),
-        ({"min_accuracy": "x"}, "min_accuracy is 'x', expected a number"),
+        (
+            {"max_latency": "5", "min_accuracy": None, "max_parameters": 10**400},
+            "max_latency is '5', expected milli.*; max_parameters is a number of some 398 digits",
+        ),
+        ({"min_accuracy": "x"}, "min_accuracy is 'x', expected a share"),
+        ({"give": "x"}, "give is 'x', expected a share of top-1 in 0–1"),
+        ({"give": None}, "give is None, expected a share"),
+        ({"give": float("nan")}, "give is nan, expected a share"),
         (
             {"max_parameters": 0.5, "min_accuracy": -1},
             "min_accuracy is -1.*; max_parameters is 0.5",
@@ -226,8 +257,9 @@ def test_rounds_are_measured_saved_and_loaded_and_old_files_load(tmp_path):
     assert again.ratio("b", "a") == found.ratio("b", "a")
     assert again.report == found.report
     body = EVALUATION.read(tmp_path / "new" / "report.json")
-    for row in body["rows"]:
-        del row["latency"]["2"]["rounds_ms"]
+    whole = copy.deepcopy(body)
+    for each in (*(row["latency"] for row in body["rows"]), body["null"]):
+        del each["2"]["rounds_ms"]
     body["advice"]["left_out"] = ["as an older version worded it"]
     EVALUATION.write(tmp_path / "old" / "report.json", body)
     old = cv.Evaluation.load(tmp_path / "old")
@@ -235,5 +267,23 @@ def test_rounds_are_measured_saved_and_loaded_and_old_files_load(tmp_path):
     assert old.ratio("b") == found.ratio("b")
     body["rows"][0]["latency"]["2"]["rounds_ms"] = [1.0, 0.0, 2.0]
     EVALUATION.write(tmp_path / "bad" / "report.json", body)
-    with pytest.raises(cv.CircuitError, match="rounds_ms of batch 2 are not as many times above 0"):
+    uneven = "rounds_ms of batch 2 are not as many times above 0"
+    with pytest.raises(cv.CircuitError, match=uneven):
         cv.Evaluation.load(tmp_path / "bad")
+    places = [*(row["latency"] for row in whole["rows"]), whole["null"]]
+    own = [place["2"]["rounds_ms"] for place in places]
+    places[-1]["2"]["rounds_ms"] = [1.0]
+    EVALUATION.write(tmp_path / "null" / "report.json", whole)
+    with pytest.raises(cv.CircuitError, match=uneven):
+        cv.Evaluation.load(tmp_path / "null")
+    for place in places:
+        place["2"]["rounds_ms"] = [1.0] * (MOST_ROUNDS + 1)
+    EVALUATION.write(tmp_path / "long" / "report.json", whole)
+    with pytest.raises(cv.CircuitError, match="rounds_ms of batch 2 are more than 10,000 times"):
+        cv.Evaluation.load(tmp_path / "long")
+    for place, rounds in zip(places, own, strict=True):
+        place["2"]["rounds_ms"] = rounds
+    places[1]["2"]["rounds_ms"] = [3 * ms for ms in own[1]]
+    EVALUATION.write(tmp_path / "odd" / "report.json", whole)
+    with pytest.warns(UserWarning, match=r"not the medians of its own rounds \(b at batch 2\)"):
+        cv.Evaluation.load(tmp_path / "odd")

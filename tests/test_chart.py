@@ -1,6 +1,7 @@
 import plotly.graph_objects as go
 import pytest
 
+import circuitvit as cv
 from circuitvit.html.chart import Series, chart, chart_page
 from circuitvit.html.escaping import escape
 
@@ -102,6 +103,16 @@ def test_a_plain_figure_of_plotly_becomes_a_page_too(tmp_path):
     text = chart_page(tmp_path / "a<b.html", plain, plotlyjs="directory").read_text()
     assert "<title>a&lt;b</title>" in text
     assert "<h1>" not in text
+
+
+@pytest.mark.parametrize("given", [False, "cdn", None, 1])
+def test_pages_that_would_show_nothing_offline_are_refused(tmp_path, given, as_users_call):
+    drawn = chart([Series("one", [1], [2.0])], **WORDS)
+    circuit = cv.Circuit.full(cv.ViTConfig(depth=1, heads=1, width=4))
+    for write in (lambda p, **k: chart_page(p, drawn, **k), circuit.to_html):
+        with pytest.raises(cv.CircuitError, match=r"plotlyjs is .*, expected True \(plotly.js in"):
+            write(tmp_path / "a.html", plotlyjs=given)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.browser

@@ -313,3 +313,15 @@ def test_a_circuit_is_made_of_a_config_and_names(as_users_call):
     assert replace(origin, tau=1.0).tau == 1.0
     with pytest.raises(AttributeError):
         origin.tau = 2.0
+
+
+def test_scores_under_a_joint_name_are_refused():
+    config = cv.ViTConfig(depth=2, heads=2, width=8)
+    with pytest.raises(
+        cv.CircuitError, match=r"1 scores have names of three edges each \(a0.h1->a1"
+    ):
+        cv.Circuit(config, ["a0.h1->a1.h0"], scores={"a0.h1->a1.h0": 1.0, "a0.h1->m1": 2.0})
+    joint = cv.Circuit(config, ["a0.h1->a1.h0"], qkv="joint", scores={"a0.h1->a1.h0": 1.0})
+    assert joint.scores == {"a0.h1->a1.h0": 1.0}
+    split = cv.Circuit(config, ["a0.h1->a1.h0"], scores={"a0.h1->a1.h0.q": 1.0, "a0.h1": 3.0})
+    assert split.scores == {"a0.h1->a1.h0.q": 1.0, "a0.h1": 3.0}

@@ -71,6 +71,15 @@ def test_limits_are_checked_before_anything_is_loaded():
     assert "min_accuracy is 90.0, expected a share of top-1 in 0–1" in done.stderr
 
 
+def test_a_report_is_written_also_where_nothing_is_within_the_limits(runs):
+    done = run("evaluate", "--auto-find", "runs", "--out", "o", "--limit", 60,
+               "--max-parameters", 1, cwd=runs)  # fmt: skip
+    assert done.returncode == 2
+    assert "Wrote o: report.json, report.md" in done.stdout
+    assert "none of 3 models keeps what was asked for (at most 1 parameters)" in done.stderr
+    assert "No model is advised: none of 3 models keeps" in (runs / "o" / "report.md").read_text()
+
+
 def test_what_is_met_on_the_way_and_is_no_vit_is_left_out_and_said(tmp_path):
     config = cv.ViTConfig(**SMALL, heads=1, head_width=4, mlp_width=8)
     cv.ViT(config, seed=0).save_pretrained(tmp_path / "vit")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -146,20 +147,77 @@ STEP = {"act": "found", "model": None, "details": {}, "version": "0"}
         ([STEP | {"details": {"a": [[1] * VALUES]}}], "is larger than any step"),
     ],
 )
-def test_a_hostile_history_is_refused(tmp_path, history, message, as_users_call):
-    random_vit(shape()).save_pretrained(tmp_path)
+def test_a_hostile_history_is_left_out_with_a_warning(tmp_path, history, message, as_users_call):
+    """It decides nothing, so the weights beside it stay of use."""
+    vit = random_vit(shape())
+    vit.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"history": history}))
-    with pytest.raises(cv.CircuitError, match=message) as caught:
-        cv.ViT.from_pretrained(tmp_path)
-    assert "or remove `history` from it" in str(caught.value)
+    with pytest.warns(UserWarning, match=message) as caught:
+        found = cv.ViT.from_pretrained(tmp_path)
+    assert "or remove `history` from it" in str(caught[0].message)
+    assert found.history == ()
+    assert found.fingerprint() == vit.fingerprint()
 
 
-def test_something_else_is_not_saved(tmp_path, as_users_call):
+def test_unknown_fields_of_a_step_are_named(tmp_path):
+    random_vit(shape()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    body = json.loads(path.read_text()) | {"history": [STEP | {"more": 1}]}
+    path.write_text(json.dumps(body))
+    with pytest.warns(UserWarning, match=r"doesn't know, so they are left out: steps\[0\].more"):
+        assert cv.ViT.from_pretrained(tmp_path).history == (Step(**STEP),)
+
+
+@pytest.mark.parametrize("history", [None, "x", (1,), ["a"]])
+def test_something_else_is_refused_before_any_work(tmp_path, history, monkeypatch):
+    vit = make_vit()
+    data = blobs()
+    loop = sys.modules["circuitvit.train.training"]._Loop
+    monkeypatch.setattr(loop, "run", lambda *a, **k: pytest.fail("it was trained"))
+    vit.history = history
+    circuit = cv.Circuit.full(vit.config)
+    for call in (
+        lambda: vit.save_pretrained(tmp_path),
+        lambda: cv.train(vit, data, data, cv.Recipe(epochs=1, batch=16)),
+        lambda: cv.compile(vit, circuit),
+        lambda: cv.prune_heads(vit, {0: [0]}),
+        lambda: cv.with_new_head(vit, 3),
+    ):
+        with pytest.raises(cv.CircuitError, match="the model's history .*, expected a tuple of it"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ((Step("x" * 3000, None, {}, "0"),), "x" * (LONGEST - 1) + "…"),
+        ((Step("x", None, {"selection": "top 3 " * 500}, "0"),), "top 3 t…"),
+        ((Step("x", None, {"a": list(range(3000)), "b": 2}, "0"),), "3,000 values, left out"),
+        ((Step("x", None, {f"n{i}": i for i in range(3000)}, "0"),), "values left out 2504"),
+        ((Step("x", None, {"a": 10**4000}, "0"),), "a number of some"),
+        ((Step("x", None, {}, "0"),) * 200, "earlier steps left out 100"),
+    ],
+)
+def test_what_is_too_large_is_cut_when_saved_and_says_so(tmp_path, steps, told, recwarn):
     vit = random_vit(shape())
-    vit.history = ["a"]
-    with pytest.raises(cv.CircuitError, match="history is a list, expected a tuple of its steps"):
-        vit.save_pretrained(tmp_path)
+    vit.history = steps
+    vit.save_pretrained(tmp_path)
+    found = cv.ViT.from_pretrained(tmp_path).history
+    assert [str(w.message) for w in recwarn.list if "history" in str(w.message)] == []
+    assert len(found) == min(len(steps), MOST)
+    assert any(told[-20:] in text for step in found for text in (step.act, step.told()))
+
+
+def test_a_long_selection_is_cut_when_the_step_is_made():
+    vit = random_vit(shape(), dtype=torch.float32)
+    full = cv.Circuit.full(vit.config)
+    origin = replace(full.provenance, selection="top 3 " * 500)
+    small = cv.compile(vit, cv.Circuit(vit.config, full.edges, provenance=origin))
+    selection = small.history[0].details["selection"]
+    assert len(selection) == LONGEST
+    assert selection.endswith("…")
 
 
 def test_of_many_steps_the_first_and_the_latest_stay():
@@ -170,6 +228,7 @@ def test_of_many_steps_the_first_and_the_latest_stay():
     assert history[0].act == "step 0"
     assert history[-1].act == f"step {MOST + 4}"
     assert history[1].act == "step 6"
+    assert history[1].details == {"earlier_steps_left_out": 5}
     assert history[0].details == {}
 
 
@@ -178,6 +237,8 @@ def test_a_step_is_told_in_a_line():
     step = after((), "found", details, "0123")[0]
     assert step.told() == "a b 1.235; c 1, x; d: e True, f 2; g"
     assert replace(step, details={}).told() == ""
+    nested = after((), "found", {"a": {"b": {"c": 1.23456, "d": [1, {"e": 2}]}}}, None)[0]
+    assert nested.told() == "a: b (c 1.235, d (1, (e 2)))"
 
 
 def test_the_card_tells_the_whole_history(made, tmp_path):
@@ -190,5 +251,7 @@ def test_the_card_tells_the_whole_history(made, tmp_path):
     assert "budget: target_macs 0.9" in text
     assert "| 2 | trained | " in text
     assert f"teacher: class ViT, fingerprint {dense.fingerprint()}" in text
-    assert "recipe: epochs 2, batch 16" in text
+    recipe = "recipe: epochs 2, batch 16, warmup\\_epochs 1, keep\\_best True;"
+    assert recipe.replace("\\_", "_") in text.replace("\\_", "_")
+    assert "weight_decay" not in text.replace("\\_", "_")
     assert cv.ViT.from_pretrained(tmp_path).card == text

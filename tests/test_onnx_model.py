@@ -12,7 +12,7 @@ from models import random_images, random_vit, shape
 
 import circuitvit as cv
 from circuitvit import exported_file
-from circuitvit.onnx_model import as_bytes
+from circuitvit.images.tensors import as_bytes
 
 NAMES = ("cat", "dog", "owl", "emu")
 SEEN = cv.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), class_names=NAMES)
@@ -76,7 +76,7 @@ def test_so_does_a_pt2_file_and_a_model_in_half_precision(tmp_path):
 
 def test_bytes_come_back_from_normalised_images():
     pixels = pixels_of(6)
-    assert torch.equal(as_bytes(normalised(pixels), SEEN), torch.from_numpy(pixels))
+    assert torch.equal(as_bytes(normalised(pixels), SEEN).movedim(1, -1), torch.from_numpy(pixels))
 
 
 def test_an_onnx_model_stands_beside_the_model_in_an_evaluation(tmp_path):
@@ -126,6 +126,10 @@ def test_int8_is_calibrated_smaller_and_about_as_right(preprocess, tmp_path):
     kinds = {node.op_type for node in _graph(path)}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert not {"QuantizeLinear"} & {node.op_type for node in _graph(dense)}
+    assert model(images[:0]).shape == (0, 4)
+    assert cv.OnnxModel(dense)(images[:0]).shape == (0, 4)
+    with pytest.raises(cv.CircuitError, match="onnxruntime can't run .*m.int8.onnx on 2 images"):
+        model.run(torch.zeros(2, 7, 7, dtype=torch.float64))
 
 
 def _graph(path):
@@ -186,12 +190,24 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path, as_users_call, monkey
     model = cv.OnnxModel(path)
     with pytest.raises(cv.CircuitError, match=r"shape \(1, 3, 5, 5\), this ONNX model expects"):
         model(torch.zeros(1, 3, 5, 5))
-    for name, value in (("macs", "-1"), ("input_size", "[3, 5, 5]"), ("parameters", '"x"')):
+    for name, value in (
+        ("macs", "-1"), ("input_size", "[3, 5, 5]"), ("parameters", '"x"'), ("macs", "[" * 200_000),
+        ("input_size", "7"), ("input_size", "[3.0, 4, 4]"), ("input_size", "{"),
+        ("preprocessing", '{"mean": [0.1, 0.2], "std": [0.5]}'), ("preprocessing", "3"),
+    ):  # fmt: skip
         altered = onnx.load(path)
         (item,) = [item for item in altered.metadata_props if item.key == name]
         item.value = value
         onnx.save(altered, tmp_path / "altered.onnx")
         with pytest.raises(cv.CircuitError, match="no ONNX file that this version of cv.export"):
+            cv.OnnxModel(tmp_path / "altered.onnx")
+    for place, axes in (("input", [1, 3, 4, 4]), ("output", [])):
+        altered = onnx.load(path)
+        (item,) = getattr(altered.graph, place)
+        kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, axes)
+        item.type.CopyFrom(kind)
+        onnx.save(altered, tmp_path / "altered.onnx")
+        with pytest.raises(cv.CircuitError, match="no ONNX file that|onnxruntime can't run"):
             cv.OnnxModel(tmp_path / "altered.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(cv.CircuitError, match="pip install onnxruntime"):

@@ -147,6 +147,10 @@ def test_too_few_right_images_are_told_class_by_class():
         "Ask for at most 7",
     ):
         assert part in str(caught.value)
+    with pytest.raises(CircuitError) as caught:
+        Pairs.by_class(images, right_for=Model(images, np.zeros(24, bool)))
+    assert str(caught.value).startswith("of the 24 clean images the model gets only 0 right (beag")
+    assert "asked for" not in str(caught.value)
 
 
 def test_a_class_that_is_never_right_is_no_partner():

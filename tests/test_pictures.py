@@ -5,9 +5,10 @@ import torch
 from test_train import blobs
 
 import circuitvit as cv
+from circuitvit.images.tensors import as_bytes
 from circuitvit.train import Recipe
 from circuitvit.train.draws import Purpose, seed_of
-from circuitvit.train.pictures import as_bytes, disturbed, retouched
+from circuitvit.train.pictures import disturbed, retouched
 
 SEEN = cv.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 

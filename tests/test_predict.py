@@ -134,7 +134,7 @@ def test_grey_models_and_deep_pictures(tmp_path):
     deep = Image.fromarray(grey[0, :, :, 0].astype(np.uint16) * 257)
     found = vit.predict(deep, pixel_range=(0, 65535))
     assert close(shares(found), shares(vit.predict(grey[0])))
-    with pytest.raises(cv.CircuitError, match="given image 0: .*say it with pixel_range"):
+    with pytest.raises(cv.CircuitError, match="picture 0: .*say it with pixel_range"):
         vit.predict(deep)
 
 
@@ -270,3 +270,68 @@ def test_bad_pictures_are_refused_with_the_remedy(vit, tmp_path, as_users_call):
         broken.head.bias[0] = torch.nan
     with pytest.raises(cv.CircuitError, match="logits hold NaN or infinity"):
         broken.predict(good)
+
+
+def test_all_that_cant_be_read_is_counted_over_all_pictures(vit, monkeypatch):
+    monkeypatch.setattr("circuitvit.prediction.DECODED_AT_ONCE", 2)
+    good, seen = noise()[0], []
+    handle = vit.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with pytest.raises(cv.CircuitError) as caught:
+        vit.predict([good, good, *["no.png"] * 7, good])
+    handle.remove()
+    assert str(caught.value).startswith("7 of 10 pictures can't be read: no.png: there is no such")
+    assert "; and 2 more. Leave them out." in str(caught.value)
+    assert seen == [2], "nothing is run after the first that can't be read"
+    with pytest.raises(cv.CircuitError, match=r"1 of 2 pictures can't be read: picture 1: "):
+        vit.predict([good, b"nothing"])
+
+
+def test_messages_stay_short(vit):
+    for pictures in ([3] * 3000, ["x" * 5000] * 50, [b"abc"] * 300, ["a://" + "x" * 5000] * 9):
+        with pytest.raises(cv.CircuitError, match="and [0-9,]+ more") as caught:
+            vit.predict(pictures)
+        assert len(str(caught.value)) <= 2000
+
+
+def test_files_and_buffers_are_one_picture(vit, tmp_path):
+    Image.fromarray(noise()[0]).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    expected = vit.predict(tmp_path / "a.png").probabilities
+    with (tmp_path / "a.png").open("rb") as file:
+        for given in (file, io.BytesIO(data), bytearray(data), memoryview(data), data):
+            assert vit.predict(given).probabilities == pytest.approx(expected)
+            assert vit.predict([given, given])[1].probabilities == pytest.approx(expected)
+    with pytest.raises(cv.CircuitError, match="picture 0 is a file that can't be read: .*closed"):
+        vit.predict(file)
+    with pytest.raises(cv.CircuitError, match=r"a file of text; open it by open\(path, 'rb'\)"):
+        vit.predict(io.StringIO("a"))
+
+
+@pytest.mark.parametrize(
+    ("array", "remedy"),
+    [
+        (np.zeros((4, 4)), r"\(255 \* array\).astype\('uint8'\) makes it of floats"),
+        (np.full((4, 4), 255, np.int64), r"uint8, 0 to 255; array.astype\('uint8'\)"),
+        (np.full((4, 4), 256, np.uint16), r"it goes from 256 to 256: give a grey one as PIL"),
+        (np.full((4, 4), -1), r"it goes from -1 to -1"),
+        (np.ones((4, 4), bool), r"255 \* array.astype\('uint8'\) makes it of truth values"),
+        (np.zeros((4, 4), object), "an array of object, expected uint8, 0 to 255; give one of num"),
+        (np.zeros((5, 8, 8), np.uint8), r"a stack of grey pictures needs .* array\[..., None\]"),
+    ],
+)
+def test_arrays_of_other_kinds_are_refused_with_their_remedy(vit, array, remedy, as_users_call):
+    with pytest.raises(cv.CircuitError, match=remedy):
+        vit.predict(array)
+
+
+def test_an_array_of_three_axes_is_one_picture(vit):
+    assert isinstance(vit.predict(np.zeros((50, 8, 4), np.uint8)), Prediction)
+    assert len(vit.predict(np.zeros((5, 8, 8), np.uint8)[..., None])) == 5
+
+
+def test_a_preprocessing_that_is_none_is_refused_and_the_repr_shows_the_rest(vit):
+    odd = copy.deepcopy(vit)
+    odd.preprocessing = "x"
+    with pytest.raises(cv.CircuitError, match="preprocessing is 'x', expected a cv.Preprocessing"):
+        odd.predict(noise()[0])
+    assert repr(odd).startswith("ViT(")

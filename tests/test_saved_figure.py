@@ -72,6 +72,44 @@ def test_other_endings_are_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"width": -5, "height": 0}, r"width is -5, expected whole .*; height is 0, expected"),
+        ({"width": "x", "scale": 0}, r"width is 'x', expected whole pixels, 1 to 16,384; scale is"),
+        ({"width": True}, "width is True, expected"),
+        ({"height": 100.5}, "height is 100.5, expected"),
+        ({"width": 16_385}, "width is 16385, expected"),
+        ({"height": float("inf")}, "height is inf, expected"),
+        ({"scale": float("nan")}, "scale is nan, expected a number above 0, at most 16"),
+        ({"scale": 17}, "scale is 17, expected"),
+        ({"scale": True}, "scale is True, expected"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(tmp_path, asked, told, as_users_call):
+    with pytest.raises(cv.CircuitError, match=told):
+        drawn().save(tmp_path / "chart.png", **asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", STARTS)
+def test_what_is_no_picture_is_not_written(tmp_path, form, monkeypatch):
+    kaleido = pytest.importorskip("kaleido")
+    given = {}
+
+    def empty(figure, *, opts, kopts):
+        given.update(opts)
+        return b"abc"
+
+    monkeypatch.setattr(kaleido, "calc_fig_sync", empty)
+    path = tmp_path / f"chart.{form}"
+    path.write_bytes(b"before")
+    with pytest.raises(cv.CircuitError, match=rf"gave no {form.upper()} for this figure of 9000 ×"):
+        drawn().save(path, width=9000, height=8000)
+    assert path.read_bytes() == b"before"
+    assert given == {"format": form, "scale": 2.0, "width": 9000, "height": 8000}
+
+
 def test_without_kaleido_or_a_browser_it_is_said_what_to_install(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "kaleido", None)

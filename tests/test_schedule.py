@@ -76,3 +76,12 @@ def test_what_is_given_beside_photos_wins():
     for wrong in ({"batch": 0}, {"learning_rate": "much"}, {"crop_scale": 2}):
         with pytest.raises(cv.CircuitError, match=f"can't be followed: {next(iter(wrong))} is "):
             Recipe.photos(**wrong)
+
+
+def test_numbers_that_no_training_can_have_are_refused():
+    for make in (Recipe, Recipe.photos):
+        for name in ("batch", "learning_rate"):
+            with pytest.raises(
+                cv.CircuitError, match=f"{name} is a number of some 398 digits, exp"
+            ):
+                make(**{name: 10**400})

@@ -57,6 +57,27 @@ def test_what_is_no_parquet_file_in_a_mapping_is_told(tmp_path):
         load_splits({"train": train, "test": "a\0b"})
 
 
+def test_no_file_of_a_mapping_is_left_out_without_a_word(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [0, 1] * 10)
+    other = write_parquet(tmp_path / "b.parquet", [0, 1])
+    for source, told in (
+        ({"train": path, "foo": other}, "'foo' is no split, expected 'train', 'validation' or 't"),
+        ({"train": path, "Train": other}, "'train' and 'Train' are the same split"),
+        (
+            {"train": path, "valid": other, "validation": other},
+            "'valid' and 'validation' are the same split",
+        ),
+        ({"": path}, "'' is no split"),
+        ({"a/b": path}, "'a/b' is no split"),
+        ({"train ": path, 3: other}, "'train ' is no split, .*; 3 is no split"),
+        ({"train": path, "test": 3}, "the source of 'test' is 3, expected a path"),
+        ({"train": path, "test": None}, "the source of 'test' is None, expected a path"),
+    ):
+        with pytest.raises(CircuitError, match=told):
+            load_splits(source)
+    assert len(load_splits({"TRAIN": path, "Test": other}).test) == 2
+
+
 def test_a_folder_of_several_data_sets_names_them_and_says_how_to_choose(tmp_path):
     folder = tmp_path / "data"
     write_parquet(folder / "cifar10_train_20k.parquet", [0, 1] * 10, image="img")

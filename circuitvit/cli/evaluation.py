@@ -77,7 +77,7 @@ def evaluate(
     found = cv.evaluate(ordered, test.images, test.labels, class_names=names, seed=seed)
     show(found.table())
     if out is not None:
-        say(f"Wrote {found.save(out)}: report.json, report.md and figure.html.")
+        say(f"Wrote {found.save(out, **asdict(limits))}: report.json, report.md and figure.html.")
     for line in str(found.advice(**asdict(limits))).splitlines():
         say(line)
 

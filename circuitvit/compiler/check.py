@@ -12,6 +12,7 @@ from circuitvit.compiler.budget import Targets, budget_reasons
 from circuitvit.compiler.neurons import Ratio, neuron_reasons
 from circuitvit.discover import EdgeScores
 from circuitvit.errors import CircuitError, warn
+from circuitvit.history import check_history
 from circuitvit.measure.cost_table import Costs
 from circuitvit.vit import ViT
 
@@ -82,6 +83,7 @@ def check(
         CircuitError: names every reason.
     """
     check_vit(vit)
+    check_history(vit.history)
     reasons = list(_reasons(vit, circuit, level, ablation, reference))
     reasons += _option_reasons(vit, circuit, level, options)
     if reasons:

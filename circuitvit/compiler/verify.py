@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from circuitvit.ablation import EdgeMask, RemovedNeurons, run_embedded
 from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
-from circuitvit.measure.accuracy import evaluating
+from circuitvit.torch_modes import evaluating
 from circuitvit.vit import ViT
 from circuitvit.writes import IMAGES_AT_ONCE
 

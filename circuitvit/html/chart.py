@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from circuitvit.html.escaping import escape
-from circuitvit.html.library import PlotlyJS, write_page
+from circuitvit.html.library import PlotlyJS, check_plotlyjs, write_page
 from circuitvit.html.plotly_figure import FONT, INK
 
 if TYPE_CHECKING:
@@ -126,8 +126,9 @@ def chart_page(path: str | os.PathLike[str], drawn: Figure, *, plotlyjs: PlotlyJ
             one file for all the pages of a folder.
 
     Raises:
-        CircuitError: the file can't be written.
+        CircuitError: the file can't be written, or `plotlyjs` is something else.
     """
+    check_plotlyjs(plotlyjs)
     layout: Any = drawn.layout
     told: dict[str, Any] = dict(layout.meta or {})
     room: dict[str, Any] = {"title": None, "width": None, "height": None}

@@ -2,14 +2,28 @@
 
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.files import write_text, writing_folder
 
 PLOTLY_FILE = "plotly.min.js"
 
 PlotlyJS: TypeAlias = bool | Literal["directory"]
 """True is in the page (5 MB), `"directory"` beside it, one for all pages of a folder."""
+
+
+def check_plotlyjs(plotlyjs: Any) -> None:
+    """Refuse what would leave a page that shows nothing offline.
+
+    Raises:
+        CircuitError: it is neither True nor `"directory"`.
+    """
+    if plotlyjs is not True and plotlyjs != "directory":
+        raise CircuitError(
+            f"plotlyjs is {in_short(plotlyjs)}, expected True (plotly.js in the page) or "
+            "'directory' (beside it, one file for all pages of a folder)."
+        )
 
 
 def write_page(path: str | os.PathLike[str], text: str, plotlyjs: PlotlyJS) -> Path:

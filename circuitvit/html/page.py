@@ -19,7 +19,7 @@ import numpy as np
 
 from circuitvit.html.drawing import Drawing, read
 from circuitvit.html.escaping import escape, json_in_script
-from circuitvit.html.library import PLOTLY_FILE, PlotlyJS, write_page
+from circuitvit.html.library import PLOTLY_FILE, PlotlyJS, check_plotlyjs, write_page
 from circuitvit.html.plotly_figure import GHOST, SVG_EDGES, figure_of
 from circuitvit.html.strokes import IDLE, NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
 
@@ -42,25 +42,26 @@ def page(
         title: the page's heading; it is shown literally, as are the details.
         details: what to tell beside the graph: how it was found.
         plotlyjs: True puts plotly.js (4.8 MB) into the page, `"directory"` puts it beside the page
-            as plotly.min.js. False leaves it out, for a page that is put into another with Plotly.
+            as plotly.min.js.
 
     Returns:
         The path.
 
     Raises:
-        CircuitError: the graph can't be drawn or the file can't be written.
+        CircuitError: the graph can't be drawn, the file can't be written, or `plotlyjs` is
+            something else.
     """
+    check_plotlyjs(plotlyjs)
     from plotly.offline import get_plotlyjs  # plotly takes longer to import than all the rest
 
     drawing = read(graph)
     js = _resource("graph.js") + _resource("page.js")
-    library = get_plotlyjs() if plotlyjs else ""
-    sources, element = [_hash(js)], ""
+    library, sources = get_plotlyjs(), [_hash(js)]
     if plotlyjs == "directory":
         # A page opened as a file has no origin, so 'self' does not cover its neighbour.
         sources += ["'self'", "file:"]
         element = f'<script src="{PLOTLY_FILE}"></script>'
-    elif plotlyjs:
+    else:
         sources.append(_hash(library))
         element = f"<script>{library}</script>"
     text = Template(_resource("page.html")).substitute(

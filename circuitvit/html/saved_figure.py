@@ -1,6 +1,7 @@
 """A plotly figure that writes itself as a picture: SVG, PNG or PDF."""
 
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from circuitvit.errors import CircuitError, in_short, reason_of
 from circuitvit.files import replacing
 from circuitvit.files.troubles import checked_path
 
-FORMATS = ("svg", "png", "pdf")
+FORMATS = {"svg": b"<svg", "png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
+"""What files of each begin with."""
 WIDTH, HEIGHT = 1000, 600
 """Pixels, where neither the figure nor the caller says how large it is."""
+MOST_SIDE, MOST_SCALE = 16_384, 16
 
 
 class Figure(go.Figure):
@@ -32,16 +35,17 @@ class Figure(go.Figure):
 
         Args:
             path: the file to write.
-            width: in pixels; by default the figure's own, else 1000.
+            width: in pixels, 1 to 16,384; by default the figure's own, else 1000.
             height: likewise; else 600.
-            scale: PNGs have so many pixels for each one.
+            scale: PNGs have so many pixels for each one; above 0, at most 16.
 
         Returns:
             The path.
 
         Raises:
-            CircuitError: the ending is another, kaleido or a browser is missing or fails, or the
-                file can't be written.
+            CircuitError: the ending is another, a size is out of range, kaleido or a browser is
+                missing or fails (as with pictures that are too large), or the file can't be
+                written.
         """
         target = checked_path(path)
         form = target.suffix.lower().removeprefix(".")
@@ -50,14 +54,40 @@ class Figure(go.Figure):
                 f"a figure can't be saved as {in_short(os.fspath(path))}, expected a name that "
                 "ends in .svg, .png or .pdf. Interactive pages are written by to_html."
             )
-        options: dict[str, Any] = {"format": form, "scale": scale}
         own: Any = self.layout
-        options["width"] = width or own.width or WIDTH
-        options["height"] = height or own.height or HEIGHT
+        size = {
+            "width": (own.width or WIDTH) if width is None else width,
+            "height": (own.height or HEIGHT) if height is None else height,
+        }
+        _check_size(size, scale)
+        options: dict[str, Any] = {name: int(pixels) for name, pixels in size.items()}
+        options |= {"format": form, "scale": float(scale)}
         picture = _drawn(self.to_dict(), options)
+        if not picture.startswith(FORMATS[form]):
+            raise CircuitError(
+                f"the browser gave no {form.upper()} for this figure of {size['width']} × "
+                f"{size['height']} pixels at scale {scale:z.4g}; nothing was written. Ask for a "
+                "smaller one."
+            )
         with replacing(target) as fresh:
             fresh.write_bytes(picture)
         return target
+
+
+def _check_size(size: dict[str, Any], scale: Any) -> None:
+    wrong = [
+        f"{name} is {in_short(value)}, expected whole pixels, 1 to {MOST_SIDE:,}"
+        for name, value in size.items()
+        if not _is_real(value) or not 1 <= value <= MOST_SIDE or value != int(value)
+    ]
+    if not _is_real(scale) or not 0 < scale <= MOST_SCALE:
+        wrong.append(f"scale is {in_short(scale)}, expected a number above 0, at most {MOST_SCALE}")
+    if wrong:
+        raise CircuitError(f"the figure can't be saved: {'; '.join(wrong)}.")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _drawn(figure: dict[str, Any], options: dict[str, Any]) -> bytes:

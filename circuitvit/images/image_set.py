@@ -21,8 +21,9 @@ from circuitvit.images.tensors import (
     image_problems,
     label_problems,
     positions_of,
+    unnormalised,
 )
-from circuitvit.images.thumbnails import shown, thumbnail, within
+from circuitvit.images.thumbnails import shown, stretched, thumbnail
 from circuitvit.preprocessing import Preprocessing, class_name
 
 SHOWN = 12
@@ -89,12 +90,8 @@ class ImageSet:
     def _unnormalised(self, image: Tensor) -> Tensor:
         """An image with values in 0–1, as its picture had them; where not known, stretched."""
         if self.preprocessing is None:
-            return within(image[None])[0]
-        mean, std = (
-            torch.tensor(values, device=image.device).view(-1, 1, 1)
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        return image.detach().float() * std + mean
+            return stretched(image[None])[0]
+        return unnormalised(image.detach(), self.preprocessing)
 
     def subset(self, indices: Indices) -> "ImageSet":
         """Some of the images, in the order asked for; the classes stay the same.

@@ -22,7 +22,7 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
-from circuitvit.images.thumbnails import shown, thumbnail, within
+from circuitvit.images.thumbnails import shown, stretched, thumbnail
 from circuitvit.records import another_kind
 from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 
@@ -84,7 +84,7 @@ class PairedImages:
         for name, labels in (("clean", self.labels), ("corrupt", self.corrupt_labels)):
             images = getattr(self, name)
             if images is not None:
-                few = within(images[:SHOWN])
+                few = stretched(images[:SHOWN])
                 told = [""] * len(few) if labels is None else labels[:SHOWN].tolist()
                 both = zip(few, told, strict=True)
                 drawn += [thumbnail(image, f"{name} {label}".strip()) for image, label in both]

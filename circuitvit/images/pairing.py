@@ -146,10 +146,7 @@ def drawn(
         if not is_whole(value) or value >= MOST_SEED:
             raise CircuitError(f"{name} is {in_short(value)}, expected a whole number below 2¹²⁸.")
     if not 1 <= wanted <= len(pool):
-        raise CircuitError(
-            f"{wanted} pairs were asked for, but there are {len(pool)} clean images. Ask for "
-            f"1 to {len(pool)}, or give more images."
-        )
+        raise CircuitError(_none_so_many(len(pool), count))
     labels = images.labels.cpu().numpy()
     order = pool[balanced(labels[pool], len(pool), seed)]
     turns = {label: turn for turn, label in enumerate(dict.fromkeys(labels[order].tolist()))}
@@ -161,7 +158,7 @@ def drawn(
         if judge.is_right(chosen).all() and len(chosen) == wanted:
             return chosen
         if len(left) < wanted:
-            raise CircuitError(_too_few(images, pool, judge, wanted))
+            raise CircuitError(_too_few(images, pool, judge, count))
 
 
 def _in_turns(labels: np.ndarray, turns: Mapping[int, int]) -> np.ndarray:
@@ -262,7 +259,14 @@ def _none_right(who: str) -> str:
     )
 
 
-def _too_few(images: ImageSet, pool: np.ndarray, judge: Judge, count: int) -> str:
+def _none_so_many(most: int, count: int | None) -> str:
+    if count is None:
+        return "there are no clean images to make pairs of. Give more images."
+    advice = f"Ask for 1 to {most}, or give" if most else "Give"
+    return f"{count} pairs were asked for, but there are {most} clean images. {advice} more images."
+
+
+def _too_few(images: ImageSet, pool: np.ndarray, judge: Judge, count: int | None) -> str:
     right = judge.is_right(pool)
     labels = images.labels.cpu().numpy()[pool]
     found = {
@@ -271,8 +275,9 @@ def _too_few(images: ImageSet, pool: np.ndarray, judge: Judge, count: int) -> st
     told = [f"{name}: {number}" for name, number in sorted(found.items(), key=lambda x: x[1])]
     most = int(right.sum())
     advice = f"Ask for at most {most}, give" if most else "Give"
+    asked = "" if count is None else f"{count} pairs were asked for, but "
     return (
-        f"{count} pairs were asked for, but of the {len(pool)} clean images the model gets only "
+        f"{asked}of the {len(pool)} clean images the model gets only "
         f"{most} right ({_listed(told)}). {advice} more images, or leave out right_for."
     )
 

@@ -1,7 +1,9 @@
 """Which images of a source make up which part: its own splits, or slices of them."""
 
+import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,40 @@ def split_of(name: str) -> str | None:
         for split, words in _SPLIT_WORDS.items():
             found = split if re.fullmatch(words, word) else found
     return found
+
+
+def split_called(name: object) -> str | None:
+    """The split that is called so and nothing else, in whatever case: `Valid` is validation."""
+    told = name.lower() if isinstance(name, str) else ""
+    return next((s for s, words in _SPLIT_WORDS.items() if re.fullmatch(words, told)), None)
+
+
+def check_places(places: Mapping[Any, Any]) -> None:
+    """Refuse a mapping from which a file would be left out.
+
+    Raises:
+        CircuitError: a name is no split's, two are of the same split, or something is no path;
+            every one is named.
+    """
+    called = {key: split_called(key) for key in places}
+    wrong = [
+        f"{in_short(key)} is no split, expected 'train', 'validation' or 'test'"
+        for key, split in called.items()
+        if split is None
+    ]
+    for split in sorted({split for split in called.values() if split}):
+        keys = [in_short(key) for key, other in called.items() if other == split]
+        wrong += [f"{' and '.join(keys)} are the same split"] if len(keys) > 1 else []
+    wrong += [
+        f"the source of {in_short(key)} is {in_short(place)}, expected a path"
+        for key, place in places.items()
+        if not isinstance(place, str | os.PathLike)
+    ]
+    if wrong:
+        raise CircuitError(
+            f"these sources can't be loaded: {'; '.join(wrong[:5])}. Give each split once, such as "
+            "{'train': 'a.parquet', 'test': 'b.parquet'}."
+        )
 
 
 def own_parts(sizes: Mapping[str, int], split: Split | None, source: str) -> dict[str, np.ndarray]:

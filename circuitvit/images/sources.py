@@ -22,7 +22,7 @@ from circuitvit.errors import CircuitError, in_short, reason_of, warn
 from circuitvit.files import unwritable_cache
 from circuitvit.images.folders import is_metadata, layout_of, walked
 from circuitvit.images.shards import check_one_data_set
-from circuitvit.images.slices import split_of
+from circuitvit.images.slices import check_places, split_called, split_of
 from circuitvit.images.table import Table, column_of, dataset_table, files_table
 
 if TYPE_CHECKING:
@@ -87,16 +87,18 @@ def given_table(source: Any, draw: Draw | None = None) -> Table:
     What is stored is read, whatever its format or transform makes of it.
 
     Args:
-        source: a Dataset; a DatasetDict of several; or a mapping from each split to its parquet
-            file, to a folder of them, or to a pattern.
+        source: a Dataset; a DatasetDict of several; or a mapping from each of `train`, `validation`
+            and `test`, or some of these, to its parquet file, to a folder of them, or to a pattern.
         draw: as of `source_table`.
 
     Raises:
-        CircuitError: it is neither, or comes in a stream of which no count is asked for.
+        CircuitError: it is neither, a split is unknown or there twice, or it comes in a stream of
+            which no count is asked for.
     """
     splits = source if isinstance(source, Mapping) else {"train": source}
-    if splits and all(isinstance(place, str | os.PathLike) for place in splits.values()):
-        files = {str(split): _parquet_at(place, str(split)) for split, place in splits.items()}
+    if any(isinstance(place, str | os.PathLike) for place in splits.values()):
+        check_places(splits)
+        files = {split_called(key) or "": _parquet_at(at, key) for key, at in splits.items()}
         told = ", ".join(str(place) for place in splits.values())
         return _table(told, _from_parquet(told, files, draw))
     strangers = [split for split in splits.values() if not hasattr(split, "select_columns")]

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
+from circuitvit.preprocessing import Preprocessing
 
 Indices = slice | Sequence[int] | Int[Tensor, " chosen"] | Bool[Tensor, " image"] | np.ndarray
 """Which images: a slice, whole numbers (negative ones count from the end), or a mask."""
@@ -24,6 +25,24 @@ def is_whole(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a real number, Python's or numpy's; truth values are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def unnormalised(
+    images: Float[Tensor, "*image channel height width"], seen: Preprocessing
+) -> Float[Tensor, "*image channel height width"]:
+    """The pixels in [0, 1] that images were before they were normalised, in single precision."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        for values in (seen.mean, seen.std)
+    )
+    return images.float() * std + mean
+
+
+def as_bytes(
+    images: Float[Tensor, "*image channel height width"], seen: Preprocessing
+) -> UInt8[Tensor, "*image channel height width"]:
+    """The bytes that images were before they were normalised; exact where they were such."""
+    return unnormalised(images, seen).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def fingerprint(*tensors: Tensor | None) -> str:

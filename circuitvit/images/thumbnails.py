@@ -14,7 +14,7 @@ SIDE = 48
 """Pixels: no thumbnail is larger, so that each takes less than 10 kB."""
 
 
-def within(
+def stretched(
     images: Float[Tensor, "image channel height width"],
 ) -> Float[Tensor, "image channel height width"]:
     """Images of any range, as shares of the range from their least to their greatest value."""

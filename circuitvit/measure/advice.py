@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.html.escaping import markdown_text
-from circuitvit.measure.limits import Limits, doubts, misses, within
+from circuitvit.measure.limits import Limits, candidates, doubts, is_between, misses
 
 if TYPE_CHECKING:
     from circuitvit.measure.evaluation import Evaluation
@@ -86,11 +86,12 @@ def advise(found: "Evaluation", *, give: float, limits: Limits) -> Advice:
     Raises:
         CircuitError: `give` is not in 0–1, or no model is within the limits.
     """
-    if not 0 <= give <= 1:
+    if not is_between(give, -1e-300, 1):
         raise CircuitError(
-            f"give is {give}, expected a share of top-1 in 0–1, such as 0.02 for 2 points."
+            f"give is {in_short(give)}, expected a share of top-1 in 0–1, such as 0.02 for 2 "
+            "points."
         )
-    pool = within(found, limits)
+    pool = candidates(found, limits)
     front = sorted((n for n in pool if not {*found.dominators(n)} & {*pool}), key=found.cost)
     best = max(front, key=found.top1)
     near = [name for name in front if found.top1(name) >= found.top1(best) - give]

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuitvit.config import ViTConfig
-from circuitvit.measure.accuracy import evaluating
+from circuitvit.torch_modes import evaluating
 from circuitvit.vit import ViT
 
 

@@ -20,11 +20,11 @@ from circuitvit.measure.accuracy import all_logits, checked_labels
 from circuitvit.measure.advice import GIVE, Advice, advise
 from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
 from circuitvit.measure.classification import RESAMPLES, Classification, classification
-from circuitvit.measure.evaluation_file import plain_evaluation, read_evaluation
+from circuitvit.measure.evaluation_file import LIMITS, plain_evaluation, read_evaluation
 from circuitvit.measure.evaluation_text import cells, evaluation_markdown
 from circuitvit.measure.fitting import checked_batches, checked_class_names, checked_fit
 from circuitvit.measure.latency import NULL, paired_ratio
-from circuitvit.measure.limits import Limits
+from circuitvit.measure.limits import Limits, limits_of
 from circuitvit.measure.report import Report, checked_baseline, side_by_side
 from circuitvit.progress import progress
 from circuitvit.records import EVALUATION
@@ -208,9 +208,17 @@ class Evaluation:
         """Header and rows as text, one a model."""
         return cells(self)
 
-    def markdown(self) -> str:
-        """The whole report as Markdown: tables, Pareto set, advice, definitions, machine."""
-        return evaluation_markdown(self)
+    def markdown(self, **limits: float | int | None) -> str:
+        """The whole report as Markdown: tables, Pareto set, advice, definitions, machine.
+
+        Args:
+            **limits: `max_latency`, `min_accuracy` and `max_parameters` of the advice, as `advice`
+                takes them; where no model is within them, the report says so.
+
+        Raises:
+            CircuitError: a limit is out of range.
+        """
+        return evaluation_markdown(self, limits_of(limits))
 
     def _repr_html_(self) -> str:
         return html_table(self.table())
@@ -255,17 +263,24 @@ class Evaluation:
         """Everything as plain JSON values, without the single images."""
         return plain_evaluation(self, single_images=False)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], **limits: float | int | None) -> Path:
         """Write `report.json`, `report.md` and `figure.html` into a folder.
 
         The JSON holds what `as_dict` gives and, for `load`, which images each model gets right.
 
+        Args:
+            folder: made if need be.
+            **limits: of the advice, as `markdown` takes them.
+
         Raises:
-            CircuitError: it can't be written to.
+            CircuitError: it can't be written to, or a limit is out of range.
         """
+        asked = limits_of(limits)
         with writing_folder(folder) as beside:
-            EVALUATION.write(beside / "report.json", plain_evaluation(self, single_images=True))
-            write_text(beside / "report.md", self.markdown())
+            EVALUATION.write(
+                beside / "report.json", plain_evaluation(self, single_images=True, limits=asked)
+            )
+            write_text(beside / "report.md", evaluation_markdown(self, asked))
             chart_page(beside / "figure.html", self.figure())
         return Path(folder)
 
@@ -284,7 +299,8 @@ class Evaluation:
         with naming(path, EVALUATION):
             found = cls(**fields)
             found.markdown()  # what can't be shown doesn't fit together
-            own = plain_json(plain_evaluation(found, single_images=True))
+            asked = limits_of(body.get(LIMITS) or {})
+            own = plain_json(plain_evaluation(found, single_images=True, limits=asked))
         if not found.has_rounds:  # an older version may have worded it otherwise
             own.pop("advice")
         warn_of_altered(EVALUATION.place(path), body, own)

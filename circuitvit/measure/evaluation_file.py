@@ -1,17 +1,20 @@
 """An evaluation as plain JSON values, and made of them again."""
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, printable, warn
 from circuitvit.measure.accuracy import Accuracy
+from circuitvit.measure.advice import Advice
 from circuitvit.measure.classification import Classification
-from circuitvit.measure.latency import Latency
+from circuitvit.measure.latency import NULL, Latency
+from circuitvit.measure.limits import Limits, NoneWithinError
 from circuitvit.measure.report import Report, Row
 from circuitvit.records import EVALUATION
 from circuitvit.restoring import UnfitError, naming, restored, warn_of_surplus
@@ -22,33 +25,51 @@ if TYPE_CHECKING:
 FIGURES = tuple(f.name for f in fields(Classification) if f.name not in ("accuracy", "right"))
 """What a row says beside the report's."""
 
+LIMITS = "limits"
+"""Of the advice, where such were asked for."""
+
+MOST_ROUNDS = 10_000
+"""In a file: the intervals of pairs draw 2,000 samples of so many."""
+
 FOLLOWING = (
     "confidence_gap", "milliseconds", "images_per_second", "gflops", "efficiency", "dominated_by",
 )  # fmt: skip
 """What follows from the rest of a row, and of the others."""
 
 
-def plain_evaluation(found: "Evaluation", *, single_images: bool) -> dict[str, Any]:
+def plain_evaluation(
+    found: "Evaluation", *, single_images: bool, limits: Limits | None = None
+) -> dict[str, Any]:
     """The evaluation with what follows from it.
 
     Args:
         found: the evaluation.
         single_images: whether each row says which images its model gets right, as `right`, a text
             with 1 or 0 for each.
+        limits: what the advice has to keep; where no model does, it recommends none.
     """
     body = asdict(found.report)
     rows = [row | _figures(found, row["name"]) for row in body["rows"]]
     for row in rows if single_images else ():
         row["right"] = "".join("01"[int(right)] for right in found[row["name"]].right)
+    given = {name: most for name, most in asdict(limits or Limits()).items() if most is not None}
     return EVALUATION.marked({
         **body,
+        **({LIMITS: given} if given else {}),
         "rows": rows,
         "batch": found.batch,
         "seed": found.seed,
         "class_names": list(found.class_names),
         "pareto": list(found.pareto()),
-        "advice": asdict(found.advice()),
+        "advice": asdict(_advice(found, limits or Limits())),
     })  # fmt: skip
+
+
+def _advice(found: "Evaluation", limits: Limits) -> Advice:
+    try:
+        return found.advice(**asdict(limits))
+    except NoneWithinError as cause:
+        return Advice((), (str(cause),), limits.told(found.batch))
 
 
 def _figures(found: "Evaluation", name: str) -> dict[str, Any]:
@@ -90,7 +111,9 @@ def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
     (body, check), surplus = EVALUATION.opened(path), list[str]()
     place = EVALUATION.place(path)
     with naming(place, EVALUATION):
-        plain = {name: value for name, value in body.items() if name not in ("pareto", "advice")}
+        plain = {
+            name: value for name, value in body.items() if name not in ("pareto", "advice", LIMITS)
+        }
         file = restored(_File, plain, surplus=surplus)
     without = [str(row.get("name")) for row in file.rows if "right" not in row]
     if without:
@@ -104,9 +127,15 @@ def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         report = Report(
             tuple(row for row, _ in rows), file.baseline, file.null, file.machine
         )  # fmt: skip
-        _check_rounds(report)
+        odd = _check_rounds(report)
         check(surplus)
         warn_of_surplus(place, surplus)
+        if odd:
+            warn(
+                f"{place} tells ratios that are not the medians of its own rounds "
+                f"({', '.join(map(printable, odd[:4]))}): it was altered, so its times can't be "
+                "trusted. Evaluate the models again."
+            )
         return body, {
             "report": report,
             "classified": {row.name: one for row, one in rows},
@@ -116,15 +145,36 @@ def read_evaluation(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         }
 
 
-def _check_rounds(report: Report) -> None:
-    """Refuse times that can't be paired round by round."""
-    for batch in report.null:
-        rounds = [row.latency[batch].rounds_ms for row in report.rows]
+def _check_rounds(report: Report) -> list[str]:
+    """Refuse times that can't be paired round by round.
+
+    Returns:
+        The ratios that are not the median of the rounds' own, by model and batch.
+    """
+    odd = []
+    for batch, null in report.null.items():
+        timed = {row.name: row.latency[batch] for row in report.rows}
+        rounds = [one.rounds_ms for one in (*timed.values(), null)]
+        if max(map(len, rounds)) > MOST_ROUNDS:
+            raise UnfitError(f"rounds_ms of batch {batch} are more than {MOST_ROUNDS:,} times.")
         uneven = len({len(each) for each in rounds}) > 1
         if uneven or any(ms <= 0 for each in rounds for ms in each):
             raise UnfitError(
                 f"rounds_ms of batch {batch} are not as many times above 0 for each model."
             )
+        base = timed[report.baseline].rounds_ms
+        with np.errstate(over="ignore"):
+            odd += [
+                f"{name} at batch {batch}"
+                for name, one in (*timed.items(), (NULL, null))
+                if one.rounds_ms and not _follows(one.ratio, one.rounds_ms, base)
+            ]
+    return odd
+
+
+def _follows(ratio: float, mine: Sequence[float], base: Sequence[float]) -> bool:
+    """Whether a ratio is the median over rounds, but for rounding."""
+    return math.isclose(ratio, float(np.median(np.divide(mine, base))), rel_tol=1e-6)
 
 
 def _rows(file: _File, surplus: list[str]) -> Iterator[tuple[Row, Classification]]:

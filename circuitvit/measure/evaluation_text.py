@@ -1,9 +1,11 @@
 """An evaluation as tables and as Markdown."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from circuitvit.html.escaping import markdown_code, markdown_text
 from circuitvit.html.tables import markdown_table
+from circuitvit.measure.limits import Limits, NoneWithinError
 from circuitvit.measure.report import changed, ratio_text
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ def cells(found: "Evaluation") -> list[list[str]]:
     return rows
 
 
-def evaluation_markdown(found: "Evaluation") -> str:
-    """The whole report."""
+def evaluation_markdown(found: "Evaluation", limits: Limits) -> str:
+    """The whole report; where no model is within the limits, its advice says so."""
     report = found.report
     machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
     images = report.rows[0].accuracy.images
@@ -55,7 +57,7 @@ def evaluation_markdown(found: "Evaluation") -> str:
         f"{images:,} images, {len(found.class_names)} classes; baseline {base}; "
         f"{markdown_text(machine)}.",
         "## Advice",
-        "\n".join(found.advice().lines()),
+        _advice(found, limits),
         f"Pareto set (top-1 against {timed}; no other model is at least as good in both and "
         f"better in one), the quickest first: {', '.join(map(markdown_text, found.pareto()))}.",
         "## Classification",
@@ -70,6 +72,13 @@ def evaluation_markdown(found: "Evaluation") -> str:
         DEFINITIONS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _advice(found: "Evaluation", limits: Limits) -> str:
+    try:
+        return "\n".join(found.advice(**asdict(limits)).lines())
+    except NoneWithinError as cause:
+        return f"No model is advised: {markdown_text(str(cause))}"
 
 
 def _classification(found: "Evaluation") -> list[list[str]]:

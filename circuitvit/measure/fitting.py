@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError, warn
-from circuitvit.measure.accuracy import NO_IMAGES, as_computed, evaluating
+from circuitvit.measure.accuracy import NO_IMAGES, as_computed
+from circuitvit.torch_modes import evaluating
 
 
 def checked_fit(models: Mapping[str, nn.Module], images: Tensor) -> int:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from circuitvit.errors import CircuitError
-from circuitvit.measure.accuracy import as_computed, evaluating
+from circuitvit.measure.accuracy import as_computed
 from circuitvit.measure.bootstrap import KnownEstimate
-from circuitvit.torch_modes import in_default_modes
+from circuitvit.torch_modes import evaluating, in_default_modes
 
 NULL = "null"
 LEAST_SECONDS = 0.02

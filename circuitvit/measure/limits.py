@@ -2,14 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from circuitvit.checks import real
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 
 if TYPE_CHECKING:
     from circuitvit.measure.evaluation import Evaluation
+
+
+class NoneWithinError(CircuitError):
+    """No model is within the limits."""
+
+
+def is_between(value: Any, above: float | int, most: float | int) -> bool:
+    """Whether a value is a finite number above one and at most another."""
+    if isinstance(value, bool):
+        return False
+    try:
+        return above < real(value, "it") <= most and math.isfinite(value)
+    except CircuitError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -38,12 +52,8 @@ class Limits:
         wrong = []
         for name, (above, most, expected) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (
-                not isinstance(value, bool)
-                and math.isfinite(real(value, name))
-                and above < value <= most
-            ):
-                wrong.append(f"{name} is {value}, expected {expected}")
+            if value is not None and not is_between(value, above, most):
+                wrong.append(f"{name} is {in_short(value)}, expected {expected}")
         if wrong:
             raise CircuitError("; ".join(wrong) + ".")
 
@@ -72,11 +82,24 @@ class Limits:
         return ", ".join(parts)
 
 
-def within(found: "Evaluation", limits: Limits) -> list[str]:
+def limits_of(given: Mapping[str, Any]) -> Limits:
+    """The limits that were given by name.
+
+    Raises:
+        CircuitError: there is none of such a name, or one is out of range.
+    """
+    known = [field.name for field in fields(Limits)]
+    if unknown := sorted(given.keys() - {*known}):
+        raise CircuitError(f"there is no limit {', '.join(unknown)}, only {', '.join(known)}.")
+    return Limits(**given)
+
+
+def candidates(found: "Evaluation", limits: Limits) -> list[str]:
     """The models that keep all limits, in the order given.
 
     Raises:
-        CircuitError: there is none, or a latency is asked for and nothing was timed.
+        NoneWithinError: there is none.
+        CircuitError: a latency is asked for and nothing was timed.
     """
     if limits.max_latency is not None and found.batch is None:
         raise CircuitError(
@@ -97,7 +120,7 @@ def within(found: "Evaluation", limits: Limits) -> list[str]:
     if found.batch is not None:
         quick = min(found.names, key=found.cost)
         bests.append(f"the fastest {quick} ({found.cost(quick):z.3g} ms)")
-    raise CircuitError(
+    raise NoneWithinError(
         f"none of {len(found.names)} models keeps what was asked for ({limits.told(found.batch)}). "
         f"The nearest is {nearest}: {misses(found, nearest, limits)}. Of all, "
         f"{', '.join(bests)}. Loosen a limit, or evaluate other models."

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitvit.images.tensors import as_bytes
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.torchvision_ops import register_missing_ops
 from circuitvit.train.draws import Purpose, own_generator, seed_of
@@ -79,12 +80,6 @@ def disturbed(
             noise = recipe.noise * scale * torch.randn(image.shape)
             results.append(erase(image + noise.to(image)))
     return torch.stack(results)
-
-
-def as_bytes(images: Images, preprocessing: Preprocessing) -> Tensor:
-    """Pictures of 8 bits, from what was normalised."""
-    mean, std = _statistics(preprocessing, images)
-    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _transform(

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from circuitvit.circuit_vit import CircuitViT
 from circuitvit.errors import CircuitError
+from circuitvit.history import check_history
 from circuitvit.images import ImageSet
 from circuitvit.plain_weights import few
 from circuitvit.preprocessing import Preprocessing, misfits
@@ -45,6 +46,7 @@ def check(
             )
         )
     vit.check_weights()
+    check_history(vit.history)
     for name, images in (("training images", training), ("validation images", validation)):
         vit.check_images(images.images, name=name)
     problems = [

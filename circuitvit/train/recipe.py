@@ -1,11 +1,11 @@
 """How a ViT is trained: every number that decides the result, besides model and images."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, no_type_check
 
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
+from circuitvit.restoring import MOST
 from circuitvit.train.schedule import ScheduleBy, learning_rate_at
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -173,18 +173,18 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         for name in names:
             value = getattr(recipe, name)
             if not fits(value):
-                yield f"{name} is {value!r}, expected {expected}"
+                yield f"{name} is {in_short(value)}, expected {expected}"
     rates = recipe.final_learning_rate, recipe.learning_rate
     if all(map(_number, rates)) and rates[0] > rates[1] > 0:
         yield "final_learning_rate is {!r}, expected learning_rate, {!r}, or less".format(*rates)
 
 
 def _count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < MOST
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST
 
 
 def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
@@ -195,9 +195,9 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
         ("epochs", "batch", "accumulate", "adapter_width"),
         lambda value: _count(value, 1),
-        "a whole number, at least 1",
+        "a whole number, at least 1 and below 2¹²⁸",
     ),
-    (("seed", "rand_augment"), lambda value: _count(value, 0), "a whole number, at least 0"),
+    (("seed", "rand_augment"), lambda value: _count(value, 0), "a whole number, 0 to below 2¹²⁸"),
     (
         ("patience",),
         lambda value: value is None or _count(value, 1),
