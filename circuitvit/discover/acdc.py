@@ -299,7 +299,9 @@ def searched(question: Question, decisions: Decisions, file: ResumeFile | None) 
         divergence=decisions.current,
         ties=tuple(decisions.ties),
     )
-    return Circuit(vit.config, kept, qkv=question.qkv, scores=decisions.rises, provenance=origin)
+    # Rises of units are those after other units went, which are no node effects, so they don't rank.
+    scores = decisions.rises if question.level == "edge" else None
+    return Circuit(vit.config, kept, qkv=question.qkv, scores=scores, provenance=origin)
 
 
 def _edges(
