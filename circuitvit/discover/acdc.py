@@ -299,7 +299,7 @@ def searched(question: Question, decisions: Decisions, file: ResumeFile | None) 
         divergence=decisions.current,
         ties=tuple(decisions.ties),
     )
-    # Rises of units are those after other units went, which are no node effects, so they don't rank.
+    # A unit's rise is that after others went, which is no node effect, so it ranks nothing.
     scores = decisions.rises if question.level == "edge" else None
     return Circuit(vit.config, kept, qkv=question.qkv, scores=scores, provenance=origin)
 
