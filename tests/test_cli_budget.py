@@ -10,6 +10,7 @@ import circuitvit as cv
 @pytest.mark.parametrize("how", ["--no-card", "--fresh"])
 def test_a_budget_ranks_on_the_images_that_are_given(tmp_path, how):
     vit = random_vit(shape(depth=3, image_size=8, classes=10), seed=2).float()
+    vit.preprocessing = cv.Preprocessing()
     vit.save_pretrained(tmp_path / "model")
     cv.Circuit.full(vit.config).save(tmp_path / "c.json")
     words = ["compile", "model", "c.json", "out", how, "--target-macs", "0.5"]

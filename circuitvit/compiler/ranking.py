@@ -93,20 +93,20 @@ def warn_of_other_ablation(circuit: Circuit, ablation: Ablation) -> None:
 def _drawn(circuit: Circuit, units: Units) -> Units:
     """The order of random node scores; of other random circuits, one that their origin draws.
 
-    Their seed and the number of the draw do, or else the edges and their scores.
-
-    It has nothing to do with costs or with how many edges leave a unit, so every order is equally
+    The origin is their seed and the number of the draw, or else the edges and their scores. The
+    order has nothing to do with costs or with how many edges leave a unit, so every one is equally
     likely.
     """
-    if all(unit in circuit.scores for unit in units):
-        return tuple(sorted(units, key=lambda unit: -abs(circuit.scores[unit])))
     everything = list(units_of(circuit.config))
     origin = circuit.provenance
-    drawn_by = (origin.seed, origin.selection)
+    drawn_by = repr((origin.seed, origin.selection))
     if origin.seed is None:  # a combination of several
-        drawn_by = (circuit.edges, list(circuit.scores.values()))
-    random.Random(repr(drawn_by)).shuffle(everything)
-    return tuple(unit for unit in everything if unit in set(units))
+        drawn_by = repr((circuit.edges, list(circuit.scores.values())))
+    random.Random(drawn_by).shuffle(everything)
+    order = tuple(unit for unit in everything if unit in set(units))
+    if all(unit in circuit.scores for unit in units):  # ranks that are averaged often tie
+        return tuple(sorted(order, key=lambda unit: -abs(circuit.scores[unit])))
+    return order
 
 
 def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:
