@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from circuitvit.circuit_vit import CircuitViT
     from circuitvit.compiler import compile  # noqa: A004
     from circuitvit.config import ViTConfig
+    from circuitvit.controls import random_edges, random_units
     from circuitvit.discover import (
         ClassCircuits,
         EdgeScores,
@@ -109,6 +110,8 @@ _WITH_TORCH = {
     "minimality": "measure",
     "prune_heads": "surgery",
     "prune_mlp": "surgery",
+    "random_edges": "controls",
+    "random_units": "controls",
     "retain_circuit": "surgery",
     "run_circuit": "ablation",
     "savings": "measure",
@@ -127,8 +130,8 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Recipe", "Report", "Savings", "ViT", "ViTConfig", "acdc", "acdc_sweep", "across_ablations",
     "class_circuits", "compile", "completeness", "eap", "edge_graph", "evaluate", "export",
     "faithfulness", "faithfulness_curve", "load_splits", "load_vit", "measure", "measure_costs",
-    "minimality", "prune_heads", "prune_mlp", "retain_circuit", "run_circuit", "savings",
-    "to_timm", "to_transformers", "train", "with_new_head", "write_card",
+    "minimality", "prune_heads", "prune_mlp", "random_edges", "random_units", "retain_circuit",
+    "run_circuit", "savings", "to_timm", "to_transformers", "train", "with_new_head", "write_card",
 ]  # fmt: skip
 
 

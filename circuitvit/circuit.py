@@ -32,7 +32,7 @@ from circuitvit.edge_graph import (
 )
 from circuitvit.errors import CircuitError, printable
 from circuitvit.html import figure, notebook_html, page
-from circuitvit.provenance import Provenance
+from circuitvit.provenance import Provenance, agreed
 from circuitvit.records import CIRCUIT
 from circuitvit.restoring import load_record, naming
 
@@ -179,10 +179,7 @@ class Circuit:
         self._check_comparable(other)
         mine, theirs = self.provenance, other.provenance
         merged = Provenance(
-            method=f"{mine.method} {sign} {theirs.method}",
-            ablation=mine.ablation if mine.ablation == theirs.ablation else None,
-            metric=mine.metric if mine.metric == theirs.metric else None,
-            model=mine.model if mine.model == theirs.model else None,
+            method=f"{mine.method} {sign} {theirs.method}", **agreed([mine, theirs])
         )
         scores = {**other.scores, **self.scores}
         return Circuit(self.config, edges, qkv=self.qkv, scores=scores, provenance=merged)
@@ -248,14 +245,16 @@ class Circuit:
         anyway, while under `zero` and `mean` it still writes a constant.
 
         Args:
-            ablation: by default the one under which the circuit was found.
+            ablation: by default the one under which the circuit was found. Where that is not known,
+                only edges are named that dangle under every ablation, although `run_circuit` and
+                the measures then take `patch`: there ask for `dangling("patch")`.
 
         Raises:
             CircuitError: there is no such ablation.
         """
-        under = ablation or self.provenance.ablation
-        if under not in (None, *get_args(Ablation)):
-            raise CircuitError(f"ablation is {under!r}, expected one of {get_args(Ablation)}.")
+        if ablation not in (None, *get_args(Ablation)):
+            raise CircuitError(f"ablation is {ablation!r}, expected one of {get_args(Ablation)}.")
+        under = self.provenance.ablation if ablation is None else ablation
         reached, useful = self._reach()
         ends = ((name, *name.split("->")) for name in self.edges)
         return tuple(
@@ -268,13 +267,14 @@ class Circuit:
         """The circuit without the edges that `dangling` names; its provenance says how many went.
 
         Args:
-            ablation: by default the one under which the circuit was found.
+            ablation: as in `dangling`.
         """
         gone = set(self.dangling(ablation))
         if not gone:
             return self
-        under = ablation or self.provenance.ablation
-        told = f"without {len(gone)} dangling edges" + (f" under {under}" if under else "")
+        under = self.provenance.ablation if ablation is None else ablation
+        told = f"without {len(gone)} dangling {'edge' if len(gone) == 1 else 'edges'}"
+        told += f" under {under}" if under else ""
         selection = ", ".join(filter(None, [self.provenance.selection, told]))
         return Circuit(
             self.config,

@@ -24,7 +24,7 @@ from circuitvit.edge_graph import (
     shape_of_units,
     units_of,
 )
-from circuitvit.errors import CircuitError
+from circuitvit.errors import CircuitError, in_short
 
 Units = tuple[str, ...]
 Cost = Callable[[Sequence[str]], float]
@@ -53,7 +53,7 @@ def random_units(
         config: the whole model's shape.
         price: the cost of a shape, such as `costs.predict` or `vit_macs`.
         most: what the units may cost, in the unit of `price`.
-        count: how many sets, ≥ 1.
+        count: how many sets, ≥ 0.
         seed: draws the orders.
         constants: whether removed units write constants, as under `mean`, which cost something.
 
@@ -64,8 +64,16 @@ def random_units(
         CircuitError: a number is out of range, or nothing fits (the least cost is named).
     """
     most, count, seed = real(most, "most"), whole(count, "count"), whole(seed, "seed")
-    if count < 1:
-        raise CircuitError(f"count is {count}, expected ≥ 1.")
+    if not callable(price):
+        raise CircuitError(
+            f"price is {in_short(price)}, expected a function from a config to its cost, such as "
+            "costs.predict."
+        )
+    if count < 0 or seed < 0 or math.isnan(most):
+        raise CircuitError(
+            f"most is {most:zg}, count {count} and seed {seed}, expected a cost, ≥ 0 sets and a "
+            "seed ≥ 0."
+        )
 
     @cache
     def known(units: frozenset[str]) -> float:

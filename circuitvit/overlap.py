@@ -23,6 +23,7 @@ from circuitvit.html.chart import Figure, chart_page
 from circuitvit.html.heatmap import heatmap
 from circuitvit.html.readings import OVERLAP as READING
 from circuitvit.html.tables import html_table, markdown_table
+from circuitvit.provenance import agreed
 from circuitvit.records import OVERLAP
 from circuitvit.restoring import load_record
 
@@ -290,15 +291,10 @@ def shared_circuit(circuits: Mapping[str, Circuit], share: float = 1.0) -> Circu
     needed = math.ceil(share * len(several) - 1e-9)
     kept = [edge for edge, count in counts.items() if count >= needed]
     means = {edge: math.fsum(known) / len(known) for edge, known in scores.items()}
-    ablations = {circuit.provenance.ablation for circuit in several}
-    metrics = {circuit.provenance.metric for circuit in several}
-    models = {circuit.provenance.model for circuit in several}
     origin = Provenance(
         method=", ".join(dict.fromkeys(circuit.provenance.method for circuit in several)),
         selection=f"in at least {needed} of {len(several)} circuits",
-        ablation=ablations.pop() if len(ablations) == 1 else None,
-        metric=metrics.pop() if len(metrics) == 1 else None,
-        model=models.pop() if len(models) == 1 else None,
+        **agreed([circuit.provenance for circuit in several]),
     )
     return Circuit(config, kept, qkv=qkv, scores=means, provenance=origin)
 

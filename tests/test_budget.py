@@ -200,7 +200,9 @@ def test_effects_are_measured_anew_after_each_quarter_until_the_cost_is_met():
 
 def test_node_scores_stay_with_the_circuit_and_rank(tmp_path):
     vit = random_vit(shape(depth=3), seed=2)
-    scores = cv.eap(vit, random_pairs(vit, 2), metric="cross_entropy", level="node")
+    scores = cv.eap(
+        vit, random_pairs(vit, 2), metric="cross_entropy", level="node", ablation="zero"
+    )
     circuit = scores.top(7)
     assert dict(circuit.scores) == {
         unit: scores[unit] for unit in scores if unit in circuit.units()

@@ -78,6 +78,12 @@ def test_circuits_are_sets_of_edges():
     origins = [cv.Provenance(metric="kl", ablation=name) for name in ("zero", "patch")]
     one, two = (circuit_of("m0->logits", provenance=origin) for origin in origins)
     assert ((one | two).provenance.metric, (one | two).provenance.ablation) == ("kl", None)
+    assert (one | two).provenance.ablations == ("patch", "zero")
+    assert (one & (two | one)).provenance.known("ablation") == ("patch", "zero")
+    for found in (one | a, a - one, (a ^ one) & b):  # how `a` was found is not known
+        assert found.provenance.ablation == "zero"
+        assert (found.provenance.ablations, found.provenance.metric) == ((), "kl")
+    assert (a | b).provenance.known("ablation") == ()
     assert hash(a) == hash(circuit_of("m0->logits", "embed->m0"))
     with pytest.raises(cv.CircuitError, match="different edges"):
         a | cv.Circuit(CONFIG, [], qkv="joint")
@@ -142,6 +148,8 @@ def test_what_dangles_is_named_counted_and_told_when_it_goes():
     assert circuit.provenance.selection == "the best"
     told = circuit_of(*DANGLING).without_dangling().provenance.selection
     assert told == "without 3 dangling edges"
+    told = circuit_of("embed->m0", "embed->logits").without_dangling("zero").provenance.selection
+    assert told == "without 1 dangling edge under zero"
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -290,8 +298,14 @@ def test_circuits_are_read_and_drawn_without_torch(tmp_path):
 
 def test_an_unknown_ablation_is_refused(as_users_call):
     for ask in (circuit_of("embed->m0").without_dangling, circuit_of("embed->m0").dangling):
-        with pytest.raises(cv.CircuitError, match="ablation is 'zebra'"):
-            ask("zebra")
+        for name in ("zebra", ""):
+            with pytest.raises(cv.CircuitError, match=f"ablation is '{name}'"):
+                ask(name)
+    other = circuit_of(*DANGLING, provenance=cv.Provenance(ablation="resample"))
+    assert repr(other) == "Circuit(7 of 46 edges, 3 dangling, hand)"
+    assert other.dangling() == circuit_of(*DANGLING).dangling()
+    assert "dangling" in other._repr_html_()
+    assert len(other.without_dangling("zero")) == 4
 
 
 def test_circuits_and_their_provenance_are_immutable():

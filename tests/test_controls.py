@@ -172,9 +172,16 @@ def test_bad_input_is_refused_with_the_remedy(as_users_call):
     least = vit_macs(shape_of_units(config, ["a0.h0"], constants=False))
     for message, call in {
         f"costs {least} at least \\(with a0.h0\\)": lambda: random_units(config, vit_macs, least - 1.0),
-        "count is 0, expected ≥ 1": lambda: random_units(config, vit_macs, 1e9, count=0),
+        "count -1 and seed 0, expected": lambda: random_units(config, vit_macs, 1e9, count=-1),
+        "seed -1, expected a cost": lambda: random_units(config, vit_macs, 1e9, seed=-1),
         "most is nan": lambda: random_units(config, vit_macs, float("nan")),
+        "price is 5, expected a function": lambda: random_units(config, 5, 1e9),
         "seed is 0.5, expected a whole number": lambda: random_units(config, vit_macs, 1e9, seed=0.5),
     }.items():  # fmt: skip
         with pytest.raises(cv.CircuitError, match=message):
             call()
+    assert random_units(config, vit_macs, 1e9, count=0) == ()
+
+
+def test_both_are_public():
+    assert (cv.random_units, cv.random_edges) == (random_units, random_edges)

@@ -150,6 +150,8 @@ def test_a_difference_is_undefined_where_its_interval_holds_0_or_one_image_makes
         assert (outcome.why_undefined is None) is defined
         assert np.isnan(outcome.faithfulness()).tolist() == [not defined] * 2
         assert np.isnan(outcome.resampled_faithfulness(resamples=9, seed=0)).all() != defined
+        told = "not clearly different from 0" if one == 0 else "less than 1.5 standard errors"
+        assert defined or outcome.why_undefined.endswith(f"30 images), which is {told}")
     assert "30 images" in Outcome(ends[0], ends[1], circuits, (1, 2)).why_undefined
     alone = Outcome(np.zeros(1), np.ones(1), np.full((1, 1), 0.25), (3,))
     assert alone.why_undefined is None

@@ -61,6 +61,8 @@ PARAMETERS = {
         "classes", "find", "tau", "edges", "count", "seed", "metric", "ablation", "level", "qkv",
         "reference", "right_for", "resume",
     ],
+    "random_units": ["price", "most", "count", "seed"],
+    "random_edges": ["size", "qkv", "connected", "count", "seed"],
     "prune_heads": [],
     "prune_mlp": [],
     "retain_circuit": [],
@@ -95,6 +97,9 @@ DEFAULTS = {
     ("minimality", "metric"): None,
     ("minimality", "ablation"): None,
     ("across_ablations", "metric"): None,
+    ("random_units", "count"): 15,
+    ("random_edges", "count"): 15,
+    ("random_edges", "connected"): True,
 }
 
 

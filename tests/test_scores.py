@@ -122,6 +122,11 @@ def test_an_ensemble_says_what_it_was_made_of():
     assert (origin.ablation, origin.metric, origin.images) == ("patch", "logit_difference", 3)
     assert origin.model == vit.fingerprint()
     assert origin.steps is None
+    assert (origin.ablations, origin.methods) == ((), {"eap", "eap-ig-inputs", "relp"})
+    several.append(cv.eap(vit, pairs, ablation="zero"))
+    origin = cv.EdgeScores.ensemble(several).provenance
+    assert (origin.ablation, origin.ablations) == (None, ("patch", "zero"))
+    assert origin.metric == "logit_difference"
 
 
 def test_what_cannot_be_combined_is_refused():

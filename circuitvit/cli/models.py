@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 CARD_ROUNDS = 7
 """How often `compile` times the models for the card; `evaluate` does it more often."""
 
+NOISE = ", units ranked on noise images (--data names others)"
+
 
 @app.command()
 def demo(
@@ -215,16 +217,17 @@ def compile(  # noqa: A001
 ) -> None:
     """Make the smaller model that computes the circuit, with its model card."""
     import circuitvit as cv
-    from circuitvit.compiler import compiled_under
+    from circuitvit.compiler import compiled_under, measures_effects
     from circuitvit.measure import macs, parameters
 
     _check_out(out, model)
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
     asked = None if ablation is None else ablation.value
     under = compiled_under(kept, asked, fresh=fresh)
+    ranked = any(share is not None for share in (target_latency, target_macs, target_parameters))
     seed, needs_images = images.seed, (card and not fresh) or under == "mean"
+    needs_images |= ranked and images.data is not None
     splits = images.splits(vit) if needs_images else None
-    ranked = target_latency or target_macs or target_parameters
     small = cast(Any, cv.compile)(
         vit, kept, level=level.value, ablation=asked, fresh=fresh, seed=seed,
         reference=splits.train.images if splits and (ranked or under == "mean") else None,
@@ -257,7 +260,8 @@ def compile(  # noqa: A001
     say(
         f"Wrote {out}: {sum(heads)} of {sum(vit.config.heads)} heads, "
         f"{parameters(small):,} of {parameters(vit):,} parameters, {saved:z.0%} fewer MACs"
-        f"{', random weights' if fresh else ''}."
+        f"{', random weights' if fresh else ''}"
+        f"{NOISE if ranked and splits is None and measures_effects(kept) else ''}."
     )
 
 

@@ -2,5 +2,6 @@
 
 from circuitvit.compiler.check import compiled_under
 from circuitvit.compiler.compiling import compile  # noqa: A004
+from circuitvit.compiler.ranking import measures_effects
 
-__all__ = ["compile", "compiled_under"]
+__all__ = ["compile", "compiled_under", "measures_effects"]

@@ -11,7 +11,7 @@ from circuitvit.compiler.budget import budget_of, within_budget
 from circuitvit.compiler.check import Options
 from circuitvit.compiler.correction import corrected, measured_share
 from circuitvit.compiler.neurons import Kept, kept_neurons
-from circuitvit.compiler.ranking import ranked_units
+from circuitvit.compiler.ranking import ranked_units, warn_of_other_ablation
 from circuitvit.config import ViTConfig
 from circuitvit.edge_graph import shape_of_units
 from circuitvit.measure.cost_table import Costs, measure_costs
@@ -83,6 +83,8 @@ def blueprint_of(
 
     whole = price(vit.config)
     most = budget.share * whole
+    if not options.fresh:
+        warn_of_other_ablation(circuit, ablation)
     order = ranked_units(vit, circuit, cost, most, ablation=ablation, reference=reference)
 
     def solve(share: float) -> tuple[str, ...]:
@@ -95,7 +97,7 @@ def blueprint_of(
             budget.share,
             solve,
             lambda units: cost(units) / whole,
-            lambda units: measured_share(vit, shape(units), BATCH),
+            lambda units, timings: measured_share(vit, shape(units), BATCH, timings),
         )
     )
 

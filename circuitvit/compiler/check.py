@@ -50,22 +50,33 @@ def compiled_under(circuit: Circuit, asked: Ablation | None, *, fresh: bool = Fa
     """The ablation to compile a circuit under: the one asked for, else that of discovery.
 
     The default is `zero` for a circuit that wasn't found under `mean`, and for fresh weights.
+
+    Raises:
+        CircuitError: parts of the circuit were found under `mean`, and others under another.
     """
-    return asked or ("mean" if _found_under_mean(circuit) and not fresh else "zero")
+    if asked is not None:
+        return asked
+    known = circuit.provenance.known("ablation") if isinstance(circuit, Circuit) else ()
+    if fresh or "mean" not in known:
+        return "zero"
+    if len(known) > 1:
+        raise CircuitError(
+            f"parts of this circuit were found under {', '.join(known)}, so it must be said what "
+            "removed units are to write. Give ablation='zero', or ablation='mean' with "
+            "reference=images."
+        )
+    return "mean"
 
 
 def warn_of_zero(circuit: Circuit, asked: Ablation | None, *, fresh: bool) -> None:
     """Say so where a circuit that was found under `mean` is to be compiled under `zero`."""
-    if asked == "zero" and _found_under_mean(circuit) and not fresh:
+    found_under_mean = isinstance(circuit, Circuit) and circuit.provenance.ablation == "mean"
+    if asked == "zero" and found_under_mean and not fresh:
         warn(
             "the circuit was found under 'mean' and is compiled under 'zero', as asked: units that "
             "it removes write nothing, where they wrote their mean, so the model may do worse than "
             "the circuit. ablation='mean' with reference=images keeps what was found."
         )
-
-
-def _found_under_mean(circuit: Circuit) -> bool:
-    return isinstance(circuit, Circuit) and circuit.provenance.ablation == "mean"
 
 
 def check(

@@ -101,9 +101,11 @@ def compile(  # noqa: A001
     With a target, units of the circuit are dropped until the model costs no more than that share of
     the dense one: first those whose removal costs the least loss for what it saves, ties by the
     pinned order; a unit that no longer fits is skipped and the next is tried. The loss is what the
-    unit scored, for a circuit of node scores (`eap(..., level="node").top(n)`). For any other,
-    such as one of edges, it is the KL to the dense model that the unit's removal adds on (64 of)
-    `reference`, or else on those 8 images. Units of random scores come as drawn, whatever they
+    unit scored, for a circuit of node scores (`eap(..., level="node").top(n)`); a warning says
+    where these were found under another ablation. For any other, such as one of edges or
+    `Circuit.full(vit.config)`, it is the KL to the dense model that the unit's removal adds on (64
+    of) `reference`, or else on those 8 images. Such measured effects did better than node scores in
+    every comparison (`experiments/budgets.py`). Units of random scores come as drawn, whatever they
     cost. With `costs`, or a target other than the latency, what stays depends on nothing else.
 
     Args:
@@ -112,7 +114,8 @@ def compile(  # noqa: A001
         level: `unit` or `edge`.
         ablation: `zero` or `mean`; `patch` needs a corrupt image at run time. By default `mean` for
             a circuit that was found under it, with `reference`, else `zero`; fresh weights have no
-            use for either. Another one than that of discovery may be asked for.
+            use for either. Another one than that of discovery may be asked for; one must be, for a
+            combination of circuits of which some, but not all, were found under `mean`.
         reference: images for `mean` and to verify on, [image channel height width].
         neurons: what each neuron scored, from `eap(..., level="neuron")`.
         keep_ratio: share of the neurons to keep, above 0 and at most 1: one for all kept MLPs

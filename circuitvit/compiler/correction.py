@@ -5,65 +5,70 @@ model that the table picks is timed beside the dense one, and the budget solved 
 quotient of both.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
+import numpy as np
 import torch
 
 from circuitvit.config import ViTConfig
 from circuitvit.controls import Units
 from circuitvit.errors import CircuitError, warn
-from circuitvit.measure.latency import latency
+from circuitvit.measure.latency import interleaved
 from circuitvit.progress import progress
+from circuitvit.torch_modes import evaluating, in_default_modes
 from circuitvit.vit import ViT
 
 CLOSE = 0.02
 """How far the measured share may lie from the target, as a share of this."""
-ROUNDS = 4
+ROUNDS = 6
 """So many models are timed at most."""
-TIMINGS = 7
+FEW = 3
 """How often each of them is, beside the dense model."""
+TIMINGS = 7
+"""How often the one that is chosen is."""
+DOUBLINGS = 7
+"""So often a step to larger models is doubled; at most 12 times the size."""
 
 
 def corrected(
     target: float,
     solve: Callable[[float], Units],
     predict: Callable[[Units], float],
-    measure: Callable[[Units], float],
+    measure: Callable[[Units, int], float],
 ) -> Units:
-    """The units whose measured share of the dense model's time is close to a target.
+    """The units of the largest model whose measured share of the dense one's time meets a target.
 
     Units come whole, so a model counts as close, too, if it takes no longer than the target and the
-    one with a unit more would. A warning says what was measured where none is.
+    next larger one does. A warning says what was measured where no model is close.
 
     Args:
         target: the share that is asked for.
         solve: the units that a predicted share pays for.
         predict: the predicted share of some units.
-        measure: the measured one.
+        measure: the measured one, from so many timings.
 
     Raises:
         CircuitError: `solve` finds none for the target itself.
     """
-    timed: dict[Units, float] = {}
-    share, settled = target, False
-    with progress("timing", ROUNDS) as advance:
-        while len(timed) < ROUNDS and not settled:
-            try:
-                kept = solve(share)
-            except CircuitError:
-                if not timed:
-                    raise
-                break
-            if kept in timed:
-                settled = True
-                continue
-            timed[kept] = measure(kept)
-            advance(f"predicted {predict(kept):z.3f}, measured {timed[kept]:z.3f}")
-            settled = abs(timed[kept] / target - 1) <= CLOSE
-            share = target * predict(kept) / timed[kept]
-    within = {units: found for units, found in timed.items() if found <= target * (1 + CLOSE)}
-    best = max(within, key=within.__getitem__) if within else min(timed, key=timed.__getitem__)
-    if not (settled and within):
+    timed, sure = dict[Units, float](), set[Units]()
+    best = last = solve(target)
+    waiting: Units | None = last
+    more: Units | None = None
+    with progress("timing", ROUNDS + 1) as advance:
+        while waiting is not None or best not in sure:
+            if waiting is None:
+                last = best
+                sure.add(last)
+            else:
+                last = waiting
+            timed[last] = measure(last, FEW if waiting is not None else TIMINGS)
+            advance(f"predicted {predict(last):z.3f}, measured {timed[last]:z.3f}")
+            best = _best(target, timed, predict)
+            more = _next(target, last, timed, solve, predict)
+            waiting = more if len(timed) < ROUNDS else None
+    if timed[best] > target * (1 + CLOSE) or more is not None:
         warn(
             f"target_latency={target:zg} is not met within {CLOSE:z.0%}: the model that comes "
             f"nearest was predicted {predict(best):z.3f} of the dense model's time, and measured "
@@ -72,18 +77,72 @@ def corrected(
     return best
 
 
-def measured_share(vit: ViT, shape: ViTConfig, batch: int) -> float:
+def _meets(target: float, found: float) -> bool:
+    return found <= target * (1 + CLOSE)
+
+
+def _best(target: float, timed: Mapping[Units, float], predict: Callable[[Units], float]) -> Units:
+    """The largest model that meets the target, or else the quickest one."""
+    within = [units for units, found in timed.items() if _meets(target, found)]
+    return max(within, key=predict) if within else min(timed, key=timed.__getitem__)
+
+
+def _next(
+    target: float,
+    last: Units,
+    timed: Mapping[Units, float],
+    solve: Callable[[float], Units],
+    predict: Callable[[Units], float],
+) -> Units | None:
+    """The model to time next; None where the best one is close, or no larger one is left.
+
+    It lies between the largest one that meets the target and the smallest larger one that doesn't.
+    """
+    best = _best(target, timed, predict)
+    if abs(timed[best] / target - 1) <= CLOSE:
+        return None
+    low = predict(best) if _meets(target, timed[best]) else 0.0
+    above = [predict(units) for units, found in timed.items() if not _meets(target, found)]
+    high = min((price for price in above if price > low), default=math.inf)
+    corrected_share = target * predict(last) / timed[last]
+    for share in (corrected_share, *_between(low, high)):
+        try:
+            units = solve(share)
+        except CircuitError:  # it pays for nothing
+            continue
+        if units not in timed and low < predict(units) < high:
+            return units
+    return None
+
+
+def _between(low: float, high: float) -> Iterator[float]:
+    """Shares between two, the middle first; upwards from the first where there is no second."""
+    if high < math.inf:
+        yield from ((low + high) / 2, high * (1 - 1e-9))
+    else:
+        yield from (low * (1 + CLOSE) ** 2**doubling for doubling in range(DOUBLINGS))
+
+
+@in_default_modes
+def measured_share(vit: ViT, shape: ViTConfig, batch: int, timings: int) -> float:
     """The time of a model of some shape as a share of the dense one's, both timed in turn.
 
     What weights it has doesn't matter, so they are drawn.
+
+    Args:
+        vit: the dense model.
+        shape: of the other one.
+        batch: images at once.
+        timings: how often each is timed; the median of the quotients counts.
     """
     if shape == vit.config:
         return 1.0
     config = vit.config
     small = ViT(shape, seed=0).to(vit.positions)
     generator = torch.Generator().manual_seed(0)
-    size = (1, config.channels, config.image_size, config.image_size)
+    size = (batch, config.channels, config.image_size, config.image_size)
     images = torch.randn(size, generator=generator).to(vit.positions)
-    models = {"dense": vit, "small": small}
-    timed = latency(models, images, baseline="dense", batch=batch, rounds=TIMINGS)
-    return timed["small"].ratio
+    with evaluating(vit, small):
+        calls = {"dense": partial(vit, images), "small": partial(small, images)}
+        seconds = interleaved(calls, timings)
+    return float(np.median(seconds["small"] / seconds["dense"]))

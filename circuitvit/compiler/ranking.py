@@ -21,6 +21,7 @@ from circuitvit.controls import Cost, Units
 from circuitvit.discover.acdc import logits_without, mean_loss
 from circuitvit.discover.problem import Problem
 from circuitvit.edge_graph import units_of
+from circuitvit.errors import warn
 from circuitvit.images import Pairs
 from circuitvit.progress import progress
 from circuitvit.vit import ViT
@@ -51,9 +52,9 @@ def ranked_units(
         reference: images for the effects and for `mean`; without any, 8 seeded normal images.
     """
     units = circuit.units()
-    if circuit.provenance.method == "random":
+    if _is_random(circuit):
         return _drawn(circuit, units)
-    if all(unit in circuit.scores for unit in units):
+    if not measures_effects(circuit):
         return by_worth({unit: circuit.scores[unit] for unit in units}, cost)
 
     def measure(left: Units) -> dict[str, float]:
@@ -62,17 +63,50 @@ def ranked_units(
     return by_measured_worth(units, measure, cost, most)
 
 
-def _drawn(circuit: Circuit, units: Units) -> Units:
-    """The order of random node scores; of other random scores, one that their seed draws.
+def _is_random(circuit: Circuit) -> bool:
+    """Whether chance alone chose it: every part of a combination is random."""
+    return circuit.provenance.methods == {"random"}
 
-    It has nothing to do with costs or with how many edges leave a unit, so every order is equally
+
+def measures_effects(circuit: Circuit) -> bool:
+    """Whether a circuit's units rank by effects on images: not by scores, and not by chance.
+
+    Scores that are random in part are no effects.
+    """
+    scored = all(unit in circuit.scores for unit in circuit.units())
+    by_chance = "random" in circuit.provenance.methods
+    return not _is_random(circuit) and (by_chance or not scored)
+
+
+def warn_of_other_ablation(circuit: Circuit, ablation: Ablation) -> None:
+    """Say so where node scores rank that were found under another ablation than is compiled."""
+    known = circuit.provenance.known("ablation")
+    by_scores = not (_is_random(circuit) or measures_effects(circuit))
+    if by_scores and known and known != (ablation,):
+        warn(
+            f"units are ranked by node scores found under {', '.join(known)}, while removed units "
+            f"of the compiled model write what {ablation!r} says. Circuit.full(vit.config) with "
+            "reference=images ranks them by effects measured under that, which does better."
+        )
+
+
+def _drawn(circuit: Circuit, units: Units) -> Units:
+    """The order of random node scores; of other random circuits, one that their origin draws.
+
+    The origin is their seed and the number of the draw, or else the edges and their scores. The
+    order has nothing to do with costs or with how many edges leave a unit, so every one is equally
     likely.
     """
-    if all(unit in circuit.scores for unit in units):
-        return tuple(sorted(units, key=lambda unit: -abs(circuit.scores[unit])))
     everything = list(units_of(circuit.config))
-    random.Random(circuit.provenance.seed or 0).shuffle(everything)
-    return tuple(unit for unit in everything if unit in set(units))
+    origin = circuit.provenance
+    drawn_by = repr((origin.seed, origin.selection))
+    if origin.seed is None:  # a combination of several
+        drawn_by = repr((circuit.edges, list(circuit.scores.values())))
+    random.Random(drawn_by).shuffle(everything)
+    order = tuple(unit for unit in everything if unit in set(units))
+    if all(unit in circuit.scores for unit in units):  # ranks that are averaged often tie
+        return tuple(sorted(order, key=lambda unit: -abs(circuit.scores[unit])))
+    return order
 
 
 def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:

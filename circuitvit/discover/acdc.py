@@ -299,7 +299,9 @@ def searched(question: Question, decisions: Decisions, file: ResumeFile | None) 
         divergence=decisions.current,
         ties=tuple(decisions.ties),
     )
-    return Circuit(vit.config, kept, qkv=question.qkv, scores=decisions.rises, provenance=origin)
+    # A unit's rise is that after others went, which is no node effect, so it ranks nothing.
+    scores = decisions.rises if question.level == "edge" else None
+    return Circuit(vit.config, kept, qkv=question.qkv, scores=scores, provenance=origin)
 
 
 def _edges(

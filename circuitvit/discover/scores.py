@@ -16,6 +16,7 @@ from circuitvit.edge_graph import Qkv, edge_count, edge_names_of, edges_of, node
 from circuitvit.errors import CircuitError, in_short
 from circuitvit.html.escaping import escape
 from circuitvit.html.tables import html_table
+from circuitvit.provenance import agreed
 from circuitvit.records import SCORES
 from circuitvit.restoring import load_record, naming
 
@@ -269,7 +270,7 @@ class _File:
 
 
 def _common(origins: Sequence[Provenance]) -> Provenance:
-    """What several origins agree on; fields in which they differ are left at their defaults."""
+    """What several origins agree on; other fields in which they differ are at their defaults."""
     plain = Provenance()
     differing = {
         item.name: getattr(plain, item.name)
@@ -277,7 +278,7 @@ def _common(origins: Sequence[Provenance]) -> Provenance:
         if any(getattr(o, item.name) != getattr(origins[0], item.name) for o in origins)
     }
     method = f"ensemble of {', '.join(origin.method for origin in origins)}"
-    return replace(origins[0], **(differing | {"method": method}))
+    return replace(origins[0], **(differing | agreed(origins) | {"method": method}))
 
 
 def _signed_ranks(scores: Mapping[str, float]) -> dict[str, float]:

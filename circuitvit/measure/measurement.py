@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
@@ -159,7 +159,7 @@ def metric_of(asked: Metric | None, found: Iterable[Provenance]) -> Metric:
     """
     if asked is not None:
         return asked
-    name = _one((origin.metric for origin in found), "metric") or METRIC
+    name = _one(found, "metric") or METRIC
     if name not in NAMES:
         raise CircuitError(
             f"discovery used the callable metric {name!r}, of which only the name is recorded. "
@@ -178,11 +178,11 @@ def ablation_of(asked: str | None, found: Iterable[Provenance]) -> str:
     """
     if asked is not None:
         return asked
-    return _one((origin.ablation for origin in found), "ablation") or ABLATION
+    return _one(found, "ablation") or ABLATION
 
 
-def _one(told: Iterable[str | None], what: str) -> str | None:
-    known = sorted({name for name in told if name is not None})
+def _one(found: Iterable[Provenance], what: Literal["ablation", "metric"]) -> str | None:
+    known = sorted({name for origin in found for name in origin.known(what)})
     if len(known) > 1:
         raise CircuitError(
             f"the {what} of discovery is {', '.join(known)}, so it must be said which to use "

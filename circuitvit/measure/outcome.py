@@ -47,24 +47,28 @@ class Outcome:
     @cached_property
     def why_undefined(self) -> str | None:
         """Why f is undefined, as a sentence with the numbers; None where it is defined."""
-        if not self._is_near_zero():
+        near = self._near_zero()
+        if near is None:
             return None
         full, empty, gap = self.full.mean(), self.empty.mean(), self.difference
         return (
             f"faithfulness is undefined: the metric is {full:z.3g} for the full model and "
             f"{empty:z.3g} with no edges, so that its denominator, their difference, is "
             f"{gap.value:z.3g} (95% interval {gap.low:z.3g} to {gap.high:z.3g} over "
-            f"{len(self.full)} images), which is not clearly different from 0"
+            f"{len(self.full)} images), which is {near}"
         )
 
-    def _is_near_zero(self) -> bool:
+    def _near_zero(self) -> str | None:
+        """How the denominator is too close to 0; None if it isn't."""
         values, gap = self.full - self.empty, self.difference
         vanished = _vanished(self.full.mean(keepdims=True), self.empty.mean(keepdims=True))
         if vanished.any() or gap.low <= 0 <= gap.high:
-            return True
+            return "not clearly different from 0"
         if len(values) < 2:  # one image tells nothing of the error
-            return False
-        return abs(gap.value) < LEAST_ERRORS * float(values.std(ddof=1)) / len(values) ** 0.5
+            return None
+        if abs(gap.value) < LEAST_ERRORS * float(values.std(ddof=1)) / len(values) ** 0.5:
+            return f"less than {LEAST_ERRORS:z.1f} standard errors"
+        return None
 
     def refuse_undefined(self) -> None:
         """Refuse to go on without a denominator.
