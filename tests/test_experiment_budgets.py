@@ -18,9 +18,15 @@ def budgets(monkeypatch):
     return budgets
 
 
-def row(hits, **more):
+def row(hits, units="", **more):
     packed = np.packbits(np.array(hits, bool)).tobytes().hex()
-    return {"right": packed, "images": len(hits), "top1": sum(hits) / len(hits), **more}
+    return {
+        "right": packed,
+        "images": len(hits),
+        "units": units,
+        "top1": sum(hits) / len(hits),
+        **more,
+    }
 
 
 def test_differences_are_paired_image_by_image(budgets):
@@ -38,12 +44,17 @@ def test_differences_are_paired_image_by_image(budgets):
 def test_the_table_compares_with_the_best_of_all_others(budgets):
     rows = {
         "test dense": row([1] * 8), "validation dense": row([1] * 8),
-        "test 0.5 MACs ours": row([1] * 6 + [0] * 2), "test 0.5 MACs weights": row([0] * 8),
+        "test 0.5 MACs ours": row([1] * 6 + [0] * 2, "a"), "test 0.5 MACs weights": row([0] * 8),
+        "test 0.5 MACs one scan": row([1] * 6 + [0] * 2, "a"),
         "test 0.5 MACs random 0": row([1] * 7 + [0]), "test 0.5 MACs random 1": row([1] + [0] * 7),
     }  # fmt: skip
     text = budgets.tables("x", rows)
-    assert "| 0.5 of the MACs | 75.0% | – | – | – | – | – | 0.0% | 50.0% (87.5%) | -12.5" in text
+    assert (
+        "| 0.5 of the MACs | 75.0% | – | 75.0% | – | – | – | – | 0.0% | 50.0% (87.5%) | -12.5"
+        in text
+    )
     assert "to random 0: " in text
+    assert "(same units: one scan)" in text
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])

@@ -3,9 +3,9 @@
 A unit is worth what its removal costs in loss for what it saves. The loss comes from the circuit's
 own node scores, or else from node effects on the reference: how far the logits move from the dense
 model's when the unit, too, writes its ablated value. Units are dropped one after another, the
-cheapest loss for its saving first; what the others save is then counted anew, and after each
-quarter of the units their effects are measured anew, too. On images that chose nothing else that
-was as good as measuring after each unit, and better than once (`experiments/budgets.py`).
+cheapest loss for its saving first, and what the others save is then counted anew. Effects are
+measured once, and also anew after each quarter of the units; neither is always better
+(`experiments/budgets.py`), so of the two models the one that is nearer to the dense one is taken.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.verify import sample_images
-from circuitvit.controls import Cost, Units
+from circuitvit.controls import Cost, Units, filled
 from circuitvit.discover.acdc import logits_without, mean_loss
 from circuitvit.discover.problem import Problem
 from circuitvit.edge_graph import units_of
@@ -57,10 +57,19 @@ def ranked_units(
     if not measures_effects(circuit):
         return by_worth({unit: circuit.scores[unit] for unit in units}, cost)
 
-    def measure(left: Units) -> dict[str, float]:
-        return node_effects(vit, left, ablation=ablation, reference=reference)
+    problem = effects_problem(vit, ablation, reference)
+    effects = {units: node_effects(problem, units)}
 
-    return by_measured_worth(units, measure, cost, most)
+    def measure(left: Units) -> Mapping[str, float]:
+        if left not in effects:
+            effects[left] = node_effects(problem, left)
+        return effects[left]
+
+    orders = by_worth(measure(units), cost), by_measured_worth(units, measure, cost, most)
+    kept = [filled(vit.config, order, cost, most) for order in orders]
+    if kept[0] == kept[1]:
+        return orders[0]
+    return orders[0] if _loss(problem, kept[0]) <= _loss(problem, kept[1]) else orders[1]
 
 
 def _is_random(circuit: Circuit) -> bool:
@@ -158,21 +167,23 @@ def by_measured_worth(
     return gone
 
 
-@torch.no_grad()
-def node_effects(
-    vit: ViT, units: Units, *, ablation: Ablation, reference: Tensor | None
-) -> dict[str, float]:
-    """How much KL to the dense model rises when each of some units goes, the others there.
-
-    Units beyond these are gone all the time.
-    """
+def effects_problem(vit: ViT, ablation: Ablation, reference: Tensor | None) -> Problem:
+    """KL to the dense model on some images of the reference, spread evenly over it."""
     images = sample_images(vit) if reference is None or not len(reference) else reference
     places = torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().long()
-    problem = Problem.checked(
+    return Problem.checked(
         vit, Pairs(clean=images[places.to(images.device)]), metric="kl", ablation=ablation,
         level="node", reference=reference,
     )  # fmt: skip
-    gone = set(units_of(vit.config)) - set(units)
+
+
+@torch.no_grad()
+def node_effects(problem: Problem, units: Units) -> dict[str, float]:
+    """How much the loss rises when each of some units goes, the others there.
+
+    Units beyond these are gone all the time.
+    """
+    gone = set(units_of(problem.vit.config)) - set(units)
     removed = [set[str](), gone, *(gone | {unit} for unit in units)]
     with progress("node effects", len(removed) * len(problem.pairs)) as advance:
         full, kept, *others = logits_without(problem, removed, advance=advance)
@@ -181,3 +192,11 @@ def node_effects(
         unit: mean_loss(problem, logits, full) - start
         for unit, logits in zip(units, others, strict=True)
     }
+
+
+@torch.no_grad()
+def _loss(problem: Problem, units: Units) -> float:
+    """The loss when only some units are there."""
+    gone = set(units_of(problem.vit.config)) - set(units)
+    full, kept = logits_without(problem, [(), gone])
+    return mean_loss(problem, kept, full)
