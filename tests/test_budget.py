@@ -237,14 +237,16 @@ def test_units_of_an_edge_circuit_rank_by_their_effect_on_the_logits(ablation, i
     units = circuit.units()
     assert len(units) >= 3
     reference = None if images is None else random_images(vit, images)
-    seen = sample_images(vit).detach() if images is None else reference
+    seen = apart = sample_images(vit).detach() if images is None else reference
     if images == 100:
-        seen = reference[[round(99 * k / 63) for k in range(64)]]
-    full = vit(seen).detach().log_softmax(-1)
+        ranked_on = [round(99 * k / 63) for k in range(64)]
+        seen = reference[ranked_on]
+        apart = reference[[k for k in range(100) if k not in ranked_on]]
 
-    def divergence(kept):
+    def divergence(kept, images=seen):
+        full = vit(images).detach().log_softmax(-1)
         logits = cv.run_circuit(
-            vit, of_units(vit.config, kept), seen, ablation=ablation, reference=reference
+            vit, of_units(vit.config, kept), images, ablation=ablation, reference=reference
         ).log_softmax(-1)
         return float((full.exp() * (full - logits)).sum(-1).mean())
 
@@ -262,7 +264,7 @@ def test_units_of_an_edge_circuit_rank_by_their_effect_on_the_logits(ablation, i
         left = tuple(u for u in left if u not in worst)
     most = 0.5 * macs(vit, SHAPE)
     both = (filled(vit.config, o, cost, most) for o in (by_worth(effects, cost), order))
-    by_hand = min(both, key=divergence)
+    by_hand = min(both, key=lambda kept: divergence(kept, apart))
     options = dict(ablation=ablation, reference=reference)
     best = cv.compile(vit, of_units(vit.config, by_hand), **options)
     for given in (circuit, other):

@@ -5,7 +5,8 @@ own node scores, or else from node effects on the reference: how far the logits 
 model's when the unit, too, writes its ablated value. Units are dropped one after another, the
 cheapest loss for its saving first, and what the others save is then counted anew. Effects are
 measured once, and also anew after each quarter of the units; neither is always better
-(`experiments/budgets.py`), so of the two models the one that is nearer to the dense one is taken.
+(`experiments/budgets.py`), so of the two models the one that is nearer to the dense one is taken, on
+other images of the reference.
 """
 
 import math
@@ -28,6 +29,8 @@ from circuitvit.vit import ViT
 
 IMAGES = 64
 """At most so many images of the reference are looked at for the effects."""
+IMAGES_APART = 256
+"""At most so many other images of the reference decide between two rankings."""
 SCANS = 4
 """So many times at most the effects of all units that are left are measured."""
 
@@ -69,7 +72,8 @@ def ranked_units(
     kept = [filled(vit.config, order, cost, most) for order in orders]
     if kept[0] == kept[1]:
         return orders[0]
-    return orders[0] if _loss(problem, kept[0]) <= _loss(problem, kept[1]) else orders[1]
+    apart = effects_problem(vit, ablation, reference, apart=True)
+    return orders[0] if _loss(apart, kept[0]) <= _loss(apart, kept[1]) else orders[1]
 
 
 def _is_random(circuit: Circuit) -> bool:
@@ -167,14 +171,31 @@ def by_measured_worth(
     return gone
 
 
-def effects_problem(vit: ViT, ablation: Ablation, reference: Tensor | None) -> Problem:
-    """KL to the dense model on some images of the reference, spread evenly over it."""
+def effects_problem(
+    vit: ViT, ablation: Ablation, reference: Tensor | None, *, apart: bool = False
+) -> Problem:
+    """KL to the dense model on some images of the reference, spread evenly over it.
+
+    Args:
+        vit: the dense model.
+        ablation: what removed units write.
+        reference: the images; without any, 8 seeded normal images.
+        apart: take other images than otherwise, if there are more than `IMAGES`.
+    """
     images = sample_images(vit) if reference is None or not len(reference) else reference
-    places = torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().long()
+    places = _spread(len(images), IMAGES)
+    if apart and len(images) > len(places):
+        others = sorted(set(range(len(images))) - set(places))
+        places = [others[place] for place in _spread(len(others), IMAGES_APART)]
     return Problem.checked(
-        vit, Pairs(clean=images[places.to(images.device)]), metric="kl", ablation=ablation,
-        level="node", reference=reference,
+        vit, Pairs(clean=images[torch.tensor(places, device=images.device)]), metric="kl",
+        ablation=ablation, level="node", reference=reference,
     )  # fmt: skip
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places of a row, evenly spread."""
+    return [int(place) for place in torch.linspace(0, count - 1, min(most, count)).round()]
 
 
 @torch.no_grad()
