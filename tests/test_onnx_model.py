@@ -201,14 +201,12 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path, as_users_call, monkey
         onnx.save(altered, tmp_path / "altered.onnx")
         with pytest.raises(cv.CircuitError, match="no ONNX file that this version of cv.export"):
             cv.OnnxModel(tmp_path / "altered.onnx")
-    for place, axes in (("input", [1, 3, 4, 4]), ("output", [])):
-        altered = onnx.load(path)
-        (item,) = getattr(altered.graph, place)
-        kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, axes)
-        item.type.CopyFrom(kind)
-        onnx.save(altered, tmp_path / "altered.onnx")
-        with pytest.raises(cv.CircuitError, match="no ONNX file that|onnxruntime can't run"):
-            cv.OnnxModel(tmp_path / "altered.onnx")
+    altered = onnx.load(path)
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [1, 3, 4, 4])
+    altered.graph.input[0].type.CopyFrom(kind)
+    onnx.save(altered, tmp_path / "altered.onnx")
+    with pytest.raises(cv.CircuitError, match=r"takes 'images' of \[1, 3, 4, 4\]"):
+        cv.OnnxModel(tmp_path / "altered.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(cv.CircuitError, match="pip install onnxruntime"):
         cv.OnnxModel(path)
