@@ -226,13 +226,11 @@ def compile(  # noqa: A001
     under = compiled_under(kept, asked, fresh=fresh)
     ranked = any(share is not None for share in (target_latency, target_macs, target_parameters))
     seed, needs_images = images.seed, (card and not fresh) or under == "mean"
-    needs_images |= ranked and images.data is not None
-    splits = images.splits(vit) if needs_images else None
+    splits = images.splits(vit) if needs_images or (ranked and images.data) else None
     small = cast(Any, cv.compile)(
         vit, kept, level=level.value, ablation=asked, fresh=fresh, seed=seed,
         reference=splits.train.images if splits and (ranked or under == "mean") else None,
-        target_latency=target_latency, target_macs=target_macs,
-        target_parameters=target_parameters,
+        target_latency=target_latency, target_macs=target_macs, target_parameters=target_parameters,
     )  # fmt: skip
     costs = None if target_latency is None else cv.measure_costs(vit.config)
     report, savings = None, None
