@@ -55,11 +55,13 @@ def test_what_is_random_in_all_its_parts_is_random():
 
 def test_node_scores_of_another_ablation_are_told(recwarn):
     patch, zero = nodes("eap"), nodes("eap", ablation="zero")
-    for circuit, said in ((patch, "patch"), (patch | zero, "patch, zero")):
+    reference = random_images(VIT, 4)
+    for circuit, said in ((zero, "zero"), (patch | zero, "patch, zero")):
         with pytest.warns(UserWarning, match=f"node scores found under {said}, while"):
-            cv.compile(VIT, circuit, target_macs=0.6, ablation="zero")
+            cv.compile(VIT, circuit, target_macs=0.6, ablation="mean", reference=reference)
     for circuit in (
         zero,
+        patch,  # which can't be compiled, so nobody compiles under it
         nodes(),
         patch.keeping(EVERYTHING[:40]) | nodes(),
         cv.Circuit(VIT.config, EVERYTHING),

@@ -5,8 +5,8 @@ own node scores, or else from node effects on the reference: how far the logits 
 model's when the unit, too, writes its ablated value. Units are dropped one after another, the
 cheapest loss for its saving first, and what the others save is then counted anew. Effects are
 measured once, and also anew after each quarter of the units; neither is always better
-(`experiments/budgets.py`), so of the two models the one that is nearer to the dense one is taken, on
-other images of the reference.
+(`experiments/budgets.py`), so of the two models the one that is nearer to the dense one on other
+images of the reference is taken.
 """
 
 import math
@@ -95,7 +95,7 @@ def warn_of_other_ablation(circuit: Circuit, ablation: Ablation) -> None:
     """Say so where node scores rank that were found under another ablation than is compiled."""
     known = circuit.provenance.known("ablation")
     by_scores = not (_is_random(circuit) or measures_effects(circuit))
-    if by_scores and known and known != (ablation,):
+    if by_scores and set(known) - {ablation, "patch"}:  # patch can't be compiled
         warn(
             f"units are ranked by node scores found under {', '.join(known)}, while removed units "
             f"of the compiled model write what {ablation!r} says. Circuit.full(vit.config) with "
