@@ -305,7 +305,8 @@ def tables(name: str, rows: dict) -> str:
             others = {key: row for key, row in found.items() if key not in same}
             best = max(others, key=lambda key: others[key]["top1"]) if others else None
             told = "–" if best is None else verdict(best, *difference(own, others[best]))
-            told += f" (same units: {', '.join(same[1:])})" if same[1:] else ""
+            same.remove("ours")
+            told += f" (same units: {', '.join(same)})" if same else ""
             tops = [f"{found[m]['top1']:z.1%}" if m in found else "–" for m in METHODS]
             body.append([f"{share:zg} of the {kind}", *tops, spread, told])
         dense = rows[f"{part} dense"]

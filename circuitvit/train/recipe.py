@@ -1,5 +1,6 @@
 """How a ViT is trained: every number that decides the result, besides model and images."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, no_type_check
@@ -184,7 +185,7 @@ def _count(value: Any, least: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
