@@ -291,7 +291,7 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
             ["class-circuits", "model", "cc", "--clean", "3", "--clean", "4", "--corrupt", "5"],
             "--clean is given 2 times and --corrupt 1 times",
         ),
-        (["export", "edge", "out", "--to", "timm"], "edge"),
+        (["export", "edge", "as_timm", "--to", "timm"], "edge"),
         (["compile", "model", "model/config.json", "x"], "is not a circuit"),
         (
             ["compile", "model", "bare.json", "x", "--target-macs", "2"],
