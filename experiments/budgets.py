@@ -368,7 +368,8 @@ def main(
         save = partial(write_json, out, body)
         Measured(name, vit, splits, models.setdefault(name, {}), save).everything()
     report = "\n".join(tables(name, found["rows"]) for name, found in models.items())
-    write_text(out.with_suffix(".md"), f"# Budgets\n\n{report}")
+    pictures = "\n\n".join(f"![{name}]({out.stem}_{name}.png)" for name in models)
+    write_text(out.with_suffix(".md"), f"# Budgets\n\n{report}\n\n{pictures}\n")
     for name, found in models.items():
         picture = figure(name, found["rows"])
         picture.save(out.with_name(f"{out.stem}_{name}.png"), width=1100, height=620)

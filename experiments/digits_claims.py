@@ -1,7 +1,7 @@
 """Holds a demo run against what the project claims of it; exits with 1 where a claim fails.
 
 Claim: on the test split the dense ViT reaches 95%, the compiled model saves 25% of the MACs, the
-retrained blueprint reaches 93%, the ACDC circuit is more faithful than the median of five random
+retrained blueprint reaches 93%, the ACDC circuit is more faithful than the median of 15 random
 circuits of its size, and the job takes 5 minutes at most on 2 cores.
 Command: `make demo && .venv/bin/python experiments/digits_claims.py`
 Hardware: any CPU. Minutes: 2, the demo's. Expected: five lines that say ok.
