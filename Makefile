@@ -8,7 +8,7 @@ CHECKED = --jaxtyping-packages=circuitvit,beartype.beartype
 
 # Two processes, a file each; big files first would leave one of them alone at the end.
 TWO = -n logical --dist loadfile --no-loadscope-reorder
-QUICK = ablation acdc advice altered_weights budget card circuit config edge_graph errors \
+QUICK = ablation acdc advice altered_weights card circuit config edge_graph errors \
 	files fitting half_precision hooked image_labels metrics new_head overlap paired_images \
 	preprocessing processor saturation schedule scores surgery torchvision_ops vit writes
 
