@@ -30,7 +30,7 @@ from circuitvit.edge_graph import Node, Qkv, node_named, places_of, writers_befo
 from circuitvit.errors import CircuitError
 from circuitvit.images import Pairs
 from circuitvit.run_plan import RunPlan
-from circuitvit.runs import Runs, images_at_once
+from circuitvit.runs import Runs, images_in_chunk
 from circuitvit.torch_modes import default_modes, ordinary, without_gradients
 from circuitvit.vit import PARTS, Attention, Block, ViT
 from circuitvit.writes import (
@@ -266,7 +266,7 @@ def run_circuit(
             check_finite(images, name=name)
     plan = RunPlan(vit.config, consistent=ablation == "patch")
     plan.add(circuit.edges, circuit.qkv)
-    at_once, logits = images_at_once(vit), list[Tensor]()
+    at_once, logits = images_in_chunk(vit), list[Tensor]()
     known = None if ablation == "patch" else ablated_writes(vit, ablation, reference=reference)
     for some in range(0, len(clean), at_once):
         chunk = slice(some, some + at_once)

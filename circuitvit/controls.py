@@ -87,7 +87,7 @@ def random_units(
     idle = 0
     while len(drawn) < count and idle < PATIENCE:
         generator.shuffle(units)
-        chosen = filled(config, units, cost, most)
+        chosen = units_within(config, units, cost, most)
         if not chosen:
             least, left = least_model(config, units_of(config), cost)
             raise CircuitError(
@@ -99,7 +99,7 @@ def random_units(
     return tuple(drawn)
 
 
-def filled(config: ViTConfig, order: Sequence[str], cost: Cost, most: float) -> Units:
+def units_within(config: ViTConfig, order: Sequence[str], cost: Cost, most: float) -> Units:
     """The units that fit into a cost, best first; in forward order.
 
     A unit that doesn't fit beside those before it is skipped, and the next is tried. If what fits
@@ -151,7 +151,7 @@ def _starts(config: ViTConfig, order: Sequence[str]) -> Iterator[Units]:
 
 
 def least_model(config: ViTConfig, order: Sequence[str], cost: Cost) -> tuple[float, Units]:
-    """What the cheapest model of `filled` costs, and its units; infinity where there is none."""
+    """The cost of the cheapest model of `units_within`, and its units; infinity without any."""
     priced = [(cost(start), start) for start in _starts(config, order)]
     return min(priced, key=lambda pair: pair[0], default=(math.inf, ()))
 

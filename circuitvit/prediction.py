@@ -191,13 +191,7 @@ def _known(model: Any) -> Preprocessing | None:
     Raises:
         CircuitError: it is something else.
     """
-    seen = model.preprocessing
-    if seen is not None and not isinstance(seen, Preprocessing):
-        raise CircuitError(
-            f"the model's preprocessing is {in_short(seen)}, expected a cv.Preprocessing or None. "
-            "Assign one to vit.preprocessing."
-        )
-    known, gone = fitting(seen, classes=model.config.classes)
+    known, gone = fitting(model.preprocessing, classes=model.config.classes)
     for note in gone:
         warn(f"the model: {note}. Classes are told by number.")
     if known is None:

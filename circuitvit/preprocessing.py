@@ -131,13 +131,21 @@ def misfits(seen: Preprocessing | None, *, channels: int, classes: int) -> list[
 
 
 def fitting(
-    seen: Preprocessing | None, *, classes: int, channels: int | None = None
+    seen: object, *, classes: int, channels: int | None = None
 ) -> tuple[Preprocessing | None, list[str]]:
     """What of a preprocessing can be a model's, and what can't, in a sentence each.
 
     Names that aren't one for each class are left out, and the rest stays. Without mean and
     deviation of its channels, where they are asked for, nothing is left.
+
+    Raises:
+        CircuitError: it is something else; people assign what they like to `vit.preprocessing`.
     """
+    if seen is not None and not isinstance(seen, Preprocessing):
+        raise CircuitError(
+            f"the model's preprocessing is {in_short(seen)}, expected a cv.Preprocessing or None. "
+            "Assign one to vit.preprocessing."
+        )
     if channels is not None and (problems := _channel_misfits(seen, channels)):
         return None, [f"its own preprocessing is left out: {problem}" for problem in problems]
     if seen is not None and (problems := _class_misfits(seen, classes)):

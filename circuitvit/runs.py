@@ -38,7 +38,7 @@ NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**22}
 Stream = Float[Tensor, "image _row width"]
 
 
-def images_at_once(vit: ViT) -> int:
+def images_in_chunk(vit: ViT) -> int:
     """How many images are in a chunk."""
     most = NUMBERS_AT_ONCE.get(vit.positions.device.type, NUMBERS_AT_ONCE["cuda"])
     return max(1, min(IMAGES_AT_ONCE, most // vit.positions.numel()))

@@ -198,13 +198,7 @@ class SavedModel(
         Raises:
             CircuitError: it is something else.
         """
-        seen: Any = self.preprocessing  # an attribute, to which people assign what they like
-        if seen is not None and not isinstance(seen, Preprocessing):
-            raise CircuitError(
-                f"the model's preprocessing is {seen!r}, expected a cv.Preprocessing or None; "
-                "nothing was written."
-            )
-        fits, gone = fitting(seen, classes=self.config.classes)
+        fits, gone = fitting(self.preprocessing, classes=self.config.classes)
         for note in gone:
             warn(f"the model: {note}. {NAMES_OF_HEAD}")
         return fits

@@ -145,13 +145,6 @@ def _means(vit: ViT, reference: Float[Tensor, "image channel _height _width"]) -
     )
 
 
-def writer_values(
-    vit: ViT, images: Float[Tensor, "image channel _height _width"]
-) -> Float[Tensor, "writer image token width"]:
-    """What every writer writes in the untouched model, in forward order."""
-    return writes(vit, images)[0].values(vit)
-
-
 def ablated_values(
     vit: ViT,
     ablation: Ablation,

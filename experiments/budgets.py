@@ -49,7 +49,7 @@ from circuitvit.compiler.ranking import (
     node_effects,
     ranked_units,
 )
-from circuitvit.controls import filled, random_units
+from circuitvit.controls import random_units, units_within
 from circuitvit.demo import SHAPE
 from circuitvit.edge_graph import edges_among, node_named, shape_of_units, units_of
 from circuitvit.files import read_json, write_json, write_text
@@ -258,7 +258,7 @@ class Measured:
                 sets = random_units(self.vit.config, price, most, count=DRAWS, constants=True)
             else:
                 order = self.choice.order(method, cost, most)
-                sets = [filled(self.vit.config, order, cost, most)]
+                sets = [units_within(self.vit.config, order, cost, most)]
             for key, units in zip(keys, sets, strict=False):
                 self.note(key, units, part)
 

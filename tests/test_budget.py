@@ -20,7 +20,7 @@ from circuitvit.compiler.ranking import (
     ranked_units,
 )
 from circuitvit.compiler.verify import sample_images
-from circuitvit.controls import filled
+from circuitvit.controls import units_within
 from circuitvit.edge_graph import units_of
 from circuitvit.measure import Cost, macs, parameters
 
@@ -152,13 +152,13 @@ def test_a_unit_that_no_longer_fits_is_skipped_and_the_next_is_tried():
         return float(sum(sizes[unit] for unit in units))
 
     order = tuple(sizes)
-    assert filled(config, order, cost, 7.0) == ("a0.h0", "m0")
-    assert filled(config, order, cost, 8.0) == ("a0.h0", "m0", "a1.h0")
-    assert filled(config, order, cost, 4.0) == ("a0.h0", "a1.h0")  # neither m0 nor m1
-    assert filled(config, order, cost, 15.0) == ("a0.h0", "m0", "a1.h0", "m1", "m2")
-    assert filled(config, order, cost, 0.5) == ()
-    assert filled(config, ("m0", "m1", "a0.h0"), cost, 7.0) == ("a0.h0", "m0")
-    assert filled(shape(depth=3, pooling="mean"), ("m0", "m1"), cost, 5.0) == ("m0",)
+    assert units_within(config, order, cost, 7.0) == ("a0.h0", "m0")
+    assert units_within(config, order, cost, 8.0) == ("a0.h0", "m0", "a1.h0")
+    assert units_within(config, order, cost, 4.0) == ("a0.h0", "a1.h0")  # neither m0 nor m1
+    assert units_within(config, order, cost, 15.0) == ("a0.h0", "m0", "a1.h0", "m1", "m2")
+    assert units_within(config, order, cost, 0.5) == ()
+    assert units_within(config, ("m0", "m1", "a0.h0"), cost, 7.0) == ("a0.h0", "m0")
+    assert units_within(shape(depth=3, pooling="mean"), ("m0", "m1"), cost, 5.0) == ("m0",)
 
 
 def test_what_a_unit_saves_is_counted_anew_after_each_that_goes():
@@ -220,7 +220,9 @@ def test_node_scores_stay_with_the_circuit_and_rank(tmp_path):
     small = cv.compile(vit, circuit, target_macs=0.6)
     cost, dense = real_cost("target_macs", vit, None), macs(vit, SHAPE)
     order = [u for u in units_of(vit.config) if u in kept]
-    by_hand = filled(vit.config, by_worth({u: scores[u] for u in order}, cost), cost, 0.6 * dense)
+    by_hand = units_within(
+        vit.config, by_worth({u: scores[u] for u in order}, cost), cost, 0.6 * dense
+    )
     expected = cv.compile(vit, of_units(vit.config, by_hand))
     assert small.fingerprint() == expected.fingerprint()
 
@@ -263,7 +265,7 @@ def test_units_of_an_edge_circuit_rank_by_their_effect_on_the_logits(ablation, i
         order = [*worst, *order]
         left = tuple(u for u in left if u not in worst)
     most = 0.5 * macs(vit, SHAPE)
-    both = (filled(vit.config, o, cost, most) for o in (by_worth(effects, cost), order))
+    both = (units_within(vit.config, o, cost, most) for o in (by_worth(effects, cost), order))
     by_hand = min(both, key=lambda kept: divergence(kept, apart))
     options = dict(ablation=ablation, reference=reference)
     best = cv.compile(vit, of_units(vit.config, by_hand), **options)
@@ -285,11 +287,11 @@ def test_random_scores_give_other_shapes_by_seed_spread_over_depth(level):
         scores = cv.eap(vit, pairs, method="random", level=level, seed=seed)
         circuit = scores.top(len(scores))
         order = ranked_units(vit, circuit, cost, 9.0, ablation="zero", reference=None)
-        sets.add(filled(vit.config, order, cost, 9.0))
+        sets.add(units_within(vit.config, order, cost, 9.0))
         kept.update(unit[1] for unit in order[:9])
         if seed == 0:
             small = cv.compile(vit, circuit, target_macs=0.5)
-            best = filled(vit.config, order, real_cost("target_macs", vit, None), 6560.0)
+            best = units_within(vit.config, order, real_cost("target_macs", vit, None), 6560.0)
             assert small.fingerprint() == cv.compile(vit, of_units(vit.config, best)).fingerprint()
     assert len(sets) == 30
     assert all(29 <= kept[str(block)] <= 61 for block in range(6))  # 45 each, σ = 4.5
@@ -300,7 +302,7 @@ def test_random_scores_are_never_divided_by_cost():
     vit = random_vit(shape(depth=3), seed=2)
     scores = cv.eap(vit, random_pairs(vit, 1), method="random", level="node", seed=3)
     cost, dense = real_cost("target_macs", vit, None), macs(vit, SHAPE)
-    by_hand = filled(vit.config, scores.ranked(), cost, 0.6 * dense)
+    by_hand = units_within(vit.config, scores.ranked(), cost, 0.6 * dense)
     small = cv.compile(vit, scores.top(len(scores)), target_macs=0.6)
     assert small.fingerprint() == cv.compile(vit, of_units(vit.config, by_hand)).fingerprint()
 

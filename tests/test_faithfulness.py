@@ -260,7 +260,7 @@ def test_faithfulness_takes_callables_and_accuracy_and_any_number_of_images(monk
         return -logits.log_softmax(-1).gather(-1, chunk.labels[:, None])[:, 0]
 
     for images in (64, 4, 1):  # the last batch is short at 4
-        monkeypatch.setattr(examination, "images_at_once", lambda vit, images=images: images)
+        monkeypatch.setattr(examination, "images_in_chunk", lambda vit, images=images: images)
         assert faithfulness(vit, circuit, pairs, metric=surprise) == pytest.approx(whole)
         assert faithfulness(vit, circuit, pairs, metric="accuracy") == hits
 

@@ -9,7 +9,7 @@ from circuitvit import runs
 from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.edge_graph import edge_names_of, edges_of, units_of
 from circuitvit.run_plan import RunPlan
-from circuitvit.runs import Runs, images_at_once
+from circuitvit.runs import Runs, images_in_chunk
 from circuitvit.writes import ablated_writes
 
 ABLATIONS = ("patch", "zero", "mean")
@@ -117,9 +117,9 @@ def test_one_circuit_after_another_runs_only_what_differs(monkeypatch):
 
 def test_a_chunk_is_as_large_as_the_cache_takes():
     vit = random_vit(shape())
-    assert images_at_once(vit) == 64  # the most
+    assert images_in_chunk(vit) == 64  # the most
     wide = random_vit(shape(image_size=64, width=256, heads=1))
     assert wide.positions.numel() == 1025 * 256
-    assert images_at_once(wide) == 1
+    assert images_in_chunk(wide) == 1
     middle = random_vit(shape(image_size=16, width=256, heads=1))
-    assert images_at_once(middle) == 2**19 // (65 * 256) == 31
+    assert images_in_chunk(middle) == 2**19 // (65 * 256) == 31

@@ -7,7 +7,7 @@ from models import ODD_ADDRESSES, SHAPES, random_images, random_pairs, random_vi
 
 import circuitvit as cv
 from circuitvit import writes as module
-from circuitvit.writes import ablated_values, ablated_writes, writer_values, writes
+from circuitvit.writes import ablated_values, ablated_writes, writes
 
 
 def stacked(values, like):
@@ -20,7 +20,7 @@ def test_writers_write_what_is_at_the_hook_points(name):
     vit = random_vit(shape(name), seed=40)
     images = random_images(vit, 3)
     hooked = oracles.write_values(cv.HookedViT(vit), images)
-    values = writer_values(vit, images)
+    values = writes(vit, images)[0].values(vit)
     assert torch.allclose(values, stacked(hooked, values[0]), atol=1e-12)
     assert torch.allclose(writes(vit, images)[1], vit(images), atol=1e-12)
 
@@ -51,7 +51,7 @@ def test_the_mean_of_many_images_in_single_precision_is_summed_in_double():
     vit = random_vit(shape(), seed=40, dtype=torch.float32)
     images = random_images(vit, 200)
     mean = ablated_values(vit, "mean", reference=images)
-    wanted = writer_values(vit, images).double().mean(dim=1, keepdim=True)
+    wanted = writes(vit, images)[0].values(vit).double().mean(dim=1, keepdim=True)
     assert mean.dtype == torch.float32
     # The imitated processor rounds a whole batch to one side, which a mean doesn't level out.
     tolerance = 1e-5 if ODD_ADDRESSES else 1e-6

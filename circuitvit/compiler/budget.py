@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from circuitvit.checks import real
 from circuitvit.circuit import Circuit
 from circuitvit.config import ViTConfig
-from circuitvit.controls import Cost, Units, filled, least_model
+from circuitvit.controls import Cost, Units, least_model, units_within
 from circuitvit.errors import CircuitError
 from circuitvit.measure.cost import vit_macs, vit_parameters
 from circuitvit.measure.cost_table import Costs
@@ -62,7 +62,7 @@ def within_budget(dense: ViTConfig, order: Units, cost: Cost, budget: Budget) ->
     whole = budget.price(dense)
     if not whole > 0:
         raise CircuitError(f"the dense model costs {whole:zg}, so no share of that can be met.")
-    kept = filled(dense, order, cost, budget.share * whole)
+    kept = units_within(dense, order, cost, budget.share * whole)
     if order and not kept:
         least, left = least_model(dense, order, cost)
         raise CircuitError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.verify import sample_images
-from circuitvit.controls import Cost, Units, filled
+from circuitvit.controls import Cost, Units, units_within
 from circuitvit.discover.acdc import logits_without, mean_loss
 from circuitvit.discover.problem import Problem
 from circuitvit.edge_graph import units_of
@@ -69,7 +69,7 @@ def ranked_units(
         return effects[left]
 
     orders = by_worth(measure(units), cost), by_measured_worth(units, measure, cost, most)
-    kept = [filled(vit.config, order, cost, most) for order in orders]
+    kept = [units_within(vit.config, order, cost, most) for order in orders]
     if kept[0] == kept[1]:
         return orders[0]
     apart = effects_problem(vit, ablation, reference, apart=True)

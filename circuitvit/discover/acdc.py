@@ -34,7 +34,7 @@ from circuitvit.images import Pairs
 from circuitvit.metrics import Metric
 from circuitvit.progress import progress
 from circuitvit.run_plan import RunPlan
-from circuitvit.runs import Runs, images_at_once
+from circuitvit.runs import Runs, images_in_chunk
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.vit import ViT
 
@@ -371,7 +371,7 @@ def logits_without(
     plan = RunPlan(vit.config, consistent=problem.ablation == "patch")
     for units in map(set, removed):
         plan.add(e.name for e in edges_of(vit.config) if e.writer not in units)
-    images = images or min(images_at_once(vit), images_that_fit(problem))
+    images = images or min(images_in_chunk(vit), images_that_fit(problem))
     chunks: list[list[Tensor]] = []
     while start < len(problem.pairs):
         chunk = problem.pairs.subset(slice(start, start + images))

@@ -23,7 +23,7 @@ from circuitvit.images.tensors import (
     positions_of,
     unnormalised,
 )
-from circuitvit.images.thumbnails import shown, stretched, thumbnail
+from circuitvit.images.thumbnails import stretched, thumbnail, thumbnails_html
 from circuitvit.preprocessing import Preprocessing, class_name
 
 SHOWN = 12
@@ -85,7 +85,7 @@ class ImageSet:
             )
         ]
         rest = f"; the first of {SHOWN} classes, with its images" if len(there) > SHOWN else ""
-        return shown(f"{self!r}{rest}", drawn)
+        return thumbnails_html(f"{self!r}{rest}", drawn)
 
     def _unnormalised(self, image: Tensor) -> Tensor:
         """An image with values in 0–1, as its picture had them; where not known, stretched."""

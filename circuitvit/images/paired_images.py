@@ -22,7 +22,7 @@ from circuitvit.images.tensors import (
     label_problems,
     positions_of,
 )
-from circuitvit.images.thumbnails import shown, stretched, thumbnail
+from circuitvit.images.thumbnails import stretched, thumbnail, thumbnails_html
 from circuitvit.records import another_kind
 from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 
@@ -90,7 +90,7 @@ class PairedImages:
                 drawn += [thumbnail(image, f"{name} {label}".strip()) for image, label in both]
                 drawn.append("<br>")
         rest = f"; the first {SHOWN}, with their classes" if len(self) > SHOWN else ""
-        return shown(f"{self!r}{rest}", drawn)
+        return thumbnails_html(f"{self!r}{rest}", drawn)
 
     def subset(self: Own, indices: Indices) -> Own:
         """Some of the pairs, in the order asked for.

@@ -49,6 +49,6 @@ def thumbnail(image: Float[Tensor, "channel height width"], caption: str) -> str
     )
 
 
-def shown(heading: str, thumbnails: list[str]) -> str:
+def thumbnails_html(heading: str, thumbnails: list[str]) -> str:
     """A heading, shown literally, and thumbnails below it."""
     return f"<div><p>{escape(heading)}</p>{''.join(thumbnails)}</div>"

@@ -25,7 +25,7 @@ from circuitvit.measure.outcome import Outcome
 from circuitvit.metrics import Loss, Metric, loss_of, metric_name
 from circuitvit.progress import progress
 from circuitvit.run_plan import RunPlan
-from circuitvit.runs import Runs, images_at_once
+from circuitvit.runs import Runs, images_in_chunk
 from circuitvit.vit import ViT
 from circuitvit.writes import Writes, ablated_writes
 
@@ -177,7 +177,7 @@ class Examination:
 
     def _chunks(self) -> list[slice]:
         """The pairs, as many at a time as go through one run."""
-        images = images_at_once(self.vit)
+        images = images_in_chunk(self.vit)
         starts = range(0, len(self.pairs), images)
         return [slice(start, start + images) for start in starts]
 
