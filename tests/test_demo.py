@@ -17,7 +17,7 @@ def ran(tmp_path_factory):
         patch.setattr(module, "TAUS", (0.0225, 0.04))
         patch.setattr(module, "HELD_OUT_PAIRS", 64)
         patch.setattr(module, "RANDOM_CIRCUITS", 3)
-        return folder, module.demo(folder, epochs=30, say=said.append), said
+        return folder, module.demo(folder, epochs=15, say=said.append), said
 
 
 def test_the_demo_writes_its_results_and_they_load_back(ran):

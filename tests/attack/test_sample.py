@@ -27,7 +27,7 @@ def test_damaged_files(kind, workers, specimens, tmp_path, tally: Tally):
 
 @pytest.mark.parametrize("kind", ["model", "report"])
 def test_kills(kind, workers, made, tmp_path, tally):
-    kills.attack(kind, "among others' files", workers, made, tmp_path, tally, step=3)
+    kills.attack(kind, "among others' files", workers, made, tmp_path, tally, step=6)
     tally.settle()
 
 
