@@ -8,9 +8,9 @@ CHECKED = --jaxtyping-packages=circuitvit,beartype.beartype
 
 # Two processes, a file each; big files first would leave one of them alone at the end.
 TWO = -n logical --dist loadfile --no-loadscope-reorder
-QUICK = ablation acdc advice altered_weights card circuit config edge_graph errors \
-	files fitting half_precision hooked image_labels metrics new_head overlap paired_images \
-	preprocessing processor saturation schedule scores surgery torchvision_ops vit writes
+QUICK = ablated_run acdc advice altered_weights card circuit config edge_graph errors \
+	files comparability half_precision hooked image_labels metrics new_head overlap paired_images \
+	preprocessing processors saturation schedule scores surgery torchvision_ops vit writer_outputs
 
 .PHONY: demo test quick lint exhaustive attack
 
@@ -21,7 +21,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive and not attack"
 
 quick: $(READY)
-	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive and not attack" $(QUICK:%=tests/test_%.py)
+	$(BIN)/python -m pytest $(CHECKED) $(TWO) -m "not exhaustive and not attack" $(foreach name,$(QUICK),$(wildcard tests/*/test_$(name).py))
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest $(CHECKED) -m exhaustive --timeout=7200

@@ -13,14 +13,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from circuitvit.old_paths import find_modules_at_old_paths
+
 if TYPE_CHECKING:
-    from circuitvit.ablation import MaskedViT, run_circuit
-    from circuitvit.card import write_card
-    from circuitvit.circuit import Circuit, Provenance
-    from circuitvit.circuit_vit import CircuitViT
     from circuitvit.compiler import compile  # noqa: A004
     from circuitvit.config import ViTConfig
-    from circuitvit.controls import random_edges, random_units
     from circuitvit.discover import (
         ClassCircuits,
         EdgeScores,
@@ -29,11 +26,15 @@ if TYPE_CHECKING:
         class_circuits,
         eap,
     )
-    from circuitvit.edge_graph import edge_graph
     from circuitvit.errors import CircuitError
-    from circuitvit.export import export
-    from circuitvit.hooked import HookedViT
+    from circuitvit.export import OnnxModel, export, to_timm, to_transformers, write_card
+    from circuitvit.graph.circuit import Circuit, Provenance
+    from circuitvit.graph.controls import random_edges, random_units
+    from circuitvit.graph.edge_graph import edge_graph
+    from circuitvit.graph.overlap import Overlap
     from circuitvit.images import ImageSet, Pairs, load_splits
+    from circuitvit.intervene.ablated_run import MaskedViT, run_circuit
+    from circuitvit.intervene.surgery import prune_heads, prune_mlp, retain_circuit
     from circuitvit.measure import (
         AcrossAblations,
         Completeness,
@@ -53,45 +54,44 @@ if TYPE_CHECKING:
         minimality,
         savings,
     )
-    from circuitvit.onnx_model import OnnxModel
-    from circuitvit.overlap import Overlap
+    from circuitvit.models.circuit_vit import CircuitViT
+    from circuitvit.models.hooked import HookedViT
+    from circuitvit.models.vit import ViT
     from circuitvit.preprocessing import Preprocessing
-    from circuitvit.pretrained import load_vit, to_timm, to_transformers
-    from circuitvit.surgery import prune_heads, prune_mlp, retain_circuit
+    from circuitvit.pretrained import load_vit
     from circuitvit.train import Adapter, Recipe, train, with_new_head
-    from circuitvit.vit import ViT
 
 __version__ = "0.1.0"
 
 _WITHOUT_TORCH = {
-    "Circuit": "circuit",
+    "Circuit": "graph.circuit",
     "CircuitError": "errors",
-    "Overlap": "overlap",
+    "Overlap": "graph.overlap",
     "Preprocessing": "preprocessing",
-    "Provenance": "circuit",
+    "Provenance": "graph.circuit",
     "ViTConfig": "config",
-    "edge_graph": "edge_graph",
+    "edge_graph": "graph.edge_graph",
 }
 _WITH_TORCH = {
     "AcrossAblations": "measure",
     "Adapter": "train",
-    "CircuitViT": "circuit_vit",
+    "CircuitViT": "models.circuit_vit",
     "ClassCircuits": "discover",
     "Completeness": "measure",
     "Costs": "measure",
     "Curve": "measure",
     "EdgeScores": "discover",
     "Evaluation": "measure",
-    "HookedViT": "hooked",
+    "HookedViT": "models.hooked",
     "ImageSet": "images",
-    "MaskedViT": "ablation",
+    "MaskedViT": "intervene.ablated_run",
     "Minimality": "measure",
-    "OnnxModel": "onnx_model",
+    "OnnxModel": "export",
     "Pairs": "images",
     "Recipe": "train",
     "Report": "measure",
     "Savings": "measure",
-    "ViT": "vit",
+    "ViT": "models.vit",
     "acdc": "discover",
     "acdc_sweep": "discover",
     "across_ablations": "measure",
@@ -108,18 +108,18 @@ _WITH_TORCH = {
     "measure": "measure",
     "measure_costs": "measure",
     "minimality": "measure",
-    "prune_heads": "surgery",
-    "prune_mlp": "surgery",
-    "random_edges": "controls",
-    "random_units": "controls",
-    "retain_circuit": "surgery",
-    "run_circuit": "ablation",
+    "prune_heads": "intervene.surgery",
+    "prune_mlp": "intervene.surgery",
+    "random_edges": "graph.controls",
+    "random_units": "graph.controls",
+    "retain_circuit": "intervene.surgery",
+    "run_circuit": "intervene.ablated_run",
     "savings": "measure",
-    "to_timm": "pretrained",
-    "to_transformers": "pretrained",
+    "to_timm": "export",
+    "to_transformers": "export",
     "train": "train",
     "with_new_head": "train",
-    "write_card": "card",
+    "write_card": "export",
 }
 _HOME = _WITHOUT_TORCH | _WITH_TORCH
 
@@ -160,3 +160,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+find_modules_at_old_paths()

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitvit.ablation import MaskedViT
-from circuitvit.card import write_card
-from circuitvit.circuit import Circuit
 from circuitvit.compiler import compile  # noqa: A004
 from circuitvit.config import ViTConfig
 from circuitvit.discover import acdc, eap
-from circuitvit.edge_graph import units_of
 from circuitvit.errors import CircuitError
+from circuitvit.export.card import write_card
 from circuitvit.files import check_folder_writable, write_text, writing_folder
+from circuitvit.files.records import REPORT
+from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.edge_graph import units_of
 from circuitvit.images import Pairs, Splits, load_splits
+from circuitvit.intervene.ablated_run import MaskedViT
 from circuitvit.measure import Report, accuracy, faithfulness, faithfulness_curve, macs, measure
-from circuitvit.records import REPORT
+from circuitvit.models.vit import ViT
 from circuitvit.train import Recipe, train
-from circuitvit.vit import ViT
 
 SHAPE = ViTConfig(
     image_size=8, patch_size=2, channels=1, classes=10, width=64, depth=6, heads=4, mlp_width=128

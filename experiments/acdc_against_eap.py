@@ -42,7 +42,7 @@ from study import (
 )
 
 import circuitvit as cv
-from circuitvit.html.chart import chart_page
+from circuitvit.charts.chart import chart_page
 from circuitvit.images import Splits
 from circuitvit.measure import accuracy, macs
 from circuitvit.pretrained import load_saved

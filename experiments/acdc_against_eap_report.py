@@ -6,8 +6,8 @@ from typing import Any
 
 from study import origins
 
-from circuitvit.html.chart import Figure, Series, chart
-from circuitvit.html.tables import markdown_table
+from circuitvit.charts.chart import Figure, Series, chart
+from circuitvit.charts.tables import markdown_table
 
 Results = Mapping[str, Any]
 COLORS = {"acdc": "#c2410c", "eap": "#1d4ed8", "random": "#7b8794"}

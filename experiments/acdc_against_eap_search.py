@@ -20,11 +20,11 @@ from study import Study, check_origin
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.circuit import edges_among
-from circuitvit.compiler.neurons import kept_neurons
-from circuitvit.discover.acdc import mean_loss
-from circuitvit.discover.problem import Problem
+from circuitvit.compiler.passes.neurons import kept_neurons
+from circuitvit.discover.acdc.acdc import mean_loss
+from circuitvit.discover.task import Problem
 from circuitvit.files import read_json, write_json
+from circuitvit.graph.circuit import edges_among
 
 LEVELS = {"blocks": "block", "heads": "node", "neurons": "neuron"}
 """The levels of circuitvit's scores; of nodes, heads alone are looked at."""

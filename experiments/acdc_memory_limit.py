@@ -28,7 +28,7 @@ import typer
 from safetensors.torch import load_file
 
 import circuitvit as cv
-from circuitvit.discover import chunks
+from circuitvit.discover.acdc import chunks
 from circuitvit.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]

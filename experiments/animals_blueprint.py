@@ -45,10 +45,10 @@ from study import (
 )
 
 import circuitvit as cv
+from circuitvit.charts.chart import chart_page
 from circuitvit.errors import CircuitError
-from circuitvit.html.chart import chart_page
 from circuitvit.images import Splits
-from circuitvit.images.animals import categories
+from circuitvit.images.classes.animals import categories
 from circuitvit.measure import accuracy, latency, macs
 
 NAME = "animals_blueprint"

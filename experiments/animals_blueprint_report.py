@@ -5,8 +5,8 @@ from typing import Any
 
 from study import origins
 
-from circuitvit.html.chart import frame
-from circuitvit.html.tables import markdown_table
+from circuitvit.charts.chart import frame
+from circuitvit.charts.tables import markdown_table
 
 RANDOM = "random blueprint"
 PUBLISHED = "41 of 48 heads gone at τ=0.01, all MLPs kept; 55.24% retrained"

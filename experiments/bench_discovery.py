@@ -34,10 +34,10 @@ cv.ViT  # noqa: B018 - the first touch of a torch-backed name makes timm importa
 import timm
 from safetensors.torch import load_file
 
-from circuitvit.discover.acdc import Question, searched, undecided
-from circuitvit.discover.resume import ResumeFile
-from circuitvit.edge_graph import edge_names_of
+from circuitvit.discover.acdc.acdc import Question, searched, undecided
+from circuitvit.discover.acdc.resume import ResumeFile
 from circuitvit.files import read_json, write_json
+from circuitvit.graph.edge_graph import edge_names_of
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -6,8 +6,8 @@ Minutes   25
 Expected  experiments/results/bench_measures.json: each 10 times as fast (completeness of 16 pairs: 6), a curve 4
 
 The trained CIFAR-10 model of `shared/models` and ACDC's circuit at τ=0.01. Before is
-`circuitvit.ablation.run_embedded`, every reader with a copy of the stream of its own, circuit by
-circuit; after is `circuitvit.runs`. Both in one process on one thread, one after the other; time is
+`circuitvit.intervene.ablated_run.run_embedded`, every reader with a copy of the stream of its own, circuit by
+circuit; after is `circuitvit.intervene.circuit_runs`. Both in one process on one thread, one after the other; time is
 the processor's. The difference is the largest of any value of the result, intervals included.
 """
 
@@ -26,10 +26,10 @@ import torch
 import typer
 
 import circuitvit as cv
-from circuitvit.ablation import EdgeMask, run_embedded
 from circuitvit.files import read_json, write_json
-from circuitvit.measure import examination
-from circuitvit.run_plan import RunPlan
+from circuitvit.intervene.ablated_run import EdgeMask, run_embedded
+from circuitvit.intervene.run_plan import RunPlan
+from circuitvit.measure.circuits import task as examination
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "bench_measures.json"
@@ -73,7 +73,7 @@ def plainly(work):
     """What some work gives with masked runs one after the other."""
     PlainRuns.runs = 0
     with ExitStack() as stack:
-        for module in (examination, sys.modules["circuitvit.discover.acdc"]):
+        for module in (examination, sys.modules["circuitvit.discover.acdc.acdc"]):
             stack.enter_context(mock.patch.object(module, "RunPlan", PlainPlan))
             stack.enter_context(mock.patch.object(module, "Runs", PlainRuns))
             stack.enter_context(

@@ -42,6 +42,8 @@ import typer
 from cifar10_gallery import SEEN
 
 import circuitvit as cv
+from circuitvit.charts.chart import Figure, Series, chart
+from circuitvit.charts.tables import markdown_table
 from circuitvit.compiler.ranking import (
     by_measured_worth,
     by_worth,
@@ -49,17 +51,15 @@ from circuitvit.compiler.ranking import (
     node_effects,
     ranked_units,
 )
-from circuitvit.controls import random_units, units_within
 from circuitvit.demo import SHAPE
-from circuitvit.edge_graph import edges_among, node_named, shape_of_units, units_of
 from circuitvit.files import read_json, write_json, write_text
-from circuitvit.html.chart import Figure, Series, chart
-from circuitvit.html.tables import markdown_table
+from circuitvit.graph.controls import random_units, units_within
+from circuitvit.graph.edge_graph import edges_among, node_named, shape_of_units, units_of
 from circuitvit.measure import Cost
-from circuitvit.measure.accuracy import evaluating
-from circuitvit.measure.cost import vit_macs
-from circuitvit.measure.cost_table import call_of
-from circuitvit.measure.machine import machine_of
+from circuitvit.measure.models.accuracy import evaluating
+from circuitvit.measure.models.cost import vit_macs
+from circuitvit.measure.models.cost_table import call_of
+from circuitvit.measure.models.machine import machine_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "budgets.json"

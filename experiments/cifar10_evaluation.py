@@ -26,10 +26,10 @@ import torch
 from cifar10_gallery import ABLATION, REFERENCE, SEEN
 
 import circuitvit as cv
-from circuitvit.controls import random_units
-from circuitvit.edge_graph import edges_among
+from circuitvit.graph.controls import random_units
+from circuitvit.graph.edge_graph import edges_among
 from circuitvit.measure import accuracy
-from circuitvit.measure.cost import vit_macs
+from circuitvit.measure.models.cost import vit_macs
 
 HOUSE = Path(__file__).parents[1]
 GALLERY = HOUSE / "graphs" / "cifar10"

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 import circuitvit as cv
+from circuitvit.charts.tables import markdown_table
 from circuitvit.files import write_text
-from circuitvit.html.tables import markdown_table
 from circuitvit.measure import macs
 
 HOUSE = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from study import STAGES, origins
 
-from circuitvit.html.tables import markdown_table
+from circuitvit.charts.tables import markdown_table
 
 KINDS = ("baseline", "better")
 PUBLISHED = {"edges": 518, "removed": 81, "top1": [0.3625, 0.33, 0.3607], "seconds": [61.3, 58.1]}

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.circuit import Provenance, edges_among
+from circuitvit.graph.circuit import Provenance, edges_among
+from circuitvit.intervene.writer_outputs import ablated_writes, neuron_means
+from circuitvit.models.vit import activate
 from circuitvit.progress import progress
-from circuitvit.vit import activate
-from circuitvit.writes import ablated_writes, neuron_means
 
 Places = Mapping[int, Iterable[int]]
 

@@ -37,7 +37,7 @@ CELLS = [
     "circuit.units()",
     "How much of the behaviour does it keep, on images that it has not seen? And a random circuit of "
     "its size?",
-    "from circuitvit.controls import random_edges\n"
+    "from circuitvit.graph.controls import random_edges\n"
     "unseen = cv.Pairs.by_class(splits.validation, clean='3', corrupt='8', count=24)\n"
     "control = random_edges(vit.config, len(circuit), count=1)[0]\n"
     "[round(cv.faithfulness(vit, c, unseen, metric='kl'), 3) for c in (circuit, control)]",

@@ -8,8 +8,8 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from models import ODD_ADDRESSES
 from other_processor import OtherProcessor
+from random_models import ODD_ADDRESSES
 
 import circuitvit as cv
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from circuitvit.records import checksum, kind_of
+from circuitvit.files.records import checksum, kind_of
 
 NESTED: Any = 1
 for _ in range(50):

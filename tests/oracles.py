@@ -1,6 +1,6 @@
 """Slow and independent truths: whole hooked forward passes, autograd and finite differences.
 
-Nothing here uses `circuitvit.ablation` or `circuitvit.discover`; runs go through `HookedViT`, whose
+Nothing here uses `circuitvit.intervene.ablated_run` or `circuitvit.discover`; runs go through `HookedViT`, whose
 equality with `ViT` is tested on its own.
 """
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.hooked import HookedViT
+from circuitvit.models.hooked import HookedViT
 
 Values = dict[str, Tensor]
 

@@ -10,14 +10,14 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from models import random_images
+from random_models import random_images
 from telling_pairs import telling_pairs, telling_vit
 from test_train import blobs, make_vit
 from torch import nn
 
 import circuitvit as cv
 from circuitvit.discover import Speedups
-from circuitvit.edge_graph import edges_of, node_named
+from circuitvit.graph.edge_graph import edges_of, node_named
 from circuitvit.images import ANIMALS, ImageSet, Splits
 from circuitvit.pretrained import examine
 from circuitvit.train import Recipe

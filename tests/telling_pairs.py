@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from models import random_images, random_vit, shape
 from oracles import ablated_values, circuit_logits, loss
+from random_models import random_images, random_vit, shape
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.edge_graph import edge_names_of
+from circuitvit.graph.edge_graph import edge_names_of
 
 
 def telling_vit(**changes) -> cv.ViT:

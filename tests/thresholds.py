@@ -4,8 +4,8 @@ import math
 from itertools import pairwise
 
 import circuitvit as cv
-from circuitvit.discover.state import Speedups
-from circuitvit.edge_graph import edge_names_of
+from circuitvit.discover.acdc.engine.circuit_state import Speedups
+from circuitvit.graph.edge_graph import edge_names_of
 
 RANGE = (0.03, 0.3)
 TARGETS = (0.27, 0.1, 0.04)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 import circuitvit as cv
-from circuitvit.discover.incremental import IncrementalRun
-from circuitvit.discover.state import Speedups, has_reader
-from circuitvit.edge_graph import places_of, readers_of, units_of, writers_before, writers_of
-from circuitvit.writes import ablated_writes
+from circuitvit.discover.acdc.engine.circuit_state import Speedups, has_reader
+from circuitvit.discover.acdc.engine.incremental import IncrementalRun
+from circuitvit.graph.edge_graph import places_of, readers_of, units_of, writers_before, writers_of
+from circuitvit.intervene.writer_outputs import ablated_writes
 
 Looked = Callable[[set[str], Tensor], None]
 

@@ -25,7 +25,7 @@ from circuitvit.files import (
     readable_path,
     writing_folder,
 )
-from circuitvit.readme import README, read_card
+from circuitvit.models.card_file import README, read_card
 
 if TYPE_CHECKING:
     from circuitvit.preprocessing import Preprocessing
@@ -107,7 +107,7 @@ def _check_out(out: Path, model: str) -> None:
 
 def _describe(found: "Examination") -> None:
     """Print what a model is, in the order in which people ask."""
-    from circuitvit.edge_graph import edge_count, units_of
+    from circuitvit.graph.edge_graph import edge_count, units_of
     from circuitvit.measure import macs, parameters
 
     vit, config = found.vit, found.vit.config

@@ -119,7 +119,7 @@ def train(
 ) -> None:
     """Train a ViT from scratch, or from a model; an interrupted run goes on where it stopped."""
     import circuitvit as cv
-    from circuitvit.html.chart import chart_page
+    from circuitvit.charts.chart import chart_page
 
     check_folder_writable(out)
     if gradient_flow is not None:

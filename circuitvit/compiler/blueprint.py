@@ -6,16 +6,16 @@ from functools import cache
 
 from torch import Tensor
 
-from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.budget import budget_of, within_budget
-from circuitvit.compiler.check import Options
 from circuitvit.compiler.correction import corrected, measured_share
-from circuitvit.compiler.neurons import Kept, kept_neurons
+from circuitvit.compiler.passes.neurons import Kept, kept_neurons
 from circuitvit.compiler.ranking import ranked_units, warn_of_other_ablation
+from circuitvit.compiler.validating import Options
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import shape_of_units
-from circuitvit.measure.cost_table import Costs, measure_costs
-from circuitvit.vit import ViT
+from circuitvit.graph.circuit import Ablation, Circuit
+from circuitvit.graph.edge_graph import shape_of_units
+from circuitvit.measure.models.cost_table import Costs, measure_costs
+from circuitvit.models.vit import ViT
 
 BATCH = 64
 """Images at once, where a latency budget comes without a table of costs."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from circuitvit.checks import real
-from circuitvit.circuit import Circuit
 from circuitvit.config import ViTConfig
-from circuitvit.controls import Cost, Units, least_model, units_within
 from circuitvit.errors import CircuitError
-from circuitvit.measure.cost import vit_macs, vit_parameters
-from circuitvit.measure.cost_table import Costs
+from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.controls import Cost, Units, least_model, units_within
+from circuitvit.measure.models.cost import vit_macs, vit_parameters
+from circuitvit.measure.models.cost_table import Costs
 
 Targets = Mapping[str, float | None]
 """Shares of the dense model's cost, by `target_latency`, `target_macs` and `target_parameters`."""

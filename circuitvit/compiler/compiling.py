@@ -6,33 +6,33 @@ from typing import Literal, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import RemovedNeurons
-from circuitvit.circuit import Ablation, Circuit, edges_among
-from circuitvit.circuit_vit import CircuitViT
 from circuitvit.compiler.blueprint import Blueprint, blueprint_of
-from circuitvit.compiler.check import MULTIPLE, Options, check, compiled_under, warn_of_zero
-from circuitvit.compiler.constant_nodes import find_constants
-from circuitvit.compiler.constants import fold_constants
-from circuitvit.compiler.dead_nodes import drop_dead
-from circuitvit.compiler.lowering import lower
-from circuitvit.compiler.neurons import (
+from circuitvit.compiler.history_entry import compiled_history
+from circuitvit.compiler.passes.dead_nodes import drop_dead
+from circuitvit.compiler.passes.fold_constants import find_constants
+from circuitvit.compiler.passes.fold_means import fold_constants
+from circuitvit.compiler.passes.lowering import lower
+from circuitvit.compiler.passes.neurons import (
     Ratio,
     fold_neurons,
     removed_neurons,
     warn_of_other_weights,
 )
+from circuitvit.compiler.passes.sharing import share
 from circuitvit.compiler.program import Program
-from circuitvit.compiler.recorded import compiled_history
-from circuitvit.compiler.sharing import share
+from circuitvit.compiler.validating import MULTIPLE, Options, check, compiled_under, warn_of_zero
 from circuitvit.compiler.verify import verify
-from circuitvit.controls import Units
 from circuitvit.discover import EdgeScores
 from circuitvit.errors import warn
-from circuitvit.measure.cost_table import Costs
-from circuitvit.surgery import keep_units
+from circuitvit.graph.circuit import Ablation, Circuit, edges_among
+from circuitvit.graph.controls import Units
+from circuitvit.intervene.ablated_run import RemovedNeurons
+from circuitvit.intervene.surgery import keep_units
+from circuitvit.intervene.writer_outputs import ablated_values, neuron_means
+from circuitvit.measure.models.cost_table import Costs
+from circuitvit.models.circuit_vit import CircuitViT
+from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import without_gradients
-from circuitvit.vit import ViT
-from circuitvit.writes import ablated_values, neuron_means
 
 
 @overload

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from circuitvit.config import ViTConfig
-from circuitvit.controls import Units
 from circuitvit.errors import CircuitError, warn
-from circuitvit.measure.latency import interleaved
+from circuitvit.graph.controls import Units
+from circuitvit.measure.models.latency import interleaved
+from circuitvit.models.vit import ViT
 from circuitvit.progress import progress
 from circuitvit.torch_modes import evaluating, in_default_modes
-from circuitvit.vit import ViT
 
 CLOSE = 0.02
 """How far the measured share may lie from the target, as a share of this."""

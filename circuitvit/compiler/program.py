@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.ablation import attention_constants
-from circuitvit.circuit import Circuit
-from circuitvit.edge_graph import (
+from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.edge_graph import (
     Node,
     node_named,
     places_of,
@@ -21,7 +20,8 @@ from circuitvit.edge_graph import (
     writers_before,
     writers_of,
 )
-from circuitvit.vit import PARTS, Block, ViT
+from circuitvit.intervene.ablated_run import attention_constants
+from circuitvit.models.vit import PARTS, Block, ViT
 
 Table = Float[Tensor, "_row width"]
 """Something that is the same for all images: one row a token, or one row for all tokens."""

@@ -16,16 +16,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from circuitvit.circuit import Ablation, Circuit
 from circuitvit.compiler.verify import sample_images
-from circuitvit.controls import Cost, Units, units_within
-from circuitvit.discover.acdc import logits_without, mean_loss
-from circuitvit.discover.problem import Problem
-from circuitvit.edge_graph import units_of
+from circuitvit.discover.acdc.acdc import logits_without, mean_loss
+from circuitvit.discover.task import Problem
 from circuitvit.errors import warn
+from circuitvit.graph.circuit import Ablation, Circuit
+from circuitvit.graph.controls import Cost, Units, units_within
+from circuitvit.graph.edge_graph import units_of
 from circuitvit.images import Pairs
+from circuitvit.models.vit import ViT
 from circuitvit.progress import progress
-from circuitvit.vit import ViT
 
 IMAGES = 64
 """At most so many images of the reference are looked at for the effects."""

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.ablation import EdgeMask, RemovedNeurons, run_embedded
-from circuitvit.edge_graph import Qkv
 from circuitvit.errors import CircuitError
+from circuitvit.graph.edge_graph import Qkv
+from circuitvit.intervene.ablated_run import EdgeMask, RemovedNeurons, run_embedded
+from circuitvit.intervene.writer_outputs import IMAGES_AT_ONCE
+from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import evaluating
-from circuitvit.vit import ViT
-from circuitvit.writes import IMAGES_AT_ONCE
 
 IMAGES = 8
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}

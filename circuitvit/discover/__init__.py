@@ -1,11 +1,11 @@
 """Which edges carry the behaviour: ACDC, EAP and its variants; of pairs, or class by class."""
 
-from circuitvit.discover.acdc import acdc, acdc_sweep
+from circuitvit.discover.acdc.acdc import acdc, acdc_sweep
+from circuitvit.discover.acdc.engine.circuit_state import Speedups
 from circuitvit.discover.circuits_by_class import ClassCircuits
 from circuitvit.discover.class_circuits import class_circuits
-from circuitvit.discover.eap import METHODS, eap
+from circuitvit.discover.eap.eap import METHODS, eap
 from circuitvit.discover.scores import EdgeScores
-from circuitvit.discover.state import Speedups
 
 __all__ = [
     "METHODS", "ClassCircuits", "EdgeScores", "Speedups", "acdc", "acdc_sweep", "class_circuits",

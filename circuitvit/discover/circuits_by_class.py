@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from circuitvit.circuit import Circuit
 from circuitvit.errors import CircuitError
 from circuitvit.files import held, inside, writing_folder
+from circuitvit.files.records import CLASS_CIRCUITS
+from circuitvit.graph.circuit import Circuit
+from circuitvit.graph.overlap import Overlap, checked, shared_circuit
 from circuitvit.images import ImageSet, Pairs
-from circuitvit.overlap import Overlap, checked, shared_circuit
 from circuitvit.preprocessing import class_name
-from circuitvit.records import CLASS_CIRCUITS
 
 INDEX = "classes.json"
 OWN_PLACE = r"[^/]+/circuit\.json"

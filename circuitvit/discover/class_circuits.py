@@ -9,22 +9,23 @@ from typing import Any
 
 from torch import Tensor
 
-from circuitvit.checks import check_ablation, check_circuit, check_vit, whole
-from circuitvit.circuit import Ablation, Circuit, Level
-from circuitvit.discover.acdc import acdc
+from circuitvit.checks import whole
+from circuitvit.discover.acdc.acdc import acdc
+from circuitvit.discover.acdc.callable_identity import checked_name, lasting_name
 from circuitvit.discover.circuits_by_class import ClassCircuits, Store
-from circuitvit.discover.eap import METHODS, eap
-from circuitvit.discover.lasting_names import checked_name, lasting_name
-from circuitvit.edge_graph import Qkv
+from circuitvit.discover.eap.eap import METHODS, eap
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, inside
+from circuitvit.graph.circuit import Ablation, Circuit, Level
+from circuitvit.graph.edge_graph import Qkv
 from circuitvit.images import ImageSet, Pairs, fingerprint
-from circuitvit.images.judging import Judge
-from circuitvit.images.pairing import PAIRS, class_index, places_by_class
-from circuitvit.metrics import Metric, metric_name
+from circuitvit.images.pairs.correctness import Judge
+from circuitvit.images.pairs.pairing import PAIRS, class_index, places_by_class
+from circuitvit.intervene.input_checks import check_ablation, check_circuit, check_vit
+from circuitvit.intervene.metrics import Metric, metric_name
+from circuitvit.models.vit import ViT
 from circuitvit.progress import progress
 from circuitvit.torch_modes import in_default_modes
-from circuitvit.vit import ViT
 
 One = str | int | tuple[str | int, str | int]
 """A class against all others, or a pair (clean, corrupt) of classes."""

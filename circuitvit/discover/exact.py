@@ -2,13 +2,13 @@
 
 import torch
 
-from circuitvit.circuit import Level
-from circuitvit.discover.acdc import logits_without, mean_loss
-from circuitvit.discover.decisions import Decisions
-from circuitvit.discover.problem import Problem
+from circuitvit.discover.acdc.acdc import logits_without, mean_loss
+from circuitvit.discover.acdc.decisions import Decisions
+from circuitvit.discover.acdc.search import EdgeSearch
 from circuitvit.discover.scores import names_at, units_at
-from circuitvit.discover.search import EdgeSearch
-from circuitvit.edge_graph import Qkv
+from circuitvit.discover.task import Problem
+from circuitvit.graph.circuit import Level
+from circuitvit.graph.edge_graph import Qkv
 from circuitvit.progress import progress
 
 

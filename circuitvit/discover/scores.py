@@ -9,16 +9,23 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from circuitvit.charts.tables import html_table
 from circuitvit.checks import real, whole
-from circuitvit.circuit import Circuit, Provenance, edges_among
 from circuitvit.config import ViTConfig
-from circuitvit.edge_graph import Qkv, edge_count, edge_names_of, edges_of, node_named, units_of
 from circuitvit.errors import CircuitError, in_short
-from circuitvit.html.escaping import escape
-from circuitvit.html.tables import html_table
-from circuitvit.provenance import agreed
-from circuitvit.records import SCORES
-from circuitvit.restoring import load_record, naming
+from circuitvit.escaping import escape
+from circuitvit.files.records import SCORES
+from circuitvit.files.restoring import load_record, naming
+from circuitvit.graph.circuit import Circuit, Provenance, edges_among
+from circuitvit.graph.edge_graph import (
+    Qkv,
+    edge_count,
+    edge_names_of,
+    edges_of,
+    node_named,
+    units_of,
+)
+from circuitvit.graph.provenance import agreed
 
 SHOWN = 12
 """Scores that a notebook shows."""

@@ -1,10 +1,10 @@
 """Images: loading them, splitting them, and pairing clean with corrupt ones."""
 
-from circuitvit.images.animals import ANIMALS, Animal, categories
+from circuitvit.images.classes.animals import ANIMALS, Animal, categories
 from circuitvit.images.image_set import ImageSet, Splits
 from circuitvit.images.loading import load_splits
-from circuitvit.images.pairs import Pairs
-from circuitvit.images.tensors import fingerprint
+from circuitvit.images.pairs.pairs import Pairs
+from circuitvit.images.tensor_checks import fingerprint
 
 __all__ = [
     "ANIMALS",

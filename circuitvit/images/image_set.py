@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, in_short, printable
-from circuitvit.images.arrays import arrays_table
-from circuitvit.images.asking import Viewer, asked_for
-from circuitvit.images.decoding import decode
-from circuitvit.images.labels import UNLABELLED, matched
-from circuitvit.images.ordering import warn_of_order
-from circuitvit.images.tensors import (
+from circuitvit.images.classes.class_order import warn_of_order
+from circuitvit.images.classes.labels import UNLABELLED, matched
+from circuitvit.images.decoding.pixels import decode
+from circuitvit.images.decoding.view_settings import Viewer, asked_for
+from circuitvit.images.sources.arrays import arrays_table
+from circuitvit.images.tensor_checks import (
     Indices,
     fingerprint,
     image_problems,

@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any, no_type_check
 import numpy as np
 import torch
 
+from circuitvit.checks import is_number, is_whole
 from circuitvit.errors import CircuitError, in_short, warn
-from circuitvit.images.arrays import digits_table, npz_table
-from circuitvit.images.asking import Viewer, asked_for
-from circuitvit.images.cache import remembered
-from circuitvit.images.choosing import (
+from circuitvit.images.classes.class_order import ClassOrder, order_problems
+from circuitvit.images.classes.labels import Classes, some
+from circuitvit.images.decoding.cache import remembered
+from circuitvit.images.decoding.pixels import Decoded, Look, decode
+from circuitvit.images.decoding.view_settings import Viewer, asked_for
+from circuitvit.images.image_set import ImageSet, Splits
+from circuitvit.images.image_table import Table
+from circuitvit.images.sampling import balanced, stratified
+from circuitvit.images.sources.arrays import digits_table, npz_table
+from circuitvit.images.sources.class_choice import (
     Parts,
     Wish,
     choice_problems,
     warn_of_lost_classes,
     with_classes,
 )
-from circuitvit.images.decoding import Decoded, Look, decode
-from circuitvit.images.image_set import ImageSet, Splits
-from circuitvit.images.labels import Classes, some
-from circuitvit.images.ordering import ClassOrder, order_problems
-from circuitvit.images.sampling import balanced, stratified
-from circuitvit.images.slices import PARTS, Split, own_parts
-from circuitvit.images.sources import Draw, given_table, source_table
-from circuitvit.images.table import Table
-from circuitvit.images.tensors import is_number, is_whole
-from circuitvit.images.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
+from circuitvit.images.sources.source_kinds import Draw, given_table, source_table
+from circuitvit.images.sources.split_expressions import PARTS, Split, own_parts
+from circuitvit.images.sources.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
 from circuitvit.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from circuitvit.html.escaping import escape
+from circuitvit.escaping import escape
 
 SIDE = 48
 """Pixels: no thumbnail is larger, so that each takes less than 10 kB."""

@@ -1,20 +1,20 @@
 """What a model can do and what it costs: accuracy, faithfulness, parameters, MACs, latency."""
 
-from circuitvit.measure.ablations import AcrossAblations, across_ablations
-from circuitvit.measure.accuracy import Accuracy, accuracy
 from circuitvit.measure.bootstrap import Estimate
-from circuitvit.measure.classification import Classification, classification
-from circuitvit.measure.completeness import Completeness, completeness
-from circuitvit.measure.cost import macs, parameters
-from circuitvit.measure.cost_table import Cost, Costs, measure_costs
-from circuitvit.measure.curve import Curve
-from circuitvit.measure.evaluation import Evaluation, evaluate
-from circuitvit.measure.faithfulness import faithfulness
-from circuitvit.measure.faithfulness_curve import SHARES, faithfulness_curve
-from circuitvit.measure.latency import Latency, latency
-from circuitvit.measure.minimality import Minimality, minimality
-from circuitvit.measure.report import Report, measure
-from circuitvit.measure.savings import Saving, Savings, savings
+from circuitvit.measure.circuits.across_ablations import AcrossAblations, across_ablations
+from circuitvit.measure.circuits.completeness import Completeness, completeness
+from circuitvit.measure.circuits.curve import Curve
+from circuitvit.measure.circuits.faithfulness import faithfulness
+from circuitvit.measure.circuits.faithfulness_curve import SHARES, faithfulness_curve
+from circuitvit.measure.circuits.minimality import Minimality, minimality
+from circuitvit.measure.models.accuracy import Accuracy, accuracy
+from circuitvit.measure.models.classification import Classification, classification
+from circuitvit.measure.models.cost import macs, parameters
+from circuitvit.measure.models.cost_table import Cost, Costs, measure_costs
+from circuitvit.measure.models.evaluation import Evaluation, evaluate
+from circuitvit.measure.models.latency import Latency, latency
+from circuitvit.measure.models.report import Report, measure
+from circuitvit.measure.models.savings import Saving, Savings, savings
 
 __all__ = [
     "SHARES",

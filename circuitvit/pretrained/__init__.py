@@ -5,18 +5,16 @@ from typing import Literal
 
 from torch import nn
 
-from circuitvit.circuit_vit import FORMAT, CircuitViT
 from circuitvit.errors import warn
 from circuitvit.files import finish_save, read_json, readable_path
+from circuitvit.models.circuit_vit import FORMAT, CircuitViT
+from circuitvit.models.vit import ViT
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.conversion import Examination
-from circuitvit.pretrained.examining import examine
-from circuitvit.pretrained.into_huggingface import to_transformers
-from circuitvit.pretrained.into_timm import to_timm
+from circuitvit.pretrained.loading import examine
 from circuitvit.torch_modes import in_default_modes
-from circuitvit.vit import ViT
 
-__all__ = ["Examination", "examine", "load_saved", "load_vit", "to_timm", "to_transformers"]
+__all__ = ["Examination", "examine", "load_saved", "load_vit"]
 
 
 @in_default_modes

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
-from circuitvit.pretrained.reading import Reading
-from circuitvit.vit import PARTS
+from circuitvit.models.vit import PARTS
+from circuitvit.pretrained.libraries.reading import Reading
 
 
 def assembled(

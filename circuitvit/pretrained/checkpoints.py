@@ -16,8 +16,8 @@ from torch import Tensor
 
 from circuitvit.errors import CircuitError
 from circuitvit.plain_weights import adapters_among, few, quantized_among
-from circuitvit.pretrained.choosing import Choosing
-from circuitvit.pretrained.classifiers import straight_heads, with_outer_head
+from circuitvit.pretrained.checkpoint_head import straight_heads, with_outer_head
+from circuitvit.pretrained.checkpoint_weights import Choosing
 from circuitvit.pretrained.safe_loading import content_of
 
 Choice = Literal["ema", "model"]

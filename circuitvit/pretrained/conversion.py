@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.models.vit import ViT
 from circuitvit.precision import HALF
 from circuitvit.pretrained.assembly import assembled
-from circuitvit.pretrained.reading import Library, Reading, replaced_layers
-from circuitvit.pretrained.recognition import refuse
+from circuitvit.pretrained.libraries.reading import Library, Reading, replaced_layers
+from circuitvit.pretrained.libraries.recognition import refuse
 from circuitvit.torch_modes import default_modes
-from circuitvit.vit import ViT
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference to the source's logits, by dtype, in units of the largest logit."""

@@ -8,11 +8,12 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.plain_weights import few
-from circuitvit.pretrained import huggingface, timm, torchvision
+from circuitvit.pretrained.checkpoint_head import straight_heads
 from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
-from circuitvit.pretrained.classifiers import straight_heads
-from circuitvit.pretrained.reading import PUT_BACK, Renames, renamed
-from circuitvit.pretrained.sources import Checkpoint, Opened
+from circuitvit.pretrained.libraries import timm, torchvision
+from circuitvit.pretrained.libraries import transformers as huggingface
+from circuitvit.pretrained.libraries.reading import PUT_BACK, Renames, renamed
+from circuitvit.pretrained.opened import Checkpoint, Opened
 
 _OF_A_MODEL = re.compile(
     r"^(patch|patch_embed|conv_proj|embeddings|class_token|distillation_token|register_tokens|"

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import finish_save, read_json
+from circuitvit.files.tensor_files import recognized
+from circuitvit.models.vit import ViT
 from circuitvit.plain_weights import adapters_among
 from circuitvit.preprocessing import natural_key
-from circuitvit.pretrained import huggingface, timm, torchvision
 from circuitvit.pretrained.checkpoints import NO_MODEL, read_checkpoint
 from circuitvit.pretrained.claims import (
     asks_for_code,
@@ -24,12 +25,12 @@ from circuitvit.pretrained.claims import (
     check_size,
 )
 from circuitvit.pretrained.fitting import filled, fitted, of_another_model
-from circuitvit.pretrained.libraries import imported, quiet_transformers
-from circuitvit.pretrained.recognition import check_readable
+from circuitvit.pretrained.libraries import timm, torchvision
+from circuitvit.pretrained.libraries import transformers as huggingface
+from circuitvit.pretrained.libraries.imports import imported, quiet_transformers
+from circuitvit.pretrained.libraries.recognition import check_readable
+from circuitvit.pretrained.opened import Checkpoint, Opened, refuse_choice, unwrapped
 from circuitvit.pretrained.safe_loading import ENDINGS
-from circuitvit.pretrained.sources import Checkpoint, Opened, refuse_choice, unwrapped
-from circuitvit.tensor_files import recognized
-from circuitvit.vit import ViT
 
 
 def from_folder(

@@ -11,14 +11,14 @@ from torch import nn
 from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import unwritable_cache
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained import timm as timm_model
 from circuitvit.pretrained.checkpoints import read_checkpoint
 from circuitvit.pretrained.fitting import filled
 from circuitvit.pretrained.folders import from_folder, image_size_in, timm_options
-from circuitvit.pretrained.libraries import closest, imported
-from circuitvit.pretrained.reading import distinct
-from circuitvit.pretrained.recognition import check_readable
-from circuitvit.pretrained.sources import Checkpoint, Opened
+from circuitvit.pretrained.libraries import timm as timm_model
+from circuitvit.pretrained.libraries.imports import closest, imported
+from circuitvit.pretrained.libraries.reading import distinct
+from circuitvit.pretrained.libraries.recognition import check_readable
+from circuitvit.pretrained.opened import Checkpoint, Opened
 
 LIBRARIES = ("timm", "hf", "torchvision")
 WEIGHTS = ("*.safetensors",)

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch.torch_version import TorchVersion
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.records import recognised
-from circuitvit.tensor_files import read_tensors, recognized
+from circuitvit.files.records import recognised
+from circuitvit.files.tensor_files import read_tensors, recognized
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _SAFE = (

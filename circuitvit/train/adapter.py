@@ -20,17 +20,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from circuitvit.classifier import Classifier
 from circuitvit.config import MOST
 from circuitvit.errors import CircuitError
 from circuitvit.files import readable_path
+from circuitvit.files.records import another_kind
+from circuitvit.files.restoring import UnfitError, restored, warn_of_surplus
+from circuitvit.files.tensor_files import read_tensors, told_in, write_tensors
+from circuitvit.models.classifier import Classifier
+from circuitvit.models.vit import ViT
 from circuitvit.precision import HALF
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.records import another_kind
-from circuitvit.restoring import UnfitError, restored, warn_of_surplus
-from circuitvit.tensor_files import read_tensors, told_in, write_tensors
 from circuitvit.torch_modes import in_default_modes
-from circuitvit.vit import ViT
 
 ADAPTER_FILE = "adapter.safetensors"
 SCHEMA = 1

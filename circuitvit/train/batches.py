@@ -8,10 +8,10 @@ from torch import Tensor
 
 from circuitvit.images import ImageSet
 from circuitvit.train.augmentation import moved, random_moves
-from circuitvit.train.draws import seed_of
+from circuitvit.train.image_augmentation import disturbed, retouched
 from circuitvit.train.mixing import Mix
-from circuitvit.train.pictures import disturbed, retouched
 from circuitvit.train.recipe import Recipe
+from circuitvit.train.seeds import seed_of
 
 
 class Batch(NamedTuple):

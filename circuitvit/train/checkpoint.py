@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from circuitvit.errors import CircuitError, in_short
-from circuitvit.restoring import UnfitError, restored
-from circuitvit.tensor_files import read_tensors, told_in, write_tensors
+from circuitvit.files.restoring import UnfitError, restored
+from circuitvit.files.tensor_files import read_tensors, told_in, write_tensors
 from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from circuitvit.train.draws import Purpose, seed_of
+from circuitvit.models.vit import ViT
 from circuitvit.train.recipe import Recipe
-from circuitvit.vit import ViT
+from circuitvit.train.seeds import Purpose, seed_of
 
 
 class DroppedPaths:

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from circuitvit.charts.chart import Figure
+from circuitvit.charts.readings import GRADIENT_FLOW
+from circuitvit.charts.timeline import timeline
 from circuitvit.errors import CircuitError
-from circuitvit.html.chart import Figure
-from circuitvit.html.readings import GRADIENT_FLOW
-from circuitvit.html.timeline import timeline
 
 _OF_MLP = {"ln2", "mlp", "mlp_constant"}
 _OF_HEAD = {"final_norm", "head"}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitvit.train.draws import Purpose, seed_of
 from circuitvit.train.recipe import Recipe
+from circuitvit.train.seeds import Purpose, seed_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from circuitvit.checks import check_vit, whole
+from circuitvit.checks import whole
 from circuitvit.errors import CircuitError
-from circuitvit.history import after
+from circuitvit.intervene.input_checks import check_vit
+from circuitvit.models.history import after
+from circuitvit.models.vit import ViT
 from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.torch_modes import in_default_modes
-from circuitvit.vit import ViT
 
 
 @in_default_modes

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, no_type_check
 
 from circuitvit.errors import CircuitError, in_short
-from circuitvit.restoring import MOST
+from circuitvit.files.restoring import MOST
 from circuitvit.train.schedule import ScheduleBy, learning_rate_at
 
 Precision = Literal["no", "bf16", "fp16"]

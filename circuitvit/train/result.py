@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from circuitvit.circuit_vit import CircuitViT
-from circuitvit.html.chart import Figure
+from circuitvit.charts.chart import Figure
+from circuitvit.models.circuit_vit import CircuitViT
+from circuitvit.models.vit import ViT
 from circuitvit.train.adapter import AdaptedViT, Adapter
 from circuitvit.train.gradient_flow import gradient_figure
-from circuitvit.vit import ViT
 
 AnyViT = ViT | CircuitViT
 Model = TypeVar("Model", bound=AnyViT)

@@ -22,24 +22,24 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import check_writable, held
 from circuitvit.images import ImageSet
 from circuitvit.measure import accuracy
+from circuitvit.models.vit import ViT
 from circuitvit.progress import progress as progress_bar
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.train.adapter import AdaptedViT
-from circuitvit.train.averaging import Average
 from circuitvit.train.batches import EpochBatches
 from circuitvit.train.checkpoint import Checkpoint
 from circuitvit.train.distillation import Teacher, loss_of
-from circuitvit.train.draws import Purpose, seed_of
 from circuitvit.train.drop_path import DroppedPaths, dropped_paths
+from circuitvit.train.ema import Average
 from circuitvit.train.gradient_flow import GradientFlow
-from circuitvit.train.learning import adamw, learning
-from circuitvit.train.readiness import carried, check, run_of
+from circuitvit.train.history_entry import with_history
+from circuitvit.train.optimizer import adamw, learning
+from circuitvit.train.preconditions import carried, check, run_of
 from circuitvit.train.recipe import Recipe
-from circuitvit.train.recorded import with_history
 from circuitvit.train.result import AnyViT, Model, Training
+from circuitvit.train.seeds import Purpose, seed_of
 from circuitvit.train.stopping import best_epoch, is_over
 from circuitvit.train.tensorboard import curves_in
-from circuitvit.vit import ViT
 
 CHECKPOINT = "checkpoint.safetensors"
 LINES_AN_EPOCH = 20

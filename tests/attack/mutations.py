@@ -103,7 +103,7 @@ def _text(value: Any, draw: Draw) -> bytes:
 def _sealed(body: Any) -> Any:
     """The record with the checksum that it would have, so that only its fields tell."""
     if isinstance(body, dict) and "checksum" in body:
-        from circuitvit.records import checksum
+        from circuitvit.files.records import checksum
 
         with contextlib.suppress(ValueError, UnicodeError, RecursionError, TypeError):
             rest = {name: value for name, value in body.items() if name != "checksum"}

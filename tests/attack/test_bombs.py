@@ -93,7 +93,7 @@ def _circuit(folder: Path, **fields) -> Path:
     """A circuit whose config is forged, with the checksum that it would have."""
     from attack import specimens as own
 
-    from circuitvit.records import checksum
+    from circuitvit.files.records import checksum
 
     path = folder / "circuit.json"
     own.circuit().save(path)

@@ -1,0 +1,1 @@
+"""Charts and tables of measurements; they know neither circuits nor torch."""

@@ -1,0 +1,327 @@
+"""Pass: from shared copies to a plan and its weights, as a plain PyTorch model.
+
+Weights are cut to the exact shapes, LayerNorms' scales and shifts multiplied in. Sums that several
+copies contain are made once. Under `mean`, either each copy holds the ã of what it does not keep,
+or each writer writes a − ã and all copies hold the ã of all: whichever needs fewer numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.compiler.passes.sharing import Copy, HeadGroup, Shared, SharedBlock
+from circuitvit.compiler.program import Program, Table
+from circuitvit.graph.edge_graph import node_named
+from circuitvit.models.circuit_plan import (
+    EMBED,
+    BlockPlan,
+    Call,
+    MLPPlan,
+    Plan,
+    Projection,
+    Read,
+    Source,
+    Write,
+)
+from circuitvit.models.circuit_vit import CircuitViT
+from circuitvit.models.vit import PARTS, Attention, Block, ViT
+
+
+def lower(shared: Shared, dtype: torch.dtype) -> CircuitViT:
+    """The model that computes a shared program."""
+    both = [_Lowering(shared, shifted) for shifted in (False, True)]
+    models = [lowering.plan() for lowering in both]
+    sizes = [lowering.numbers_in_tables() for lowering in both]
+    best = 1 if sizes[1] < sizes[0] else 0
+    vit = shared.program.vit
+    weights = {**both[best].weights, **_ends(vit, both[best])}
+    with torch.device("meta"):
+        model = CircuitViT(vit.config, models[best])
+    copies = {
+        name: w.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+        for name, w in weights.items()
+    }
+    model.preprocessing = vit.preprocessing
+    return model.take_over(copies, source="the compiler").train(vit.training)
+
+
+def _ends(vit: ViT, lowering: "_Lowering") -> dict[str, Tensor]:
+    ends = {k: v for k, v in vit.state_dict().items() if not k.startswith("blocks.")}
+    shift = lowering.shift("embed")
+    if shift is not None:  # never where a LayerNorm follows the positions
+        ends["positions"] = ends["positions"] + shift
+    return {f"ends.{name}": value for name, value in ends.items()}
+
+
+@dataclass
+class _Lowering:
+    """One way to lower a program; `weights` fills while the plan is made.
+
+    Attributes:
+        shared: the program.
+        shifted: whether writers write a − ã.
+        weights: of the model, by name.
+        tables: those that copies hold.
+        shifts: numbers in the tables that writers add.
+    """
+
+    shared: Shared
+    shifted: bool
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    shifts: int = 0
+
+    def __post_init__(self) -> None:
+        self.program: Program = self.shared.program
+        self._tokens = self.program.vit.config.tokens
+        self._values: dict[str, int] = {"embed": EMBED}
+        self._rows = {EMBED: self._tokens}
+        self._sums: dict[int, frozenset[int]] = {EMBED: frozenset({EMBED})}
+        self._anywhere: set[int] = {EMBED}
+        self._next = EMBED + 1
+
+    def numbers_in_tables(self) -> int:
+        """How many parameters all tables have."""
+        return self.shifts + sum(table.numel() for table in self.tables)
+
+    def plan(self) -> Plan:
+        """The plan; sums that nobody uses again are not kept."""
+        blocks = [self._block(index, block) for index, block in enumerate(self.shared.blocks)]
+        logits = self._read(self.shared.logits)
+        for index, table in enumerate(self.tables):
+            self.weights[f"tables.{index}"] = table
+        plan = Plan(tuple(blocks), logits, tuple(len(table) for table in self.tables))
+        return _without_unused_sums(plan)
+
+    def shift(self, writer: str, *, first: bool = False) -> Table | None:
+        """−ã of a writer, if it writes a − ã and that is something."""
+        if not self._shifts(writer):
+            return None
+        value = self.program.ablated_of(writer)
+        if not bool(value.any()):
+            return None
+        return -value[:1] if first else -value
+
+    def _shifts(self, writer: str) -> bool:
+        """Whether a writer writes a − ã: `embed` can't, where its LayerNorm comes last."""
+        fixed = writer == "embed" and self.program.vit.config.embed_norm
+        return self.shifted and not fixed
+
+    def _new(self, rows: int) -> int:
+        self._rows[self._next] = rows
+        self._next += 1
+        return self._next - 1
+
+    def _read(self, copy: Copy) -> Read:
+        """How a copy is made of what there is: the largest sums that are part of it first."""
+        wanted = frozenset(self._values[name] for name in copy.writers)
+        rest, values = wanted, list[int]()
+        while rest:
+            usable = (v for v in self._sums if self._sums[v] <= rest
+                      and (copy.first or v in self._anywhere))  # fmt: skip
+            best = max(usable, key=lambda value: (len(self._sums[value]), value))
+            values.append(best)
+            rest -= self._sums[best]
+        table = self._table(copy)
+        rows = 1 if copy.first else max([self._rows[v] for v in values], default=1)
+        own = None
+        if len(values) > 1:
+            own = self._new(rows)
+            self._sums[own] = wanted
+            self._anywhere |= set() if copy.first else {own}
+        held = 1 if table is None else len(self.tables[table])
+        return Read(tuple(values), table, max(rows, held), copy.first, own)
+
+    def _table(self, copy: Copy) -> int | None:
+        """The number of a copy's table; tables that are the same are one."""
+        shifted = (self.program.ablated_of(w) for w in copy.writers if self._shifts(w))
+        table = sum(shifted, start=copy.table)
+        table = table[:1] if copy.first else table
+        if copy.writers and not bool(table.any()):
+            return None
+        for index, known in enumerate(self.tables):
+            if known.shape == table.shape and torch.equal(known, table):
+                return index
+        self.tables.append(table)
+        return len(self.tables) - 1
+
+    def _block(self, index: int, shared: SharedBlock) -> BlockPlan:
+        block = self.program.vit.blocks[index]
+        assert isinstance(block, Block)
+        prefix = f"blocks.{index}."
+        slots = [_slots(copy, shared.groups) for copy in shared.copies]
+        projections = tuple(
+            Projection(self._read(copy), len(readers))
+            for copy, readers in zip(shared.copies, slots, strict=True)
+        )
+        for number, readers in enumerate(slots):
+            weight, bias = _projection(block, readers)
+            self.weights[f"{prefix}projections.{number}.linear.weight"] = weight
+            self.weights[f"{prefix}projections.{number}.linear.bias"] = bias
+        rows = [projection.read.rows for projection in projections]
+        calls = tuple(
+            self._call(f"{prefix}calls.{number}.", group, slots, rows)
+            for number, group in enumerate(shared.groups)
+        )
+        self._norms(prefix, block, calls)
+        writes = tuple(self._writes(prefix, block, shared.groups, calls))
+        mlp = None if shared.mlp is None else self._mlp(f"{prefix}mlp.", block, shared.mlp)
+        constant = (n for n in self.program.constants if node_named(n).block == index)
+        width = self.program.vit.config.head_width[index]
+        return BlockPlan(width, projections, calls, writes, mlp, tuple(constant))
+
+    def _call(self, prefix: str, group: HeadGroup, slots: list[list[str]], rows: list[int]) -> Call:
+        heads = tuple(node_named(name).head or 0 for name in group.heads)
+        patterns = [self.program.patterns.get(name) for name in group.heads]
+        tables = {part: self._part_table(group, part) for part in PARTS}
+        for part, table in tables.items():
+            if table is not None:
+                self.weights[f"{prefix}{part}_table"] = table
+        known = [pattern for pattern in patterns if pattern is not None]
+        sources = {part: () if known and part != "v" else _sources(group, part, slots)
+                   for part in PARTS}  # fmt: skip
+        made = self._tokens
+        if known:
+            pattern = torch.stack([p[:1] if group.first else p for p in known])
+            self.weights[f"{prefix}pattern"] = pattern
+            made = pattern.shape[1]
+        else:
+            held = [] if tables["q"] is None else [tables["q"].shape[1]]
+            made = max(
+                held + [rows[s.projection] for s in sources["q"] if s.projection is not None]
+            )
+        q, k, v = (0 if t is None else t.shape[1] for t in tables.values())
+        return Call(
+            heads, made if known else 0, sources["q"], sources["k"], sources["v"], (q, k, v), made
+        )
+
+    def _part_table(
+        self, group: HeadGroup, part: str
+    ) -> Float[Tensor, "head _row head_width"] | None:
+        names = [f"{head}.{part}" for head in group.heads]
+        tables = [self.program.parts[name] for name in names if name in self.program.parts]
+        if not tables:
+            return None
+        if part == "q" and group.first:
+            tables = [table[:1] for table in tables]
+        return torch.stack(tables)
+
+    def _norms(self, prefix: str, block: Block, calls: tuple[Call, ...]) -> None:
+        """The LayerNorms of those queries and keys that are projected."""
+        for part in ("q", "k"):
+            norm = {"q": block.attention and block.attention.q_norm,
+                    "k": block.attention and block.attention.k_norm}[part]  # fmt: skip
+            projected = any(s.projection is not None for c in calls for s in c.sources(part))
+            if norm is not None and projected:
+                self.weights[f"{prefix}norms.{part}.weight"] = norm.weight
+                self.weights[f"{prefix}norms.{part}.bias"] = norm.bias
+
+    def _writes(
+        self, prefix: str, block: Block, groups: tuple[HeadGroup, ...], calls: tuple[Call, ...]
+    ) -> Iterator[Write]:
+        number = 0
+        for index, (group, call) in enumerate(zip(groups, calls, strict=True)):
+            start = 0
+            for heads in group.writes:
+                assert block.attention is not None
+                own = [node_named(name).head or 0 for name in heads]
+                weight = block.attention.output_weight()[own].flatten(0, 1).T
+                self.weights[f"{prefix}writes.{number}.linear.weight"] = weight
+                shifts = [self.shift(name, first=group.first) for name in heads]
+                table = _added([shift for shift in shifts if shift is not None])
+                if table is not None:
+                    self.weights[f"{prefix}writes.{number}.table"] = table
+                    self.shifts += table.numel()
+                held = 0 if table is None else len(table)
+                value = self._written(heads, max(call.rows, held), group.first)
+                yield Write(index, start, len(heads), value, held)
+                start, number = start + len(heads), number + 1
+
+    def _written(self, units: tuple[str, ...], rows: int, first: bool) -> int:
+        value = self._new(rows)
+        self._sums[value] = frozenset({value})
+        self._anywhere |= set() if first else {value}
+        self._values |= dict.fromkeys(units, value)
+        return value
+
+    def _mlp(self, prefix: str, block: Block, copy: Copy) -> MLPPlan:
+        mlp, norm = block.mlp, block.ln2
+        assert mlp is not None
+        assert norm is not None
+        name = copy.readers[0]
+        read = self._read(copy)
+        shift = self.shift(name, first=copy.first)
+        table = mlp.fc2.bias[None] if shift is None else mlp.fc2.bias + shift
+        self.shifts += 0 if shift is None else table.numel()
+        self.weights |= {
+            f"{prefix}fc1.weight": mlp.fc1.weight * norm.weight,
+            f"{prefix}fc1.bias": mlp.fc1.bias + mlp.fc1.weight @ norm.bias,
+            f"{prefix}fc2.weight": mlp.fc2.weight,
+            f"{prefix}table": table,
+        }
+        value = self._written((name,), max(read.rows, len(table)), copy.first)
+        return MLPPlan(read, len(mlp.fc1.bias), value, len(table))
+
+
+def _slots(copy: Copy, groups: tuple[HeadGroup, ...]) -> list[str]:
+    """A copy's readers in an order in which those of a group's part are together."""
+    wanted = [f"{head}.{part}" for group in groups for part in PARTS for head in group.heads]
+    return [name for name in wanted if name in copy.readers]
+
+
+def _sources(group: HeadGroup, part: str, slots: list[list[str]]) -> tuple[Source, ...]:
+    """Where a group's queries, keys or values come from, heads in a row together."""
+    places = {name: (i, j) for i, names in enumerate(slots) for j, name in enumerate(names)}
+    found: list[Source] = []
+    in_table = 0
+    for head in group.heads:
+        projection, slot = places.get(f"{head}.{part}", (None, in_table))
+        in_table += projection is None
+        last = found[-1] if found else None
+        if last and last.projection == projection and last.start + last.heads == slot:
+            found[-1] = replace(last, heads=last.heads + 1)
+        else:
+            found.append(Source(projection, slot, 1))
+    return tuple(found)
+
+
+def _projection(block: Block, readers: list[str]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of some queries, keys and values, the LayerNorm before them folded."""
+    attention, norm = block.attention, block.ln1
+    assert isinstance(attention, Attention)
+    assert norm is not None
+    weights, biases = list[Tensor](), list[Tensor]()
+    for name in readers:
+        node = node_named(name)
+        assert node.part is not None
+        assert node.head is not None
+        weight, bias = (x if x is None else x[node.head] for x in attention.projection(node.part))
+        assert weight is not None
+        shift = weight @ norm.bias
+        weights.append(weight * norm.weight)
+        biases.append(shift if bias is None else bias + shift)
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _added(tables: list[Table]) -> Table | None:
+    return sum(tables[1:], start=tables[0]) if tables else None
+
+
+def _without_unused_sums(plan: Plan) -> Plan:
+    used = set(plan.last_uses())
+
+    def pruned(read: Read) -> Read:
+        return read if read.sum in used else replace(read, sum=None)
+
+    blocks = tuple(
+        replace(
+            block,
+            projections=tuple(replace(p, read=pruned(p.read)) for p in block.projections),
+            mlp=None if block.mlp is None else replace(block.mlp, read=pruned(block.mlp.read)),
+        )
+        for block in plan.blocks
+    )
+    return replace(plan, blocks=blocks, logits=pruned(plan.logits))

@@ -1,0 +1,247 @@
+"""One search on all pairs of images: at once where memory allows, else chunk by chunk.
+
+Where not all pairs fit, many decisions are looked at in one pass over the chunks (`passes`); they
+are those of all pairs at once. When memory runs out all the same, chunks are halved and the
+question is asked again.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from circuitvit.config import ViTConfig
+from circuitvit.discover.acdc.engine.circuit_state import Speedups
+from circuitvit.discover.acdc.engine.incremental import IncrementalRun, Trial
+from circuitvit.discover.acdc.passes import SearchPasses
+from circuitvit.discover.batching import NO_MEMORY, is_out_of_memory
+from circuitvit.discover.task import Problem
+from circuitvit.errors import CircuitError
+from circuitvit.graph.edge_graph import node_named, readers_of, writers_of
+from circuitvit.images import Pairs
+from circuitvit.memory import address_space_left, free_memory
+
+SHARE_OF_MEMORY = 0.7
+"""How much of the free memory may be taken."""
+SHARE_OF_ADDRESSES = 1.2
+"""How much of what an address space has left may be planned for, where one run takes all pairs.
+
+A run holds less than `numbers_an_image`, unless every edge stays, and what is refused there loses
+no decision: the search goes on in chunks.
+"""
+NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
+"""Numbers that one reader reads in the removals tried together; on a CPU more leaves the cache."""
+MOMENTS = 32
+"""The most removals that are tried together."""
+
+Answer = TypeVar("Answer")
+MakePasses = Callable[[Tensor, int], SearchPasses]
+"""Of the model's logits and how many pairs go at once."""
+
+
+class Chunks:
+    """The incremental runs of all pairs.
+
+    Args:
+        problem: what is asked.
+        kept: the kept edges, by split reader; the caller's, who removes what is settled.
+        opened: units that were tried before.
+        images: how many pairs at once; None goes by the memory that is free.
+        speedups: what may be done to be fast.
+        full: the model's logits, where they are known.
+        passes: makes the passes over chunks; None lets memory run out.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        kept: Mapping[str, Collection[int]],
+        *,
+        opened: Collection[str] = (),
+        images: int | None,
+        speedups: Speedups,
+        full: Tensor | None = None,
+        passes: MakePasses | None,
+    ) -> None:
+        self._problem, self._kept, self._speedups = problem, kept, speedups
+        self._images = _alike(len(problem.pairs), images or _planned(problem))
+        self._names = writers_of(problem.vit.config)
+        self._opened = list(opened)
+        self.unit: str | None = None
+        self._readers: Sequence[str] = ()
+        self._order: Sequence[int] = ()
+        self._whole: IncrementalRun | None = None
+        self._trial: Trial | None = None
+        self._make_passes = passes
+        self._passes: SearchPasses | None = None
+        self._full = self._logits_of_model() if full is None else full
+        pairs = problem.pairs
+        if self._images == len(pairs):
+            self._whole = self._within_memory(lambda: self._run(pairs))
+
+    def _logits_of_model(self) -> Tensor:
+        vit, clean = self._problem.vit, self._problem.pairs.clean
+        return self._insisted(
+            lambda: torch.cat([vit(images) for images in clean.split(self._images)])
+        )
+
+    def _insisted(self, work: Callable[[], Answer]) -> Answer:
+        """What the work gives, in chunks as small as it takes."""
+        while True:
+            answer = self._within_memory(work)
+            if answer is not None:
+                return answer
+
+    def _run(self, pairs: Pairs) -> IncrementalRun:
+        ablated = self._problem.ablated_writes(pairs)
+        vit, opened = self._problem.vit, self._opened
+        return IncrementalRun(
+            vit, pairs.clean, ablated, self._kept, opened=opened, speedups=self._speedups
+        )
+
+    def _within_memory(self, work: Callable[[], Answer]) -> Answer | None:
+        """What the work gives, or None if memory ran out and chunks are now smaller."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as cause:
+            if self._make_passes is None or not is_out_of_memory(cause):
+                raise
+            if self._images == 1:
+                raise CircuitError(NO_MEMORY) from cause
+        self._whole, self._trial, self._passes = None, None, None
+        self._images = self._images // 2
+        return None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the pairs are taken chunk by chunk."""
+        return self._whole is None
+
+    def loss_of_model(self) -> float:
+        """The metric of the untouched model, over all pairs."""
+        return self._loss(self._full, self._problem.pairs, self._full)
+
+    def loss_now(self) -> float:
+        """The metric of the circuit as it stands, over all pairs."""
+
+        def logits() -> Tensor:
+            if self._whole is not None:
+                return self._whole.logits
+            chunks = self._problem.chunks(self._images)
+            return torch.cat([self._run(pairs).logits for pairs in chunks])
+
+        return self._loss(self._insisted(logits), self._problem.pairs, self._full)
+
+    def largest_logit(self) -> float:
+        """The largest |logit| of the untouched model."""
+        return float(self._full.abs().max())
+
+    def _loss(self, logits: Tensor, pairs: Pairs, full: Tensor) -> float:
+        losses = self._problem.loss(logits, pairs, full)
+        return float(losses.double().sum()) / len(self._problem.pairs)
+
+    def open(self, unit: str) -> None:
+        """Take up a unit; those before it are done with."""
+        if self.unit is not None:
+            self._opened.append(self.unit)
+        self.unit = unit
+        self._with_whole(lambda run: run.open(unit))
+
+    def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
+        """Take up a reader of that unit, to try its writers in this order."""
+        self._readers, self._order = readers, order
+        self._with_whole(lambda run: run.begin(readers, order))
+
+    def _with_whole(self, work: Callable[[IncrementalRun], None]) -> None:
+        run = self._whole
+        if run is not None:
+            self._within_memory(lambda: work(run))
+
+    def most_moments(self) -> int:
+        """How many removals are tried together at most."""
+        if self._speedups.states is not None:
+            return self._speedups.states
+        return 1 if self._whole is None else self._batch(self._whole)
+
+    def _batch(self, run: IncrementalRun) -> int:
+        """How many removals go through one run in one batch."""
+        kind = self._problem.vit.positions.device.type
+        most = NUMBERS_AT_ONCE.get(kind, NUMBERS_AT_ONCE["cuda"])
+        return max(1, min(MOMENTS, most // run.numbers_read()))
+
+    def losses(self, first: int, moments: int, keeps: Collection[int]) -> list[float]:
+        """The metric after each of some removals in a row, over all pairs.
+
+        Chunk by chunk, that of the first alone.
+        """
+
+        def ask() -> list[float]:
+            if self._whole is None:
+                return [self.loss_of_model() + self._passing().value(self._edge(first))]
+            self._trial = self._whole.try_removals(first, moments, keeps)
+            pairs = self._problem.pairs
+            return [self._loss(logits, pairs, self._full) for logits in self._trial.logits]
+
+        return self._insisted(ask)
+
+    def _passing(self) -> SearchPasses:
+        if self._passes is None:
+            assert self._make_passes is not None
+            self._passes = self._make_passes(self._full, self._images)
+        return self._passes
+
+    def _edge(self, index: int) -> str:
+        reader = self._readers[0] if len(self._readers) == 1 else self.unit
+        return f"{self._names[self._order[index]]}->{reader}"
+
+    def settle(self, removed: int | None, kept: Sequence[int]) -> None:
+        """Let it be as decided after `losses`.
+
+        Args:
+            removed: index in the question of the last writer that goes, with all before it that
+                are not kept.
+            kept: the writers that stay.
+        """
+        self._within_memory(lambda: self._settle(removed, kept))
+        self._trial = None
+
+    def _settle(self, removed: int | None, kept: Sequence[int]) -> None:
+        run, trial = self._whole, self._trial
+        if self._passes is not None:
+            self._passes.settle(removed is not None)
+        if run is None or trial is None:
+            return
+        for place in kept:
+            run.keep(place)
+        if removed is not None:
+            run.commit(trial, removed)
+
+
+def _alike(pairs: int, most: int) -> int:
+    """How many pairs are in a chunk, if all chunks are to be about as large."""
+    return math.ceil(pairs / math.ceil(pairs / most))
+
+
+def _planned(problem: Problem) -> int:
+    """How many pairs go at once: all of them where that may work."""
+    pairs = len(problem.pairs)
+    hopeful = images_that_fit(problem, of_addresses=SHARE_OF_ADDRESSES)
+    return pairs if pairs <= hopeful else images_that_fit(problem)
+
+
+def images_that_fit(problem: Problem, *, of_addresses: float = SHARE_OF_MEMORY) -> int:
+    """How many pairs the memory holds that may be taken now."""
+    positions = problem.vit.positions
+    free = SHARE_OF_MEMORY * free_memory(positions.device)
+    free = min(free, of_addresses * address_space_left(positions.device))
+    return max(1, int(free) // (positions.element_size() * numbers_an_image(problem.vit.config)))
+
+
+def numbers_an_image(config: ViTConfig) -> int:
+    """How many numbers a run holds for one pair, if every edge were kept."""
+    heads = [name for name in writers_of(config) if node_named(name).kind == "head"]
+    streams = len(writers_of(config)) + len(readers_of(config)) + 12 * (config.depth + 1)
+    hidden = 4 * config.tokens * max(config.mlp_width, default=0)
+    return streams * config.tokens * config.width + len(heads) * config.tokens**2 + hidden

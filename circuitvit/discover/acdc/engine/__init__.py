@@ -1,0 +1,1 @@
+"""The incremental engine of ACDC: the same decisions as whole ablated runs, faster."""

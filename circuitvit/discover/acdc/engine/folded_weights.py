@@ -1,0 +1,195 @@
+"""A block's weights, ready for running its units on streams of their own, over and over.
+
+A LayerNorm subtracts the mean over the width, divides by the deviation, and scales. Its scale and
+shift are folded into the projections that follow it; its mean is gone from the start, as whatever
+enters the stream is written without one; what is left of it is one factor a token. Unfolded, the
+same functions use the LayerNorm as it is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.models.vit import PARTS, Attention, Block, activate
+
+
+def centred(x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+    """Without its mean over the width, which no LayerNorm sees."""
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a reader reads, and how long it is.
+
+    Attributes:
+        x: [image token width], or with the heads in front.
+        squares: its squared length without its mean, [image token 1], or with the heads in front.
+    """
+
+    x: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What a reader reads, already multiplied by its folded weights, but not divided by σ.
+
+    Attributes:
+        products: [image token out], or with the heads in front.
+        squares: the squared length of what it reads, [image token 1], or with the heads in front.
+    """
+
+    products: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of a block.
+
+    Attributes:
+        weight: of the queries, keys and values.
+        bias: of the same.
+        out: W_O of each head.
+        norm: the LayerNorm before them; its scale and shift are in `weight` and `bias` if `folded`.
+        attention: the block's own, for the LayerNorms of queries and keys.
+        folded: whether streams come without their mean.
+    """
+
+    weight: Float[Tensor, "part head head_width width"]
+    bias: Float[Tensor, "part head head_width"]
+    out: Float[Tensor, "head head_width width"]
+    norm: nn.LayerNorm
+    attention: Attention
+    folded: bool
+
+    @classmethod
+    def of(cls, block: Block, *, folded: bool) -> "Heads | None":
+        """Those of a block, if it has any; copies, so the model stays as it is."""
+        attention, norm = block.attention, block.ln1
+        if attention is None or norm is None:
+            return None
+        parts = [attention.projection(part) for part in PARTS]
+        weight = torch.stack([weight for weight, _ in parts])
+        bias = torch.stack([w.new_zeros(w.shape[:2]) if b is None else b for w, b in parts])
+        out = attention.output_weight()
+        if folded:
+            bias = bias + weight @ norm.bias
+            weight, out = weight * norm.weight, centred(out)
+        if attention.q_norm is None:
+            scale = torch.ones_like(weight[:, :1, :1, :1])
+            scale[0] = weight.shape[2] ** -0.5
+            weight, bias = weight * scale, bias * scale[..., 0]
+        return cls(weight, bias, out.contiguous(), norm, attention, folded)
+
+    def project(
+        self, part: str, heads: list[int], reads: "Measured | Projected"
+    ) -> Float[Tensor, "head image token head_width"]:
+        """The queries, keys or values of some heads; queries come divided by √head_width.
+
+        Args:
+            part: `q`, `k` or `v`.
+            heads: which.
+            reads: what they read, with the heads in front, or its products.
+        """
+        index = PARTS.index(part)
+        weight, bias = self._of(self.weight[index], heads), self._of(self.bias[index], heads)
+        if isinstance(reads, Projected) or self.folded:
+            if isinstance(reads, Measured):
+                reads = Projected(_times(reads.x, weight.mT), reads.squares)
+            factor = inverse_deviation(reads.squares, self.norm)
+            projected = torch.addcmul(bias[:, None, None], reads.products, factor)
+        else:
+            projected = _times(self.norm(reads.x), weight.mT) + bias[:, None, None]
+        if part != "q" or self.attention.q_norm is None:
+            return self.attention.normalize(part, projected)
+        return self.attention.q_norm(projected) * projected.shape[-1] ** -0.5
+
+    def of_part(self, part: str | None) -> Float[Tensor, "head head_width width"]:
+        """The weights of the queries, keys or values."""
+        assert part is not None
+        return self.weight[PARTS.index(part)]
+
+    def expand(
+        self, heads: list[int], z: Float[Tensor, "head image token head_width"]
+    ) -> Float[Tensor, "head image token width"]:
+        """Z in the stream: z @ W_O of each head."""
+        return _times(z, self._of(self.out, heads))
+
+    def _of(self, per_head: Tensor, heads: list[int]) -> Tensor:
+        if len(heads) == 1:
+            return per_head[heads[0] : heads[0] + 1]
+        return per_head[heads]
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The MLP of a block; the attributes are as in `Heads`."""
+
+    first: Float[Tensor, "neuron width"]
+    first_bias: Float[Tensor, " neuron"]
+    second: Float[Tensor, "width neuron"]
+    second_bias: Float[Tensor, " width"]
+    norm: nn.LayerNorm
+    activation: str
+    folded: bool
+
+    @classmethod
+    def of(cls, block: Block, *, folded: bool) -> "Neurons | None":
+        """Those of a block, if it has any; copies, so the model stays as it is."""
+        mlp, norm = block.mlp, block.ln2
+        if mlp is None or norm is None:
+            return None
+        first, first_bias = mlp.fc1.weight, mlp.fc1.bias
+        second, second_bias = mlp.fc2.weight, mlp.fc2.bias
+        if folded:
+            first_bias = first_bias + first @ norm.bias
+            first = first * norm.weight
+            second, second_bias = centred(second.T).T.contiguous(), centred(second_bias)
+        return cls(first, first_bias, second, second_bias, norm, mlp.activation, folded)
+
+    def hidden(self, reads: "Measured | Projected") -> Float[Tensor, "image token neuron"]:
+        """The neurons, after the activation.
+
+        Args:
+            reads: what the MLP reads, or its products.
+        """
+        if isinstance(reads, Projected):
+            factor = inverse_deviation(reads.squares, self.norm)
+            hidden = torch.addcmul(self.first_bias, reads.products, factor)
+        elif self.folded:
+            normalized = reads.x * inverse_deviation(reads.squares, self.norm)
+            hidden = F.linear(normalized, self.first, self.first_bias)
+        else:
+            hidden = F.linear(self.norm(reads.x), self.first, self.first_bias)
+        return activate(self.activation, hidden)
+
+    def write(
+        self, hidden: Float[Tensor, "image token neuron"]
+    ) -> Float[Tensor, "image token width"]:
+        """What the MLP writes."""
+        return F.linear(hidden, self.second, self.second_bias)
+
+
+def squares(x: Float[Tensor, "*any token width"]) -> Float[Tensor, "*any token 1"]:
+    """The squared length of a stream, token by token."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+
+
+def inverse_deviation(
+    squared: Float[Tensor, "*any token 1"], norm: nn.LayerNorm
+) -> Float[Tensor, "*any token 1"]:
+    """1/σ of a LayerNorm, from the squared length of a stream without its mean."""
+    eps = squared.new_tensor(norm.eps)
+    return torch.add(eps, squared, alpha=1 / norm.normalized_shape[0]).rsqrt_()
+
+
+def _times(
+    x: Float[Tensor, "head image token _into"], weight: Float[Tensor, "head _into _out_of"]
+) -> Float[Tensor, "head image token _out_of"]:
+    """One product for all heads."""
+    return torch.bmm(x.flatten(1, 2), weight).unflatten(1, x.shape[1:3])

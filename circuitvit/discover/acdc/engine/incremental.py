@@ -1,0 +1,343 @@
+"""A circuit's run that is kept up to date while edges are removed.
+
+Readers are tried in reverse topological order, so everything upstream of the one being tried is as
+it was at the start, and of what follows only its own unit and the surviving descendants change.
+What the reader reads without an edge is a sum of what is left, made from prefix sums and never by
+subtraction; what its descendants read moves by differences, and is summed afresh once rounding may
+have piled up. Each trial equals a whole ablated run (`intervene.ablated_run.run_embedded`).
+
+Several removals, one after the other, can be asked at once: their images lie behind one another on
+the image axis (`moment` times `image`).
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.discover.acdc.engine.circuit_state import Kept, Speedups, State, Stream, has_reader
+from circuitvit.discover.acdc.engine.folded_weights import Measured, Projected
+from circuitvit.discover.acdc.engine.low_rank import MOST_HEADS, Followers
+from circuitvit.discover.acdc.engine.removal_trial import Read, Trial
+from circuitvit.discover.acdc.engine.tried_reader import Root
+from circuitvit.discover.acdc.engine.unit_forward import readers_of_unit
+from circuitvit.graph.edge_graph import Node, node_named
+from circuitvit.intervene.needed_tokens import Rows, rows_read
+from circuitvit.intervene.writer_outputs import Writes
+from circuitvit.models.vit import Block, ViT
+
+
+class IncrementalRun:
+    """The run of a circuit on some images, to be asked what removals change.
+
+    Units are opened from the last to the first; `begin` then takes one of the unit's readers,
+    `try_removals` asks, `keep` and `commit` decide.
+
+    Args:
+        vit: the model.
+        clean: the clean images.
+        ablated: what ablated writers write.
+        kept: the writers that each reader (q, k and v apart) reads; the caller's, who removes what
+            is committed.
+        opened: units that were tried before.
+        speedups: what may be done to be fast.
+    """
+
+    def __init__(
+        self,
+        vit: ViT,
+        clean: Float[Tensor, "image channel _height _width"],
+        ablated: Writes,
+        kept: Kept,
+        *,
+        opened: Collection[str] = (),
+        speedups: Speedups | None = None,
+    ) -> None:
+        speedups = speedups or Speedups()
+        self.vit = vit
+        self._kept = kept
+        batched = speedups.batched
+        self._batched = vit.positions.device.type != "cpu" if batched is None else batched
+        self._state = State(vit, clean, ablated, kept, opened, speedups)
+        self._units, self._places = self._state.units, self._state.places
+        self._reads: dict[str, Read] = {}
+        self._made: dict[str, dict[str, Tensor]] = {}
+        self._open: dict[tuple[int, str], dict[Node, list[Read]]] = {}
+        self._root: Root | None = None
+        self._followers: Followers | None = None
+        self._plan: list[list[tuple[Node, list[Read]]]] = []
+        low_rank = speedups.low_rank
+        low_rank = vit.positions.device.type == "cpu" if low_rank is None else low_rank
+        self._low_rank = low_rank and speedups.folded
+        self._start(set(opened))
+
+    def _start(self, opened: set[str]) -> None:
+        """Run the circuit; as plainly as the model, as long as every edge is kept."""
+        stream: Stream | None = self._state.writes["embed"]
+        for index, block in enumerate(self._units.blocks):
+            heads = [n for n in self._state.names if n.startswith(f"a{index}.")]
+            stream = self._start_units(heads, block, stream, opened)
+            for constant in (block.output_bias, block.attention_constant):
+                if stream is not None and constant is not None:
+                    stream = stream + constant
+            mlp = [f"m{index}"] if block.mlp is not None else []
+            stream = self._start_units(mlp, block, stream, opened)
+            if stream is not None and block.mlp_constant is not None:
+                stream = stream + block.mlp_constant
+        final = self._take(node_named("logits"), self._state.rows["logits"])
+        self.logits = self._read_out(final.now.x)
+
+    def _start_units(
+        self, names: list[str], block: Block, stream: Stream | None, opened: set[str]
+    ) -> Stream | None:
+        """Run the heads of a block, or its MLP; gives the stream after it while it is whole."""
+        state = self._state
+        if not names:
+            return stream
+        if stream is None or not opened.isdisjoint(names) or not all(map(self._keeps_all, names)):
+            for name in names:
+                self._start_unit(name, opened)
+            return None
+        if names[0].startswith("m"):
+            assert block.mlp is not None
+            assert block.ln2 is not None
+            value = block.mlp(block.ln2(stream))
+            state.writes[names[0]] = self._units.plain(value)
+            return stream + value
+        assert block.attention is not None
+        assert block.ln1 is not None
+        z = block.attention.mix(block.ln1(stream))
+        state.writes |= {name: z[:, head] for head, name in enumerate(names)}
+        return stream + block.attention.write(z, None)
+
+    def _take(self, reader: Node, rows: Rows) -> Read:
+        kept = self._kept[reader.name]
+        read = Read(reader, rows, kept, self._units.measured(self._state.read(reader, rows)))
+        self._reads[reader.name] = read
+        return read
+
+    def _keeps_all(self, unit: str) -> bool:
+        return all(map(self._state.keeps_all, readers_of_unit(node_named(unit))))
+
+    def _start_unit(self, name: str, opened: set[str]) -> None:
+        if name not in opened:
+            node, state = node_named(name), self._state
+            reads = {
+                r.name: self._units.measured(state.read(r, "all")) for r in readers_of_unit(node)
+            }
+            made = self._units.run([node], reads, "all")
+            state.writes[name] = made[name]["z" if node.kind == "head" else "value"]
+        elif has_reader(self._kept, self._places[name]):
+            self.open(name)
+
+    def open(self, unit: str) -> None:
+        """Take up a unit whose readers are to be tried next."""
+        node, state = node_named(unit), self._state
+        self._end_root()
+        if self._followers is not None:
+            self._followers.catch_up()
+            self._followers = None
+        if node.kind != "logits":
+            rows = state.find_rows(unit)
+            taken = [self._take(r, rows_read(r, rows)) for r in readers_of_unit(node)]
+            reads = {read.name: read.now for read in taken}
+            self._made[unit] = made = self._units.run([node], reads, rows)[unit]
+            state.writes[unit] = made["value" if node.kind == "mlp" else "z"]
+            state.opened.add(unit)
+            assert node.block is not None
+            self._open.setdefault((node.block, node.kind), {})[node] = taken
+            self._plan_from(node)
+
+    def _plan_from(self, unit: Node) -> None:
+        """Find the readers that change when a unit does, and those that follow heads alone."""
+        assert unit.block is not None
+        moving, following = {self._places[unit.name]}, dict[str, tuple[Read, tuple[int, ...]]]()
+        self._plan = []
+        later = [(block, kind) for block in range(unit.block, len(self._units.blocks))
+                 for kind in ("head", "mlp")]  # fmt: skip
+        for key in later[1 if unit.kind == "head" else 2 :]:
+            changing = []
+            for node, taken in self._open.get(key, {}).items():
+                hit = [read for read in taken if not moving.isdisjoint(read.kept)]
+                changing += [(node, hit)] if hit else []
+                for read in hit:
+                    places = tuple(sorted(moving.intersection(read.kept)))
+                    if self._low_rank and self._all_heads(places):
+                        following[read.name] = read, places
+            moving |= {self._places[node.name] for node, _ in changing}
+            self._plan += [changing] if changing else []
+        self._followers = Followers(self._state, following) if following else None
+
+    def _all_heads(self, places: tuple[int, ...]) -> bool:
+        names = [self._state.names[place] for place in places]
+        return len(names) <= MOST_HEADS and all(name.startswith("a") for name in names)
+
+    def begin(self, readers: Sequence[str], order: Sequence[int]) -> None:
+        """Take up a reader (or q, k and v of a head together) of the unit that was opened last.
+
+        Args:
+            readers: names; all of them read alike.
+            order: the writers to be tried, first to last; others that it keeps stay kept.
+        """
+        self._end_root()
+        state, nodes = self._state, tuple(node_named(name) for name in readers)
+        rows: Rows = state.rows["logits"]
+        if nodes[0].kind != "logits":
+            needs: list[Rows] = [rows_read(node, state.rows[node.unit]) for node in nodes]
+            rows = needs[0] if "all" not in needs else "all"
+        self._root = Root(state, nodes, rows, order, low_rank=self._low_rank)
+
+    def _end_root(self) -> None:
+        """What the reader that was tried has kept is what it reads from now on."""
+        root, self._root = self._root, None
+        if root is not None:
+            for node in root.readers:
+                read = self._reads[node.name]
+                x = self._state.narrow(root.rest, root.rows, read.rows)
+                read.move(self._units.measured(x), fresh=True)
+
+    def numbers_read(self) -> int:
+        """How many numbers a removal from the reader being tried makes, before others follow."""
+        assert self._root is not None
+        return self._root.numbers()
+
+    def try_removals(self, first: int, moments: int, keeps: Collection[int] = ()) -> Trial:
+        """What happens when some writers in a row are removed, one after the other.
+
+        Args:
+            first: index in the order of the first writer to be removed.
+            moments: how many are tried, each with all before it removed too.
+            keeps: those of them that the ones after take for kept.
+        """
+        root = self._root
+        assert root is not None
+        read = root.without(first, moments, keeps)
+        if root.readers[0].kind == "logits":
+            assert isinstance(read, Tensor)
+            return Trial(moments, self._logits(read, moments))
+        trial = Trial(moments, self.logits.expand(moments, -1, -1))
+        state, unit = self._state, node_named(root.readers[0].unit)
+        reads: dict[str, Measured | Projected] = {}
+        for node in root.readers:
+            if isinstance(read, Projected):
+                reads[node.name] = read
+            else:
+                x = state.narrow(read, root.rows, rows_read(node, state.rows[unit.name]))
+                reads[node.name] = self._units.measured(x)
+        self._update([unit], reads, trial)
+        trial.reads.clear()
+        self._follow(trial)
+        return trial
+
+    def _logits(self, x: Stream, moments: int) -> Float[Tensor, "moment _image class"]:
+        return self._read_out(x).unflatten(0, (moments, -1)).flip(0)
+
+    def _read_out(self, x: Stream) -> Float[Tensor, "image class"]:
+        if self._state.rows["logits"] == "all":
+            return self.vit.read_out(x)
+        return self.vit.head(self.vit.final_norm(x[:, 0]))
+
+    def _follow(self, trial: Trial) -> None:
+        """Run the opened units after one that changed, as far as they change too."""
+        for changing in self._plan:
+            for nodes, reads in self._together(changing, trial):
+                self._update(nodes, reads, trial)
+        final = self._changed([self._reads["logits"]], trial)
+        if final:
+            read = final["logits"]
+            assert isinstance(read, Measured)
+            trial.logits = self._logits(read.x, trial.moments)
+            trial.reads["logits"] = read
+
+    def _together(
+        self, changing: list[tuple[Node, list[Read]]], trial: Trial
+    ) -> Iterable[tuple[list[Node], dict[str, Measured | Projected]]]:
+        """Units that read something new, those heads together that can be run together."""
+        if not self._batched or changing[0][0].kind == "mlp":
+            for node, taken in changing:
+                reads = self._changed(taken, trial)
+                if reads:
+                    yield [node], reads
+            return
+        groups: dict[tuple, tuple[list[Node], dict[str, Measured | Projected]]] = {}
+        for node, taken in changing:
+            reads = self._changed(taken, trial)
+            if reads:
+                parts = tuple((name[-1], isinstance(x, Measured)) for name, x in reads.items())
+                nodes, together = groups.setdefault((self._state.rows[node.name], parts), ([], {}))
+                nodes.append(node)
+                together |= reads
+        yield from groups.values()
+
+    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Measured | Projected]:
+        """The new inputs of readers that keep an edge from something that moved."""
+        reads: dict[str, Measured | Projected] = {}
+        for read in taken:
+            if self._followers is not None and read.name in self._followers:
+                followed = self._followers.read(read.name, trial)
+                reads |= {} if followed is None else {read.name: followed}
+                continue
+            x, new = read.now.x, None
+            for place in trial.shifts.keys() & read.kept:
+                move = self._moved(place, read.rows, trial).view(trial.moments, *x.shape)
+                new = move + x if new is None else new.add_(move)
+            if new is not None:
+                reads[read.name] = self._measured(read, new.flatten(0, 1), trial)
+        return reads
+
+    def _measured(self, read: Read, x: Stream, trial: Trial) -> Measured:
+        """What is read in a trial; summed afresh, if so little is left that rounding matters."""
+        measured = self._units.measured(x)
+        lengths = measured.squares.view(trial.moments, *read.least.shape)
+        if not bool((lengths < read.least).any()):
+            return measured
+        trial.fresh.add(read.name)
+        return self._units.measured(self._state.read_anew(read.reader, read.rows, trial))
+
+    def _moved(self, place: int, needs: Rows, trial: Trial) -> Tensor:
+        """How what a writer writes differs in the stream, at some rows."""
+        state, name = self._state, self._state.names[place]
+        if place not in trial.moved:
+            trial.moved[place] = self._units.in_stream(node_named(name), trial.shifts[place])
+        return state.narrow(trial.moved[place], state.rows[name], needs)
+
+    def _update(
+        self, nodes: list[Node], reads: dict[str, Measured | Projected], trial: Trial
+    ) -> None:
+        """Run units on what they read anew, and note how their writes move."""
+        state, rows = self._state, self._state.rows[nodes[0].name]
+        made = self._units.run(nodes, reads, rows, trial.moments, self._made)
+        followed = self._followers or ()
+        trial.reads |= {
+            name: x for name, x in reads.items() if isinstance(x, Measured) and name not in followed
+        }
+        trial.made |= made
+        for node in nodes:
+            new, old = (
+                made[node.name]["z" if node.kind == "head" else "value"],
+                state.writes[node.name],
+            )
+            trial.writes[self._places[node.name]] = new
+            shift = (new.view(trial.moments, *old.shape) - old).flatten(0, 1)
+            trial.shifts[self._places[node.name]] = shift
+
+    def keep(self, place: int) -> None:
+        """Decide that the reader being tried keeps a writer."""
+        root = self._root
+        assert root is not None
+        root.keep(place)
+
+    def commit(self, trial: Trial, index: int) -> None:
+        """Let what was tried be so: the removal of this index, and those before it."""
+        state, back = self._state, trial.moments - 1 - index
+
+        def its(x: Tensor) -> Tensor:
+            return x if trial.moments == 1 else x.unflatten(0, (trial.moments, -1))[back].clone()
+
+        self.logits = trial.logits[index]
+        for unit, made in trial.made.items():
+            self._made[unit] |= {name: its(x) for name, x in made.items()}
+            state.writes[unit] = self._made[unit]["value" if "value" in made else "z"]
+        for name, read in trial.reads.items():
+            now = Measured(its(read.x), its(read.squares))
+            self._reads[name].move(now, fresh=name in trial.fresh)

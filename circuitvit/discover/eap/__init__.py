@@ -1,0 +1,1 @@
+"""Edge attribution patching: scores of all edges from gradients."""

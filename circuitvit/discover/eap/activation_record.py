@@ -1,0 +1,201 @@
+"""One pass through the plain model that keeps what edge scores are made of.
+
+All copies of the residual stream are equal in a full-model run, so queries, keys and values stay
+fused. A head's writing is kept as z (head width), from which z @ W_O follows. Parameters are
+detached: no gradient of theirs is computed, and none of the caller's is touched.
+
+Where the class token alone is read out, nothing but the class token matters from the last block's
+queries on, so the other tokens stop there: what is kept from there on has one token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitvit.config import ViTConfig
+from circuitvit.discover.eap.backward_rules import GRADIENT, HeadValues, Rules
+from circuitvit.errors import CircuitError
+from circuitvit.models.vit import Attention, Block, ViT, pooled
+
+Values = dict[str, Tensor]
+"""By `embed`, `a{l}`, `m{l}` or `logits`."""
+
+Stream = Float[Tensor, "image _token width"]
+
+
+@dataclass
+class Recording:
+    """What one pass wrote and read.
+
+    Attributes:
+        embedded: what `embed` wrote, or the stream that the pass began with.
+        rules: what is passed back.
+        neurons: whether the MLPs' neurons are kept and watched, in place of all else.
+        writes: for `a{l}` z [image head token head_width]; for `m{l}` what it writes [image token
+            width], or its neurons after the activation [image token neuron].
+        streams: what `a{l}`, `m{l}` and `logits` read, before the LayerNorm.
+        watched: what gradients are taken of; see `slopes`.
+        logits: [image class].
+    """
+
+    embedded: Stream
+    rules: Rules
+    neurons: bool
+    writes: Values = field(default_factory=dict)
+    streams: Values = field(default_factory=dict)
+    watched: Values = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    def written(self) -> Values:
+        """What was written, `embed` included, without its history; of neurons, these alone."""
+        named = self.writes if self.neurons else {"embed": self.embedded, **self.writes}
+        return {name: value.detach() for name, value in named.items()}
+
+    def read(self, name: str, stream: Tensor, value: Tensor) -> Tensor:
+        """Keep what was read, and watch it or what was made of it."""
+        if self.neurons or not torch.is_grad_enabled():
+            return value
+        self.streams[name] = stream.detach()
+        return self._watch(name, value)
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Keep what was written."""
+        if not self.neurons:
+            self.writes[name] = value
+
+    def fire(self, name: str, post: Tensor) -> Tensor:
+        """Keep and watch neurons, if they are asked for."""
+        if not self.neurons:
+            return post
+        self.writes[name] = post
+        return self._watch(name, post) if torch.is_grad_enabled() else post
+
+    def _watch(self, name: str, value: Tensor) -> Tensor:
+        if not value.requires_grad:  # here the graph begins
+            value = value.detach().requires_grad_(True)
+        self.watched[name] = value
+        return value
+
+
+def record(
+    vit: ViT, stream: Stream, *, start: int = 0, rules: Rules = GRADIENT, neurons: bool = False
+) -> Recording:
+    """Run the model from a stream on; with gradients enabled, watch what is read.
+
+    Args:
+        vit: the model.
+        stream: what `embed` wrote, or the stream before the first sub-layer to run.
+        start: the first sub-layer: 2·block for an attention, 2·block + 1 for an MLP.
+        rules: what is passed back.
+        neurons: keep and watch the MLPs' neurons after the activation, in place of what MLPs write
+            and all that is read.
+    """
+    kept = Recording(stream, rules, neurons)
+    last = _last_mixing(vit.config)
+    for place in range(start, 2 * vit.config.depth):
+        index, block = place // 2, vit.blocks[place // 2]
+        assert isinstance(block, Block)
+        if place % 2 == 0:
+            queries = 1 if index == last else stream.shape[1]
+            stream = _after_attention(block, f"a{index}", stream, queries, kept)
+        else:
+            stream = _after_mlp(block, f"m{index}", stream, kept)
+    logits = _read_out(vit, kept.read("logits", stream, stream), rules)
+    kept.logits = logits.to(vit.positions.dtype)  # under autocast they are not in it
+    return kept
+
+
+def slopes(recording: Recording, loss: Callable[[Tensor], Tensor]) -> Values:
+    """∂ℓ/∂ of what was watched, for the summed loss of the logits.
+
+    For `a{l}` that is the output of the fused projection of queries, keys and values (before their
+    own LayerNorm), for `m{l}` and `logits` their copy of the stream, or a neuron.
+
+    Raises:
+        CircuitError: the metric has no gradient.
+    """
+    if not recording.watched:
+        return {}
+    total = loss(recording.logits).sum()
+    if not total.requires_grad:
+        raise CircuitError(
+            "the metric has no gradient with respect to the logits. Leave out argmax, detach "
+            "and no_grad, or use method='exact'."
+        )
+    watched = recording.watched
+    gradients = torch.autograd.grad(
+        total, list(watched.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(watched, gradients, strict=True))
+
+
+def _last_mixing(config: ViTConfig) -> int | None:
+    """The block after whose attention only the class token matters, if there is one."""
+    if config.pooling != "class":
+        return None
+    return max((block for block, heads in enumerate(config.heads) if heads), default=None)
+
+
+def _after_attention(
+    block: Block, name: str, stream: Stream, queries: int, kept: Recording
+) -> Stream:
+    """The stream of the first so many tokens after the attention."""
+    attention, rest = block.attention, stream[:, :queries]
+    bias = None if block.output_bias is None else block.output_bias.detach()
+    if attention is not None and block.ln1 is not None:
+        projected = _linear(attention.qkv, kept.rules.normalize(block.ln1, stream))
+        z = _attend(attention, kept.read(name, stream, projected), queries, kept.rules)
+        kept.write(name, z)
+        z = rearrange(z, "image head token head_width -> image token (head head_width)")
+        rest = rest + F.linear(z, attention.out.weight.detach(), bias)
+    elif bias is not None:
+        rest = rest + bias
+    return _plus(rest, block.attention_constant)
+
+
+def _attend(
+    attention: Attention, projected: Float[Tensor, "image token row"], queries: int, rules: Rules
+) -> HeadValues:
+    q, k, v = rearrange(
+        projected,
+        "image token (part head head_width) -> part image head token head_width",
+        part=3,
+        head=attention.heads,
+    )
+    q = q[:, :, :queries]
+    q = q if attention.q_norm is None else rules.normalize(attention.q_norm, q)
+    k = k if attention.k_norm is None else rules.normalize(attention.k_norm, k)
+    return rules.attend(q, k, v)
+
+
+def _after_mlp(block: Block, name: str, stream: Stream, kept: Recording) -> Stream:
+    if block.mlp is not None and block.ln2 is not None:
+        read = kept.read(name, stream, stream.view_as(stream))
+        pre = _linear(block.mlp.fc1, kept.rules.normalize(block.ln2, read))
+        post = kept.fire(name, kept.rules.activate(block.mlp.activation, pre))
+        written = _linear(block.mlp.fc2, post)
+        kept.write(name, written)
+        stream = stream + written
+    return _plus(stream, block.mlp_constant)
+
+
+def _plus(stream: Stream, constant: Tensor | None) -> Stream:
+    return stream if constant is None else stream + constant.detach()[: stream.shape[1]]
+
+
+def _read_out(vit: ViT, stream: Stream, rules: Rules) -> Float[Tensor, "image class"]:
+    """`ViT.read_out` under the rules."""
+    config = vit.config
+    if config.fc_norm:
+        return _linear(vit.head, rules.normalize(vit.final_norm, pooled(config, stream)))
+    read = stream[:, :1] if config.pooling == "class" else stream
+    return _linear(vit.head, pooled(config, rules.normalize(vit.final_norm, read)))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.detach(), None if layer.bias is None else layer.bias.detach())

@@ -1,0 +1,1 @@
+"""Class names and labels: coding, order, and matching by name."""

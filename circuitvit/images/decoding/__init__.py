@@ -1,0 +1,1 @@
+"""From encoded pictures to pixel tensors of one size."""

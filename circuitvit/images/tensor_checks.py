@@ -1,0 +1,107 @@
+"""What every set of images needs: checks, picking of images, and a name for the data."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from circuitvit.errors import CircuitError
+from circuitvit.preprocessing import Preprocessing
+
+Indices = slice | Sequence[int] | Int[Tensor, " chosen"] | Bool[Tensor, " image"] | np.ndarray
+"""Which images: a slice, whole numbers (negative ones count from the end), or a mask."""
+
+
+def unnormalised(
+    images: Float[Tensor, "*image channel height width"], seen: Preprocessing
+) -> Float[Tensor, "*image channel height width"]:
+    """The pixels in [0, 1] that images were before they were normalised, in single precision."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        for values in (seen.mean, seen.std)
+    )
+    return images.float() * std + mean
+
+
+def as_bytes(
+    images: Float[Tensor, "*image channel height width"], seen: Preprocessing
+) -> UInt8[Tensor, "*image channel height width"]:
+    """The bytes that images were before they were normalised; exact where they were such."""
+    return unnormalised(images, seen).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def fingerprint(*tensors: Tensor | None) -> str:
+    """16 hexadecimal digits that name the shapes, dtypes and bytes of tensors, None included."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is None:
+            digest.update(b"None;")
+            continue
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
+        # Bytes, because numpy knows no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def positions_of(indices: Any, count: int) -> Int[Tensor, " chosen"]:
+    """The places, 0 to `count` − 1, that `Indices` name among `count` images.
+
+    Raises:
+        CircuitError: a place doesn't exist, or a mask has another length.
+    """
+    if isinstance(indices, slice):
+        return torch.arange(count, device="cpu")[indices]
+    places = torch.as_tensor(indices, device="cpu")
+    if places.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64, device="cpu")
+    if places.dtype == torch.bool and places.shape == (count,):
+        return places.nonzero()[:, 0]
+    fits = places.ndim == 1 and not places.is_floating_point() and places.dtype != torch.bool
+    if not fits or int(places.min()) < -count or int(places.max()) >= count:
+        raise CircuitError(
+            f"these indices don't fit {count} images: got {places.dtype} of shape "
+            f"{tuple(places.shape)} from {places.min()} to {places.max()}. Give a slice, whole "
+            f"numbers below {count}, or a mask with one truth value an image."
+        )
+    return places.long() % count
+
+
+def image_problems(name: str, images: object) -> Iterator[str]:
+    """What keeps `images` from being a batch of pictures, one sentence each."""
+    if not isinstance(images, Tensor):
+        yield f"{name} is a {type(images).__name__}, expected a tensor"
+        return
+    if images.ndim != 4:
+        yield (
+            f"{name} has shape {tuple(images.shape)}, expected 4 axes "
+            "[image, channel, height, width]; add the missing ones"
+        )
+    elif len(images) == 0:
+        yield f"{name} holds no image, expected at least 1"
+    if not images.is_floating_point():
+        yield f"{name} has dtype {images.dtype}, expected floating point; use .float() and scale it"
+    elif not torch.isfinite(images).all():
+        bad = int((~torch.isfinite(images)).sum())
+        yield f"{name} has {bad} values that are NaN or infinite; clean the images first"
+
+
+def label_problems(
+    name: str, labels: object, count: int | None, classes: int | None = None
+) -> Iterator[str]:
+    """What keeps `labels` from being the classes of `count` images, one sentence each."""
+    if not isinstance(labels, Tensor):
+        yield f"{name} is a {type(labels).__name__}, expected a tensor"
+        return
+    if count is not None and labels.shape != (count,):
+        yield f"{name} has shape {tuple(labels.shape)}, expected ({count},), one label an image"
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        yield f"{name} has dtype {labels.dtype}, expected whole numbers; use .long()"
+    elif labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (classes is not None and high >= classes):
+            most = "" if classes is None else f" and below {classes}"
+            yield f"{name} goes from {low} to {high}, expected classes from 0{most}"

@@ -1,0 +1,1 @@
+"""Interventions: runs with edges ablated, what writers write, and surgery that removes units."""

@@ -1,0 +1,331 @@
+"""Circuits of one model run on the same images, what they have in common computed once.
+
+Each run is the ablated run of `ablated_run.run_embedded`, the plain form of the same sums.
+What is read is put together in the cheapest of three ways:
+
+- as the model does: from what an earlier sub-layer read, by adding what was written since. Most
+  circuits that keep nearly everything read so.
+- from what another reader of the sub-layer reads, which keeps a few writers more or fewer. Where
+  hardly anything is left of that, rounding would matter, and the sum is made afresh.
+- from the sum of all ablated values, by adding a − ã of the writers that are kept.
+
+Heads of a block that read the same share their LayerNorm and their projection.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitvit.graph.edge_graph import node_named, writers_of
+from circuitvit.intervene.needed_tokens import Rows, narrowed
+from circuitvit.intervene.run_plan import RunPlan, Write
+from circuitvit.intervene.writer_outputs import IMAGES_AT_ONCE, Writes, attention_constants
+from circuitvit.models.vit import PARTS, Attention, Block, ViT
+
+FEW = 4
+"""Up to so many writers are added one by one; more in one product for all readers."""
+LEAST = 0.01
+"""The share of its squared length that a stream may shrink to by differences."""
+NUMBERS_HELD = 2**27
+"""How many numbers may be held from one circuit for those after it."""
+
+NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**22}
+"""Numbers that one reader reads in a chunk of images; on a CPU more leaves the cache."""
+
+Stream = Float[Tensor, "image _row width"]
+
+
+def images_in_chunk(vit: ViT) -> int:
+    """How many images are in a chunk."""
+    most = NUMBERS_AT_ONCE.get(vit.positions.device.type, NUMBERS_AT_ONCE["cuda"])
+    return max(1, min(IMAGES_AT_ONCE, most // vit.positions.numel()))
+
+
+class Runs:
+    """Some circuits, run on one chunk of images.
+
+    Args:
+        vit: the model.
+        plan: of the circuits.
+        clean: the images.
+        ablated: what ablated writers write.
+    """
+
+    def __init__(
+        self,
+        vit: ViT,
+        plan: RunPlan,
+        clean: Float[Tensor, "image channel _height _width"],
+        ablated: Writes,
+    ) -> None:
+        self._vit, self._plan = vit, plan
+        self._blocks = [block for block in vit.blocks if isinstance(block, Block)]
+        self._nodes = [node_named(name) for name in writers_of(vit.config)]
+        self._images = len(clean)
+        self._ablated = ablated
+        self._writes = {0: vit.embed(clean)}  # of heads, z
+        self._reads: dict[int, Stream] = {}
+        self._differences: dict[tuple[int, Rows], tuple[int, Stream]] = {}
+        self._table = self._writes[0].new_empty(len(self._nodes), *self._writes[0].shape)
+        self._filled = set[int]()
+        self._bases = self._sums()
+
+    def logits(self) -> Iterator[Float[Tensor, "image class"]]:
+        """The logits of each circuit."""
+        for number, circuit in enumerate(self._plan.circuits):
+            for writes in circuit.writes:
+                self._make(writes)
+            yield self._read_out(circuit.final)
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """Drop what no circuit after this one needs; everything, where it is too much."""
+        last_read, last_write = self._plan.last_read, self._plan.last_write
+        self._reads = {n: x for n, x in self._reads.items() if last_read[n] > number}
+        self._writes = {n: x for n, x in self._writes.items() if n == 0 or last_write[n] > number}
+        held = sum(x.numel() for x in (*self._reads.values(), *self._writes.values()))
+        if held > NUMBERS_HELD:
+            self._reads, self._writes = {}, {0: self._writes[0]}
+
+    def _sums(self) -> list[Float[Tensor, "#image token width"]]:
+        """What each sub-layer reads with no edge kept."""
+        total = self._ablated.embed.double()
+        total = total.expand(-1, len(self._vit.positions), -1)
+        sums = list[Tensor]()
+        for layer in range(2 * len(self._blocks)):
+            sums.append(total.to(self._vit.positions.dtype))
+            total = total + self._added(layer, {}, "all")
+        return [*sums, total.to(self._vit.positions.dtype)]
+
+    def _narrow(self, x: Tensor, has: Rows, needs: Rows) -> Tensor:
+        """The rows that are needed; one row that stands for all tokens stays as it is."""
+        return x if x.shape[-2] == 1 else narrowed(x, has, needs, self._vit.config.pools_from)
+
+    def _ablated_write(self, place: int) -> Tensor:
+        node = self._nodes[place]
+        if node.block is None:
+            return self._ablated.embed
+        if node.head is None:
+            value = self._ablated.mlp[node.block]
+            assert value is not None
+            return value
+        z = self._ablated.z[node.block]
+        assert z is not None
+        return z[:, node.head]
+
+    def _make(self, writes: Sequence[int]) -> None:
+        """Run units of one sub-layer, those that have not been run yet."""
+        missing = {n: self._plan.writes[n] for n in writes if n not in self._writes}
+        if not missing:
+            return
+        reads = self._streams({read for write in missing.values() for read in write.reads})
+        node = self._nodes[next(iter(missing.values())).place]
+        assert node.block is not None
+        block = self._blocks[node.block]
+        if node.kind == "mlp":
+            self._writes |= {n: self._mlp(block, reads, write) for n, write in missing.items()}
+            return
+        needed: set[Rows] = {write.rows for write in missing.values()}
+        for rows in needed:
+            alike = {n: write for n, write in missing.items() if write.rows == rows}
+            z = self._heads(block, reads, [*alike.values()], rows)
+            self._writes |= dict(zip(alike, z, strict=True))
+
+    def _mlp(self, block: Block, reads: dict[int, Stream], write: Write) -> Stream:
+        assert block.mlp is not None
+        assert block.ln2 is not None
+        hidden = block.mlp.neurons(block.ln2(reads[write.reads[0]]))
+        has = "all" if write.rows == "mean" else write.rows
+        return block.mlp.fc2(self._narrow(hidden, has, write.rows))
+
+    def _heads(
+        self, block: Block, reads: dict[int, Stream], writes: list[Write], rows: Rows
+    ) -> tuple[Tensor, ...]:
+        """Z of heads of one block that are needed at the same rows."""
+        attention, norm = block.attention, block.ln1
+        assert attention is not None
+        assert norm is not None
+        together: dict[int, list[int]] = {}
+        for part in range(len(PARTS)):
+            for write in writes:
+                row = part * attention.heads + (self._nodes[write.place].head or 0)
+                together.setdefault(write.reads[part], []).append(row)
+        made = dict[int, Tensor]()
+        for read, some in together.items():
+            made |= dict(zip(some, _projected(attention, norm(reads[read]), some), strict=True))
+        images = max(x.shape[0] for x in made.values())
+        each = [made[row].expand(images, -1, -1) for row in sorted(made)]
+        size = len(writes)
+        q, k, v = (torch.stack(each[n : n + size], dim=1) for n in (0, size, 2 * size))
+        q, k = attention.normalize("q", q), attention.normalize("k", k)
+        z = F.scaled_dot_product_attention(q, k, v)
+        return self._narrow(z, "all" if rows == "mean" else rows, rows).unbind(dim=1)
+
+    def _streams(self, reads: set[int]) -> dict[int, Stream]:
+        """What some readers of one sub-layer read."""
+        made, rest = dict[int, Stream](), list[int]()
+        for index in sorted(reads):
+            if index in self._reads or self._plan.parents[index] is not None:
+                made[index] = self._stream(index)
+            else:
+                rest.append(index)
+        apart = [index for index in rest if not self._nearly(index, made)]
+        made |= self._summed(apart)
+        for index in made:
+            if index in self._plan.last_read:
+                self._reads[index] = made[index]
+        return made
+
+    def _stream(self, index: int) -> Stream:
+        """What one reader reads."""
+        if index not in self._reads:
+            parent = self._plan.parents[index]
+            x = self._summed([index])[index] if parent is None else self._onward(index, parent)
+            if index not in self._plan.last_read:
+                return x
+            self._reads[index] = x
+        return self._reads[index]
+
+    def _onward(self, index: int, parent: int) -> Stream:
+        """What is read, from what an earlier sub-layer read and all that was written since."""
+        read, start = self._plan.reads[index], self._plan.reads[parent]
+        x = self._narrow(self._stream(parent), start.rows, read.rows)
+        since = {self._plan.writes[w].place: w for w in read.kept}
+        for layer in range(start.layer, read.layer):
+            x = x + self._added(layer, since, read.rows)
+        return x
+
+    def _added(self, layer: int, kept: dict[int, int], rows: Rows) -> Tensor | float:
+        """What a sub-layer adds to the stream: its writers' writes or ablated values, constants."""
+        constant = self._constant(layer, rows)
+        places = range(self._plan.before[layer], self._plan.before[layer + 1])
+        writes = [
+            self._narrow(self._writes[kept[place]], self._plan.writes[kept[place]].rows, rows)
+            if place in kept
+            else self._narrow(self._ablated_write(place), "all", rows)
+            for place in places
+        ]
+        if layer % 2 or not writes:
+            return sum(writes, start=constant)
+        attention = self._blocks[layer // 2].attention
+        assert attention is not None
+        z = torch.stack(torch.broadcast_tensors(*writes), dim=-2).flatten(-2)
+        return F.linear(z, attention.out.weight) + constant
+
+    def _constant(self, layer: int, rows: Rows) -> Tensor | float:
+        """What a sub-layer adds that belongs to no writer."""
+        block = self._blocks[layer // 2]
+        constant = block.mlp_constant if layer % 2 else attention_constants(block)
+        if not isinstance(constant, Tensor):
+            return 0.0
+        return self._narrow(constant.expand(len(self._vit.positions), -1), "all", rows)
+
+    def _difference(self, index: int, rows: Rows) -> Stream:
+        """How a write differs from ã in the stream, at some rows; one for each writer is held.
+
+        Those of all tokens lie behind one another in one table, for `_summed_together`.
+        """
+        write = self._plan.writes[index]
+        known, value = self._differences.get((write.place, rows), (None, self._writes[0]))
+        if known == index:
+            return value
+        node = self._nodes[write.place]
+        ablated = self._narrow(self._ablated_write(write.place), "all", rows)
+        value = self._narrow(self._writes[index], write.rows, rows) - ablated
+        if node.head is not None:
+            attention = self._blocks[node.block or 0].attention
+            assert attention is not None
+            value = value @ attention.output_weight()[node.head]
+        if rows == "all":
+            value = self._table[write.place].copy_(value)
+            self._filled.add(write.place)
+        self._differences[write.place, rows] = index, value
+        return value
+
+    def _nearly(self, index: int, made: dict[int, Stream]) -> bool:
+        """Make what is read from a read that keeps a few writers more or fewer, if there is one."""
+        reads, rows = self._plan.reads, self._plan.reads[index].rows
+        near = [other for other in made if reads[other].rows in ("all", rows)]
+        if not near:
+            return False
+        other = max(near, key=lambda one: len(reads[one].kept))
+        mine, theirs = set(reads[index].kept), set(reads[other].kept)
+        if len(mine ^ theirs) > min(FEW, len(mine) - 1):
+            return False
+        start = x = self._narrow(made[other], reads[other].rows, rows)
+        for write in sorted(mine - theirs):
+            x = x + self._difference(write, rows)
+        for write in sorted(theirs - mine):
+            x = x - self._difference(write, rows)
+        if bool((_squares(x) < LEAST * _squares(start)).any()):
+            return False
+        made[index] = x
+        return True
+
+    def _summed(self, reads: Sequence[int]) -> dict[int, Stream]:
+        """What is read, each as the sum of all ablated values and of a − ã of what is kept."""
+        made = dict[int, Stream]()
+        needed: set[Rows] = {self._plan.reads[index].rows for index in reads}
+        for rows in needed:
+            alike = [index for index in reads if self._plan.reads[index].rows == rows]
+            many = [i for i in alike if len(self._plan.reads[i].kept) > FEW]
+            many = many if len(many) > 1 else []
+            for index in alike:
+                if index not in many:
+                    x = self._base(index)
+                    for write in self._plan.reads[index].kept:
+                        x = x + self._difference(write, rows)
+                    made[index] = x
+            if many:
+                made |= self._summed_together(many, rows)
+        return made
+
+    def _summed_together(self, reads: list[int], rows: Rows) -> dict[int, Stream]:
+        """The same in one product."""
+        kept = [self._plan.reads[index].kept for index in reads]
+        values = {
+            self._plan.writes[w].place: self._difference(w, rows) for row in kept for w in row
+        }
+        if rows == "all":
+            places = range(max(values) + 1)
+            table = self._table[: len(places)]
+            for place in set(places) - self._filled:
+                table[place].zero_()
+            self._filled.update(places)
+        else:
+            places = sorted(values)
+            table = torch.stack(torch.broadcast_tensors(*(values[place] for place in places)))
+        mine = [{self._plan.writes[w].place for w in row} for row in kept]
+        keeps = table.new_tensor([[place in row for place in places] for row in mine])
+        sums = torch.mm(keeps, table.flatten(1)).view(-1, *table.shape[1:])
+        return dict(zip(reads, sums.add_(self._base(reads[0])), strict=True))
+
+    def _base(self, index: int) -> Float[Tensor, "#image _row width"]:
+        """What is read with no edge kept."""
+        read = self._plan.reads[index]
+        return self._narrow(self._bases[read.layer], "all", read.rows)
+
+    def _read_out(self, index: int) -> Float[Tensor, "image class"]:
+        x = self._stream(index).expand(self._images, -1, -1)
+        if self._plan.reads[index].rows == "all":
+            return self._vit.read_out(x)
+        return self._vit.head(self._vit.final_norm(x[:, 0]))
+
+
+def _squares(x: Stream) -> Float[Tensor, "image _row"]:
+    return torch.linalg.vector_norm(x, dim=-1).square_()
+
+
+def _projected(
+    attention: Attention, normalized: Stream, rows: list[int]
+) -> list[Float[Tensor, "image _row head_width"]]:
+    """Some queries, keys and values, named by part · heads + head, of one normalised stream."""
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    if len(rows) < 3 * attention.heads:
+        weight = weight.unflatten(0, (-1, attention.head_width))[rows].flatten(0, 1)
+        bias = None if bias is None else bias.view(-1, attention.head_width)[rows].flatten()
+    projected = F.linear(normalized, weight, bias)
+    return list(projected.unflatten(-1, (len(rows), attention.head_width)).unbind(dim=-2))

@@ -1,0 +1,1 @@
+"""How well a circuit explains its model: faithfulness, completeness, minimality."""

@@ -1,0 +1,1 @@
+"""Models side by side: accuracy, calibration, cost, latency, and which one to deploy."""

@@ -1,0 +1,1 @@
+"""The ViT, its hooked form, and compiled circuits; saved and loaded."""

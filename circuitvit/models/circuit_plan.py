@@ -1,0 +1,284 @@
+"""What a compiled circuit computes, step by step; the shape of a `CircuitViT`. Knows no torch.
+
+Values are numbered in the order in which they come to be: what `embed` writes is 0, then what heads
+and MLPs write, and sums of them that are needed more than once. Rows say how a tensor goes over the
+tokens: one a token, or 1, the same at every token (or the first token, where no other is needed);
+a table of 0 rows is not there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from circuitvit.config import MOST, ViTConfig
+from circuitvit.errors import CircuitError, in_short, printable
+from circuitvit.files import plain_json
+from circuitvit.files.restoring import UnfitError, restored
+
+Part = Literal["q", "k", "v"]
+EMBED = 0
+"""The value that `embed` writes."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A copy of the stream: some values added up, and a table of all that is constant.
+
+    Attributes:
+        values: what is added.
+        table: which of the plan's tables, if any.
+        rows: of the copy.
+        first: whether the first token alone is read.
+        sum: the number under which the sum, without its table, is kept for others; or None.
+    """
+
+    values: tuple[int, ...]
+    table: int | None
+    rows: int
+    OPTIONAL: ClassVar = frozenset({"first", "sum"})
+
+    first: bool = False
+    sum: int | None = None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A read, its LayerNorm, and one product for all queries, keys and values that read it.
+
+    Attributes:
+        read: what is read.
+        slots: how many, each of the head width.
+    """
+
+    read: Read
+    slots: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where some heads in a row take their queries, keys or values from.
+
+    Attributes:
+        projection: which of the block's; None is the call's own table.
+        start: the first slot, or the first head of the table.
+        heads: how many.
+    """
+
+    projection: int | None
+    start: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """Heads of a block that attend in one product.
+
+    Attributes:
+        heads: their indices in the model that was compiled.
+        pattern: rows of the table of patterns, if these are constant; else 0.
+        q: where the queries come from; empty if the pattern is a table.
+        k: likewise the keys.
+        v: likewise the values.
+        tables: rows of the tables of queries, keys and values.
+        rows: of what the heads make; 1 where the first token alone attends, or all do alike.
+    """
+
+    heads: tuple[int, ...]
+    pattern: int
+    q: tuple[Source, ...]
+    k: tuple[Source, ...]
+    v: tuple[Source, ...]
+    tables: tuple[int, int, int]
+    rows: int
+
+    def sources(self, part: Part) -> tuple[Source, ...]:
+        """Where the queries, keys or values come from."""
+        return {"q": self.q, "k": self.k, "v": self.v}[part]
+
+    def in_table(self, part: Part) -> int:
+        """For how many heads they come from the table."""
+        return sum(s.heads for s in self.sources(part) if s.projection is None)
+
+
+@dataclass(frozen=True)
+class Write:
+    """What some heads in a row of a call write together, by one product with their W_O.
+
+    Attributes:
+        call: which call.
+        start: its first head of them.
+        heads: how many.
+        value: the number of what they write.
+        table: rows of the table that is added.
+    """
+
+    call: int
+    start: int
+    heads: int
+    value: int
+    table: int
+
+
+@dataclass(frozen=True)
+class MLPPlan:
+    """An MLP.
+
+    Attributes:
+        read: what it reads.
+        neurons: its width.
+        value: the number of what it writes.
+        table: rows of the table that is added, its bias included; at least 1.
+    """
+
+    read: Read
+    neurons: int
+    value: int
+    table: int
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block; all of it may be absent.
+
+    Attributes:
+        head_width: of its heads.
+        projections: from the stream to queries, keys and values.
+        calls: the attention products.
+        writes: back into the stream.
+        mlp: the MLP, if there is one.
+        constant: units of this block whose constant output was folded into tables.
+    """
+
+    head_width: int
+    projections: tuple[Projection, ...]
+    calls: tuple[Call, ...]
+    writes: tuple[Write, ...]
+    mlp: MLPPlan | None
+    constant: tuple[str, ...] = ()
+
+    def reads(self) -> Iterator[Read]:
+        """All that is read, in the order of the run."""
+        yield from (projection.read for projection in self.projections)
+        if self.mlp is not None:
+            yield self.mlp.read
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run.
+
+    Attributes:
+        blocks: one a block of the model that was compiled.
+        logits: what is read out.
+        tables: rows of the tables that are read, each by one reader or more.
+    """
+
+    blocks: tuple[BlockPlan, ...]
+    logits: Read
+    tables: tuple[int, ...]
+
+    def last_uses(self) -> dict[int, int]:
+        """By value, the last block that reads it; `len(blocks)` is the read-out."""
+        uses: dict[int, int] = {}
+        for index, block in enumerate(self.blocks):
+            uses |= {value: index for read in block.reads() for value in read.values}
+        return uses | dict.fromkeys(self.logits.values, len(self.blocks))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Plan":
+        """Make a plan from what `as_dict` gave.
+
+        Raises:
+            CircuitError: it is not one.
+        """
+        surplus = list[str]()
+        try:
+            _check_sizes(values)
+            told = restored(_Plan, plain_json(values), surplus=surplus)
+            if surplus:
+                raise UnfitError(f"{', '.join(map(printable, surplus[:5]))} are not known")
+            plan = cls(told.blocks, told.logits, told.tables)
+            _check_numbers(plan)
+            return plan
+        except (LookupError, TypeError, ValueError) as cause:
+            raise CircuitError(
+                f"this is not the plan of a compiled circuit ({in_short(cause)}): it was damaged, "
+                "or belongs to a newer version. Compile and save the circuit again."
+            ) from cause
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The fields of a plan, as a file has them."""
+
+    blocks: tuple[BlockPlan, ...]
+    logits: Read
+    tables: tuple[int, ...]
+
+
+def _check_sizes(values: Any) -> None:
+    """Refuse numbers that no plan has.
+
+    Raises:
+        ValueError: a number is negative or too large.
+    """
+    left = [values]
+    while left:
+        item = left.pop()
+        if isinstance(item, int | float) and not 0 <= item <= MOST:
+            raise ValueError(f"{in_short(item, most=60)} is not in 0 to {MOST:,}")
+        if isinstance(item, dict | list):
+            left += item.values() if isinstance(item, dict) else item
+
+
+def _check_numbers(plan: Plan) -> None:
+    """Refuse a plan that reads what is not there.
+
+    Raises:
+        ValueError: a value is read before it is made, or a table or projection does not exist.
+    """
+    made = {EMBED}
+
+    def check(read: Read) -> None:
+        if not made.issuperset(read.values) or not read.rows >= 1:
+            raise ValueError(f"values {read.values} are read before they are made")
+        if read.table is not None:
+            plan.tables[read.table]
+        made.update(() if read.sum is None else (read.sum,))
+
+    for block in plan.blocks:
+        for projection in block.projections:
+            check(projection.read)
+        _check_sources(block)
+        made.update(write.value for write in block.writes)
+        if block.mlp is not None:
+            check(block.mlp.read)
+            made.add(block.mlp.value)
+    check(plan.logits)
+
+
+def _check_sources(block: BlockPlan) -> None:
+    for source in (s for call in block.calls for s in (*call.q, *call.k, *call.v)):
+        if source.projection is not None:
+            slots = block.projections[source.projection].slots
+            if source.start + source.heads > slots:
+                raise ValueError(f"slots beyond the {slots} of a projection are used")
+
+
+def block_macs(config: ViTConfig, block: BlockPlan) -> int:
+    """Multiply-accumulates of a block for one image."""
+    width, inner, total = config.width, block.head_width, 0
+    for projection in block.projections:
+        total += projection.read.rows * width * projection.slots * inner
+    for call in block.calls:
+        products = 1 if call.pattern else 2
+        total += products * call.rows * config.tokens * len(call.heads) * inner
+    for write in block.writes:
+        total += block.calls[write.call].rows * width * write.heads * inner
+    if block.mlp is not None:
+        total += 2 * block.mlp.read.rows * width * block.mlp.neurons
+    return total

@@ -1,0 +1,1 @@
+"""Readers of timm, transformers and torchvision models."""

@@ -1,0 +1,214 @@
+"""The house keeps its shape: floors, file lengths, names, tests, README."""
+
+import ast
+import re
+import shlex
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[2]
+SOURCES = sorted((HOUSE / "circuitvit").rglob("*.py"))
+EXPERIMENTS = sorted((HOUSE / "experiments").glob("*.py"))
+TESTS = sorted((HOUSE / "tests").rglob("*.py"))
+README = (HOUSE / "README.md").read_text()
+
+
+def tracked():
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=HOUSE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [HOUSE / name for name in done.stdout.splitlines()]
+
+
+def test_the_top_level_is_the_cards():
+    names = {path.relative_to(HOUSE).parts[0] for path in tracked()}
+    card = {"circuitvit", "graphs", "experiments", "tests", "pyproject.toml", "README.md"}
+    around = {
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        ".ci",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+    }
+    assert card <= names
+    assert names <= card | around
+
+
+def test_arrows_point_down_only():
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=HOUSE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_floors_would_notice_a_stray_file(tmp_path):
+    """The contract is exhaustive, so a `utils.py` without a floor fails."""
+    import shutil
+
+    copy = tmp_path / "house"
+    shutil.copytree(HOUSE / "circuitvit", copy / "circuitvit")
+    shutil.copy(HOUSE / "pyproject.toml", copy)
+    (copy / "circuitvit" / "utils.py").write_text("")
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "circuitvit.utils" in done.stdout
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.name)
+def test_files_stay_under_400_lines(path):
+    assert len(path.read_text().splitlines()) < 400
+
+
+def test_functions_stay_near_40_lines():
+    long = []
+    for path in SOURCES:
+        for item in ast.walk(ast.parse(path.read_text())):
+            if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.end_lineno:
+                body = item.body[1:] if ast.get_docstring(item) else item.body
+                length = item.end_lineno - body[0].lineno + 1 if body else 0
+                if length > 45:
+                    long.append(f"{path.name}:{item.name} has {length} lines")
+    assert long == []
+
+
+def test_no_file_is_called_utils_helpers_misc_or_common():
+    stems = {path.stem for path in [*SOURCES, *TESTS]}
+    assert not stems & {"utils", "helpers", "misc", "common", "util", "helper"}
+
+
+def test_each_kind_of_library_stays_in_its_room():
+    """transformer_lens is imported by `hooked` alone, datasets by `images` alone."""
+    homes = {"transformer_lens": "models/hooked.py", "datasets": "images", "accelerate": "train"}
+    homes |= {"plotly": "explore charts", "kaleido": "charts", "sklearn": "images measure"}
+    for path in SOURCES:
+        for item in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(item, ast.Import):
+                names = [alias.name for alias in item.names]
+            elif isinstance(item, ast.ImportFrom) and item.module:
+                names = [item.module]
+            for name in names:
+                home = homes.get(name.split(".")[0])
+                place = path.relative_to(HOUSE / "circuitvit")
+                inside = home is None or {place.parts[0], place.as_posix()} & set(home.split())
+                assert inside, f"{path} imports {name}"
+
+
+def test_nothing_is_pickled():
+    for path in SOURCES:
+        text = path.read_text()
+        assert not re.search(r"\bpickle\b|torch\.save", text), path
+        assert "torch.load" not in text or "weights_only=True" in text, path
+
+
+FLAGS = {
+    "torch.load": "weights_only=True", "np.load": "allow_pickle=False",
+    "NpzFile": "allow_pickle=False",
+}  # fmt: skip
+NEVER = ("eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.hub.load")
+
+
+def test_nothing_from_outside_is_run():
+    for path in (*SOURCES, *EXPERIMENTS):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            name = ast.unparse(call.func)
+            given = {f"{item.arg}={ast.unparse(item.value)}" for item in call.keywords}
+            assert name not in NEVER, f"{path}: {name}"
+            wanted = next((flag for end, flag in FLAGS.items() if name.endswith(end)), None)
+            receiver, _, method = name.rpartition(".")
+            if method == "from_pretrained" and not receiver.endswith(("ViT", "__class__")):
+                wanted = "trust_remote_code=False"
+            assert wanted is None or wanted in given, f"{path}: {name}(…) without {wanted}"
+    # Its version 5 knows no scripts of data sets, and so no flag that would keep it from them.
+    assert '"datasets>=5,<6"' in (HOUSE / "pyproject.toml").read_text()
+
+
+def test_the_readme_is_short_and_its_pictures_and_links_exist():
+    assert len(README.splitlines()) < 150
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (HOUSE / target).exists(), target
+
+
+def command_lines():
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, flags=re.S)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_readmes_commands_exist_with_their_options():
+    import typer
+
+    from circuitvit.cli import app
+
+    commands = typer.main.get_command(app).commands
+    makefile = (HOUSE / "Makefile").read_text()
+    seen = 0
+    for line in command_lines():
+        words = shlex.split(line.split("#")[0])
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", makefile, flags=re.M), line
+            seen += 1
+        if words and words[0].endswith("circuitvit"):
+            options = {opt for p in commands[words[1]].params for opt in p.opts}
+            assert {word for word in words if word.startswith("--")} <= options, line
+            seen += 1
+        if words and words[0].endswith("python") and words[1].endswith(".py"):
+            assert (HOUSE / words[1]).exists(), line
+            seen += 1
+    assert seen >= 6
+
+
+def test_the_readmes_python_example_runs(tmp_path):
+    """The first Python block, in a folder of its own."""
+    code = re.search(r"```python\n(.*?)```", README, flags=re.S)
+    assert code
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code[1]],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+NUMBER = re.compile(r"[\d.,]*[eEfFgG%]$")
+
+
+def shown_numbers(text):
+    """The format of every number that an f-string or a `format` of some code shows, by line."""
+    for item in ast.walk(ast.parse(text)):
+        if isinstance(item, ast.FormattedValue) and isinstance(item.format_spec, ast.JoinedStr):
+            parts = [
+                part.value for part in item.format_spec.values if isinstance(part, ast.Constant)
+            ]
+            yield item.lineno, "".join(map(str, parts))
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute):
+            template = getattr(item.func.value, "value", None)
+            if item.func.attr == "format" and isinstance(template, str):
+                for _, _, form, _ in string.Formatter().parse(template):
+                    yield item.lineno, form or ""
+
+
+SHOWN = [path for path in (*SOURCES, *EXPERIMENTS) if path.name != "notebook.py"]  # coordinates
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+def test_no_number_is_shown_as_minus_zero(path):
+    """`z` in a format shows what rounds to zero without a sign (PEP 682)."""
+    wrong = [
+        f"{path.name}:{line} :{form}"
+        for line, form in shown_numbers(path.read_text())
+        if NUMBER.search(form) and "z" not in form
+    ]
+    assert wrong == []
