@@ -4,7 +4,6 @@ Pickles and scripts of that version name them. Only modules with public names ar
 """
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -68,7 +67,7 @@ class _Finder(MetaPathFinder, Loader):
     """Finds a module of an old path: the module at its new one, under both names."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: object, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
         known = package == "circuitvit" and name in PATHS

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).with_name("train")))
 from test_train import blobs, make_vit
 
 import circuitvit as cv

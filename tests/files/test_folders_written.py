@@ -71,7 +71,7 @@ save(Path({folder!r}), NEW)
 
 def kill_after(count: int, folder: Path) -> bool:
     """Save new files, killed before the operation of this number; whether it came to that."""
-    code = KILLED.format(tests=str(Path(__file__).parents[1]), count=count, folder=str(folder))
+    code = KILLED.format(tests=str(Path(__file__).parent), count=count, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode in (0, -9), done.stderr
     return done.returncode == -9
