@@ -14,9 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).with_name("train")))
-from test_train import blobs, make_vit
+from small_training import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.train import Recipe

@@ -11,8 +11,8 @@ import networkx as nx
 import numpy as np
 import torch
 from random_models import random_images
+from small_training import blobs, make_vit
 from telling_pairs import telling_pairs, telling_vit
-from test_train import blobs, make_vit
 from torch import nn
 
 import circuitvit as cv

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attack.commands import COMMANDS
 from attack.saves import NEW, OLD, SAVES
 from attack.tally import Tally
-from attack.test_kills_of_commands import COMMANDS
 from attack.workers import Workers
 
 KIND = "full disks"
 SIZES = (0, 100, 5_000, 300_000)
 pytestmark = pytest.mark.attack
 UNWORKED = "workers:command_without_images"
-PREPARE = "test_kills_of_commands:prepare"
+PREPARE = "commands:prepare"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def attack_command(
         shutil.copytree(made / "room", room)
         end = workers.command(*COMMANDS[name], cwd=str(room), file_size=size)
         trouble = end.line(0) and end.line(2)
-        looked = workers.run("test_kills_of_commands:unreadable", str(room))
+        looked = workers.run("commands:unreadable", str(room))
         trouble = trouble or "; ".join(looked.value or [])
         if not trouble and name != "demo":
             last = workers.command(*COMMANDS[name], cwd=str(room))

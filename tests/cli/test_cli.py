@@ -1,55 +1,12 @@
-import contextlib
-import io
 import json
-import os
-import subprocess
-import sys
-import warnings
 from dataclasses import replace
-from pathlib import Path
 
-import jaxtyping
 import pytest
+from command_line import run, run_installed
 from PIL import Image
 
 import circuitvit as cv
-from circuitvit.cli import main
 from circuitvit.measure.models.cost import parameters, vit_macs
-
-COMMAND = Path(sys.executable).parent / "circuitvit"
-
-
-def run_installed(*words, cwd=None):
-    """The command as a user's shell starts it."""
-    return subprocess.run(
-        [COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "120", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-    )  # fmt: skip
-
-
-def run(*words, cwd=None):
-    """The same in this process, which saves the seconds that importing torch takes."""
-    out, err = io.StringIO(), io.StringIO()
-    old = sys.argv, dict(os.environ)
-    sys.argv = ["circuitvit", *map(str, words)]
-    os.environ |= {"COLUMNS": "120", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-    jaxtyping.config.update("jaxtyping_disable", True)
-    code = 0
-    try:
-        with (
-            contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err), warnings.catch_warnings(),
-        ):  # fmt: skip
-            warnings.simplefilter("default")
-            main()
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
-        sys.argv, environment = old
-        os.environ.clear()
-        os.environ.update(environment)
-    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

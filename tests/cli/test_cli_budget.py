@@ -1,8 +1,8 @@
 """On which images the command line ranks units for a budget."""
 
 import pytest
+from command_line import run
 from random_models import random_vit, shape
-from test_cli import run
 
 import circuitvit as cv
 

@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
+from command_line import run
 from safetensors.torch import save_file
-from test_cli import run
 
 import circuitvit as cv
 from circuitvit.cli.evaluation import distinguishing

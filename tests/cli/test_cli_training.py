@@ -1,8 +1,8 @@
 """Training from a model on the command line: adapters, TensorBoard's curves, the gradients' page."""
 
 import pytest
-from test_cli import run
-from test_tensorboard import curves
+from command_line import run
+from small_training import curves
 
 import circuitvit as cv
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from random_models import SHAPES, random_images, random_pairs, random_vit, shape
-from test_cost_table import invented
+from small_circuits import invented, scored
 
 import circuitvit as cv
 from circuitvit.compiler.blueprint import Blueprint
@@ -32,15 +32,6 @@ def found(vit, edges=60, seed=0):
     """A circuit of edges with a path through most units."""
     scores = cv.eap(vit, random_pairs(vit, 2), seed=seed)
     return scores.greedy(min(edges, len(scores)))
-
-
-def scored(vit, seed=0):
-    """All units, with scores of their own of either sign."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = (torch.rand(len(units_of(vit.config)), generator=generator) * 2 - 0.3).tolist()
-    values = dict(zip(units_of(vit.config), drawn, strict=True))
-    names = edges_among(vit.config, values, "split")
-    return cv.Circuit(vit.config, names, scores=values)
 
 
 def of_units(config, units, **options):

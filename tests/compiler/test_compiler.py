@@ -4,24 +4,13 @@ import oracles
 import pytest
 import torch
 from random_models import SHAPES, random_images, random_pairs, random_vit, shape
+from small_circuits import circuit_of_units
 
 import circuitvit as cv
 from circuitvit.compiler import compiling
 from circuitvit.compiler.verify import sample_images
-from circuitvit.graph.edge_graph import edge_names_of, units_of
+from circuitvit.graph.edge_graph import units_of
 from circuitvit.intervene.surgery import keep_units
-
-
-def circuit_of_units(vit, seed, share=0.5):
-    """A circuit with a path through each of some random units."""
-    generator = torch.Generator().manual_seed(seed)
-    units = [u for u in units_of(vit.config) if torch.rand((), generator=generator) < share]
-    names = set(edge_names_of(vit.config))
-    kept = {"embed->logits"}
-    for unit in units:
-        kept |= {name for name in (f"embed->{unit}", f"embed->{unit}.v") if name in names}
-        kept.add(f"{unit}->logits")
-    return cv.Circuit(vit.config, kept), units
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from random_models import random_vit, shape
-from test_budget import SHAPE, scored
-from test_cost_table import invented
+from small_circuits import invented, scored
 
 import circuitvit as cv
 from circuitvit.compiler import blueprint, correction
@@ -151,7 +150,7 @@ def test_the_measured_share_is_of_the_shape_beside_the_dense_model(monkeypatch):
     assert seen["calls"]["small"].func.config == smaller
     assert seen["calls"]["dense"].func is vit
     for call in seen["calls"].values():
-        assert call.args[0].shape == (64, *SHAPE)
+        assert call.args[0].shape == (64, 1, 4, 4)
         assert call.args[0].dtype == torch.float32
     assert (seen["rounds"], seen["training"], vit.training) == (5, False, True)
     assert correction.measured_share(vit, vit.config, 64, 5) == 1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from random_models import SHAPES, random_images, random_pairs, random_vit, shape
-from test_compiler import circuit_of_units
+from small_circuits import circuit_of_units
 
 import circuitvit as cv
 from circuitvit.compiler import compiling

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from test_page import config, dangling_circuit
+from drawn_circuits import config, dangling_circuit
 
 from circuitvit.escaping import escape
 from circuitvit.explore import figure

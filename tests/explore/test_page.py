@@ -10,14 +10,13 @@ from types import SimpleNamespace
 import networkx as nx
 import numpy as np
 import pytest
+from drawn_circuits import circuit, config, dangling_circuit
 
-from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.escaping import escape
 from circuitvit.explore import figure, notebook_html, page
 from circuitvit.explore.strokes import IDLE, NEGATIVE, NEUTRAL, POSITIVE
-from circuitvit.graph.circuit import Circuit, Provenance
-from circuitvit.graph.controls import random_edges
+from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.edge_graph import edge_graph
 
 HOSTILE = "</script ><img src=x onerror=\"window.owned=1\"> & 'Ünïcode' <b>$x$ %{y}</b> \u2028 -->"
@@ -37,20 +36,6 @@ PRETEND_GPU = """WebGLRenderingContext.prototype.getParameter = new Proxy(
   WebGLRenderingContext.prototype.getParameter,
   { apply: (get, gl, [key]) => key === 37446 || key === gl.RENDERER ? "GPU" : get.call(gl, key) });
 """
-
-
-def config(depth=4, heads=4):
-    return ViTConfig(depth=depth, heads=heads, width=16 * heads, classes=10)
-
-
-def circuit(depth=4, heads=4, edges=60, qkv="split"):
-    """Edges of which none dangles with random signed scores, always the same."""
-    shape = config(depth, heads)
-    names = [edge.name for _, _, edge in edge_graph(shape, qkv).edges(data="edge")]
-    drawn = np.random.default_rng(0).normal(size=len(names))
-    scores = dict(zip(names, drawn.tolist(), strict=True))
-    (kept,) = random_edges(shape, min(edges, len(names)), qkv=qkv, count=1)
-    return Circuit(shape, kept, qkv=qkv, scores=scores, provenance=Provenance(tau=0.01))
 
 
 def at_least(kept, threshold):
@@ -88,13 +73,6 @@ def test_warm_hurts_cool_helps_and_no_score_is_grey_and_what_dangles_is_pale():
     starts = {trace.line.color: trace.x[0] for trace in lines}  # where the writers stand
     assert starts == {IDLE: 0.0, NEUTRAL: 6.0, NEGATIVE: 4.0, POSITIVE: 2.0}
     assert lines[0].name == "dangling: carries nothing"
-
-
-def dangling_circuit():
-    """A path, and two stronger edges that carry nothing under `patch`."""
-    scores = {"embed->m0": 0.5, "m0->logits": -0.25, "embed->m1": 9.0, "a1.h0->logits": 8.0}
-    origin = Provenance(method="acdc", ablation="patch")
-    return Circuit(config(), scores, scores=scores, provenance=origin)
 
 
 def test_stronger_edges_are_wider_and_plainer():

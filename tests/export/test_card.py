@@ -154,7 +154,7 @@ def test_a_report_about_other_models_and_bad_input_are_refused(made, tmp_path, a
 
 
 def test_nothing_from_outside_is_markup_in_the_card(made, tmp_path):
-    from test_escaping import elements_and_text
+    from rendered_markdown import elements_and_text
 
     outside = "<script>x</script> [a](javascript:b) `c` ![](http://d)"
     folder = tmp_path / "a<b>_c_"

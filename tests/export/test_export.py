@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from random_models import SHAPES, random_images, random_vit, shape
-from test_compiler import circuit_of_units
+from small_circuits import circuit_of_units
 from torch import nn
 
 import circuitvit as cv

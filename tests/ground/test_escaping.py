@@ -1,9 +1,7 @@
 """Text from outside shows literally in rendered Markdown, and stays readable in the source."""
 
-import html
-import re
-
 import pytest
+from rendered_markdown import elements_and_text
 
 from circuitvit.charts.tables import markdown_table
 from circuitvit.escaping import markdown_code, markdown_lines, markdown_text
@@ -18,14 +16,6 @@ NAMES = [
 ]  # fmt: skip
 PLAIN = ["vit_base_patch16", "cat → dog", "a0.h3->m2", "-0.5", "95.1% (93.0%–97.2%)", "1e-05",
          "timm/vit.augreg", "3 of 12", "a1: 2 of 3 heads"]  # fmt: skip
-OURS = {"table", "thead", "tbody", "tr", "th", "td", "p", "h1", "code", "pre"}
-
-
-def elements_and_text(markdown):
-    reader = markdown_it.MarkdownIt("commonmark", {"html": True})
-    page = reader.enable(["table", "strikethrough"]).render(markdown)
-    text = html.unescape(re.sub(r"<[^>]*>", " ", page))
-    return set(re.findall(r"<([!?\w]+)", page)) - OURS, " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", [*NAMES, *PLAIN])

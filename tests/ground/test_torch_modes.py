@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from random_models import random_images, random_pairs, random_vit, shape
-from test_train import blobs, make_vit
+from small_training import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.measure import accuracy

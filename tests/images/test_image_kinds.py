@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from image_files import each, own_cache, picture, write_folder, write_parquet  # noqa: F401
 from PIL import Image
-from test_image_files import each, own_cache, picture, write_folder, write_parquet  # noqa: F401
 
 from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images import ImageSet, load_splits

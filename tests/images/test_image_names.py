@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_image_files import own_cache, picture, write_folder, write_parquet  # noqa: F401
+from image_files import own_cache, picture, write_folder, write_parquet  # noqa: F401
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError

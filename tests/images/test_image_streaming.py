@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_image_files import each, own_cache, picture, write_folder, write_parquet  # noqa: F401
+from image_files import each, own_cache, picture, write_folder, write_parquet  # noqa: F401
 
 from circuitvit.errors import CircuitError
 from circuitvit.images import load_splits

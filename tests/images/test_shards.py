@@ -4,15 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from test_image_files import (
-    DATA,
-    as_bytes,
-    each,
-    own_cache,  # noqa: F401
-    picture,
-    write_folder,
-    write_parquet,
-)
+from image_files import DATA, as_bytes, each, picture, write_folder, write_parquet
 
 from circuitvit.errors import CircuitError
 from circuitvit.images import load_splits

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from test_evaluation import IMAGES, LABELS, told, untimed
+from evaluated_models import IMAGES, LABELS, told, untimed
 
 import circuitvit as cv
 from circuitvit.files import plain_json

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from random_models import SHAPES, shape
+from small_circuits import invented
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,22 +13,6 @@ import circuitvit as cv
 from circuitvit.measure import Cost
 from circuitvit.measure.models.cost import vit_macs
 from circuitvit.measure.models.cost_table import call_of, parts_of
-
-
-def invented(config, seed=0):
-    """A table with a random time for every part that can be left of a ViT."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = {("embed", ()), ("addition", ()), ("read_out", ())}
-    for heads, width in zip(config.heads, config.head_width, strict=True):
-        parts |= {("attention", (count, width)) for count in range(1, heads + 1)}
-    for neurons in config.mlp_width:
-        parts |= {("mlp", (count,)) for count in range(1, neurons + 1)}
-    size = {"attention": 4.0, "mlp": 0.5, "embed": 0.5, "read_out": 0.3, "addition": 0.1}
-    times = {
-        (op, shape): size[op] * (sum(shape[:1]) + float(torch.rand((), generator=generator)))
-        for op, shape in sorted(parts)
-    }
-    return cv.Costs(config, 64, tuple(Cost(op, shape, ms) for (op, shape), ms in times.items()))
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from random_models import SHAPES, random_images, random_vit, shape
-from test_cost_table import invented
+from small_circuits import invented
 
 import circuitvit as cv
 from circuitvit.graph.edge_graph import units_of

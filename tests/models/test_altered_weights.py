@@ -3,7 +3,7 @@
 import pytest
 import torch
 from random_models import random_images, random_pairs, random_vit, shape
-from test_train import blobs
+from small_training import blobs
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 

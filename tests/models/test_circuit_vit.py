@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 
 import oracles
 import pytest
@@ -10,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_models import SHAPES, agree, random_images, random_pairs, random_vit, shape
+from small_circuits import compiled, some_circuit
 
 import circuitvit as cv
 from circuitvit.compiler import compiling
@@ -18,33 +18,6 @@ from circuitvit.measure.models.cost import counted_macs, vit_macs
 from circuitvit.models.circuit_plan import block_macs
 
 DRAWS = 220
-
-
-def a_path(config, generator, qkv):
-    """Edges of one path from embed to logits, through some of the units."""
-    at, edges = "embed", []
-    while at != "logits":
-        onward = [e for e in edge_names_of(config, qkv) if e.startswith(f"{at}->")]
-        edge = onward[int(torch.randint(len(onward), (), generator=generator))]
-        edges.append(edge)
-        at = edge.split("->")[1]
-        at = at[:-2] if at[-2:] in (".q", ".k", ".v") else at
-    return edges
-
-
-def some_circuit(vit, seed, share, path, qkv="split"):
-    generator = torch.Generator().manual_seed(seed)
-    names = edge_names_of(vit.config, qkv)
-    kept = {name for name in names if torch.rand((), generator=generator) < share}
-    if path:
-        kept |= set(a_path(vit.config, generator, qkv))
-    return cv.Circuit(vit.config, kept, qkv=qkv)
-
-
-def compiled(vit, circuit, ablation="zero", reference=None):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="no kept path")
-        return cv.compile(vit, circuit, level="edge", ablation=ablation, reference=reference)
 
 
 def test_random_circuits_of_random_models_compute_what_hooked_runs_compute():

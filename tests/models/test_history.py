@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from random_models import random_images, random_pairs, random_vit, shape
-from test_train import blobs, make_vit
+from small_training import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.models.history import LONGEST, MOST, VALUES, Step, after

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from killed_training import known
 from random_models import SHAPES, agree, random_images, random_vit, shape
 from safetensors.torch import load_file, save_file
-from test_train import blobs, edge_model, make_vit, same_weights, timeless
+from small_training import blobs, edge_model, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.train import AdaptedViT, Recipe

@@ -10,7 +10,7 @@ import pytest
 import torch
 from killed_training import known
 from safetensors import SafetensorError, safe_open
-from test_train import blobs, make_vit, same_weights, timeless
+from small_training import blobs, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.errors import CircuitError

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_train import blobs, make_vit, same_weights
+from small_training import blobs, make_vit, same_weights
 from torch import nn
 
 import circuitvit as cv

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_train import blobs, edge_model, make_vit, same_weights
+from small_training import blobs, edge_model, make_vit, same_weights
 
 import circuitvit as cv
 from circuitvit.train import Recipe

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_train import blobs, make_vit, same_weights, timeless
+from small_training import blobs, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.train import Recipe, training

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import blobs, edge_model, make_vit, same_weights, timeless
+from small_training import blobs, edge_model, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.charts.timeline import timeline

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_train import blobs
+from small_training import blobs
 
 import circuitvit as cv
 from circuitvit.images.tensor_checks import as_bytes
@@ -101,7 +101,7 @@ def test_nothing_changes_unless_asked_for():
 
 
 def test_grey_pictures_are_augmented_too_and_a_model_trains_on_them():
-    from test_train import make_vit
+    from small_training import make_vit
 
     known = cv.Preprocessing(mean=(0.5,), std=(0.5,))
     images = blobs()
@@ -116,7 +116,7 @@ def test_grey_pictures_are_augmented_too_and_a_model_trains_on_them():
 
 
 def test_randaugment_without_preprocessing_is_refused_with_the_remedy():
-    from test_train import make_vit
+    from small_training import make_vit
 
     recipe = Recipe(epochs=1, batch=16, rand_augment=2)
     with pytest.raises(

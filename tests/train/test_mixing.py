@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_train import SHAPE, blobs, make_vit
+from small_training import SHAPE, blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.train import Recipe

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from random_models import random_images, random_vit, shape
-from test_train import blobs, make_vit
+from small_training import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.train import with_new_head

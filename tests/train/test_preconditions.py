@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_train import blobs, make_vit
+from small_training import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.train import Recipe, training

@@ -4,63 +4,23 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import shared_training
 import torch
-from killed_training import RECIPE, known
-from test_train import blobs, make_vit
+from shared_training import RECIPES, trained
+from small_training import make_vit
 
 import circuitvit as cv
-from circuitvit.train import Recipe
-
-RECIPES = {
-    "plain": Recipe(epochs=2, batch=16),
-    "adapter": Recipe(epochs=2, batch=16, tune="adapter", drop_path=0.2, ema_decay=0.5),
-    "rich": RECIPE,
-    "patience": Recipe(epochs=4, batch=16, learning_rate=1e-2, patience=1, watch="loss"),
-    "single": Recipe(
-        epochs=8, batch=16, learning_rate=5e-3, crop_scale=0.6, noise=0.05, mixup=0.3
-    ),
-}  # fmt: skip
-
-WORKER = """
-import json, os, sys, torch
-from pathlib import Path
-from accelerate import PartialState
-from test_processes import RECIPES, trained
-for name in RECIPES:
-    rank = int(os.environ["RANK"])
-    result = trained(name, rank)
-    assert PartialState().num_processes == 2
-    Path(sys.argv[1], f"{name}.{rank}.json").write_text(json.dumps(result.history))
-    if rank == 0:
-        saves = result.vit.save_pretrained if result.adapter is None else result.adapter.save
-        saves(Path(sys.argv[1]) / name)
-"""
-
-
-def trained(name, rank=0):
-    """Processes but the main one measure `patience` by wrong labels, which get less likely."""
-    vit, images, held_out = make_vit(), known(blobs()), known(blobs(seed=1))
-    if name == "patience" and rank:
-        held_out = replace(held_out, labels=held_out.labels.roll(1))
-    if name == "single":
-        vit = vit.float()
-        images, held_out = (replace(x, images=x.images.float()) for x in (images, held_out))
-    teacher = make_vit(seed=5) if name == "rich" else None
-    log = None if rank else print  # the others must follow the one that tells
-    return cv.train(vit, images, held_out, RECIPES[name], teacher=teacher, log=log)
 
 
 def launched(folder: Path, launcher: list[str]) -> None:
-    (folder / "worker.py").write_text(WORKER)
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, folder / "worker.py", folder],
+        [sys.executable, "-m", *launcher, shared_training.__file__, folder],
         env=os.environ
         | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from test_train import blobs, make_vit
+from small_training import blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.train import Recipe

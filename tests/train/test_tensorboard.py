@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from test_train import blobs, make_vit
+from small_training import blobs, curves, make_vit
 
 import circuitvit as cv
 from circuitvit.train import Recipe
@@ -16,14 +16,6 @@ RECIPE = Recipe(epochs=4, batch=16)
 
 def trained(**more):
     return cv.train(make_vit(), blobs(), blobs(seed=1), RECIPE, **more)
-
-
-def curves(folder):
-    """By tag, the points (epoch, value) that TensorBoard shows."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder)).Reload()
-    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
 def is_the_history(shown, history):
@@ -83,7 +75,10 @@ def test_a_folder_that_can_not_be_written_is_told_before_any_work(tmp_path, monk
 def test_tensorboard_is_imported_only_when_asked_for_and_its_lack_is_told(tmp_path):
     code = (
         "import sys\n"
-        "from test_tensorboard import cv, trained\n"
+        "import circuitvit as cv\n"
+        "from small_training import blobs, make_vit\n"
+        "def trained(**more):\n"
+        "    cv.train(make_vit(), blobs(), blobs(), cv.Recipe(epochs=1, batch=16), **more)\n"
         "trained()\n"
         "print('tensorboard' in sys.modules)\n"
         "sys.modules['tensorboard'] = None  # as if it weren't installed\n"
