@@ -58,10 +58,10 @@ def child(folder: Path, delay: float | None) -> int:
 
 def epochs_done(folder: Path) -> int:
     """How many epochs the checkpoint holds."""
-    from circuitvit.train.checkpoint import Checkpoint
+    from circuitvit.train.checkpoint import TrainingCheckpoint
 
     path = folder / "run" / "checkpoint.safetensors"
-    return len(Checkpoint.load(path).history) if path.exists() else 0
+    return len(TrainingCheckpoint.load(path).history) if path.exists() else 0
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-"""Training: the recipe, the loop, and checkpoints that it resumes from."""
+"""Training: the recipe, the loop, and the checkpoints that it resumes from."""
 
-from circuitvit.train.adapter import AdaptedViT, Adapter
-from circuitvit.train.new_head import with_new_head
+from circuitvit.train.adapter import AdaptedViT, Adapter, with_new_head
 from circuitvit.train.recipe import Recipe
 from circuitvit.train.result import Training
 from circuitvit.train.training import train

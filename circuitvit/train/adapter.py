@@ -1,14 +1,14 @@
-"""Bottleneck adapters (Houlsby et al. 2019): few new weights in a backbone that stays as it is.
+"""Few new weights on a trained ViT: a new head, or bottleneck adapters (Houlsby et al. 2019).
 
-After each attention and each MLP, before its write is added to the stream, an adapter adds
-up(GELU(down(write))). `up` starts at zero, so the model starts as the backbone. Unlike in the
-paper, LayerNorms don't learn; the head does, and belongs to the adapter.
+With an adapter, each attention and each MLP writes w + up(GELU(down(w))) instead of w. `up` starts
+at zero, so the model starts as the backbone. Unlike in the paper, LayerNorms aren't trained; the
+head is, and belongs to the adapter.
 """
 
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,33 +20,38 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from circuitvit.checks import whole
 from circuitvit.config import MOST
 from circuitvit.errors import CircuitError
 from circuitvit.files import readable_path
 from circuitvit.files.records import another_kind
 from circuitvit.files.restoring import UnfitError, restored, warn_of_surplus
 from circuitvit.files.tensor_files import read_tensors, told_in, write_tensors
+from circuitvit.intervene.input_checks import check_vit
 from circuitvit.models.classifier import Classifier
+from circuitvit.models.history import after
 from circuitvit.models.vit import ViT
 from circuitvit.precision import HALF
-from circuitvit.preprocessing import Preprocessing
+from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.torch_modes import in_default_modes
 
 ADAPTER_FILE = "adapter.safetensors"
 SCHEMA = 1
 _KEY = "circuitvit.adapter"
-_LEARNT = {"adapter", "head"}
+_TRAINED = {"adapter", "head"}
 
 
 class Bottleneck(nn.Module):
-    """Down to few numbers a token, GELU, and up again; its weights are empty until they are set."""
+    """A linear layer to few numbers a token, GELU, and one back; its weights are uninitialised."""
 
     def __init__(self, width: int, narrow: int, like: Tensor) -> None:
         super().__init__()
-        self.down, self.up = _empty(width, narrow, like), _empty(narrow, width, like)
+        options: Any = {"device": like.device, "dtype": like.dtype}
+        self.down: Any = skip_init(nn.Linear, width, narrow, **options)
+        self.up: Any = skip_init(nn.Linear, narrow, width, **options)
 
-    def start(self, generator: torch.Generator) -> None:
-        """Draw `down`, and let `up` write nothing."""
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the weights of `down`; set those of `up`, and all biases, to zero."""
         with torch.no_grad():
             drawn = torch.empty(self.down.weight.shape, dtype=torch.float64)
             nn.init.xavier_uniform_(drawn, generator=generator)
@@ -55,19 +60,12 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(values)
 
     def forward(self, write: Float[Tensor, "*image width"]) -> Float[Tensor, "*image width"]:
-        """What is added to what the attention or MLP writes."""
+        """What is added to the write of the attention or MLP."""
         return self.up(F.gelu(self.down(write)))
 
 
-def _empty(inputs: int, outputs: int, like: Tensor) -> nn.Linear:
-    """A linear layer for which nothing is drawn."""
-    made = skip_init(nn.Linear, inputs, outputs, device=like.device, dtype=like.dtype)
-    assert isinstance(made, nn.Linear)
-    return made
-
-
 class _Adapted(nn.Module):
-    """An attention or MLP with its adapter; a block calls it as it would call the sub-layer."""
+    """An attention or MLP with its adapter, called by a block like the sub-layer itself."""
 
     def __init__(self, sublayer: nn.Module, adapter: Bottleneck) -> None:
         super().__init__()
@@ -82,15 +80,15 @@ class AdaptedViT(nn.Module, Classifier):
     """A copy of a ViT with an adapter in it: from images to logits. It can't be folded into a ViT.
 
     Args:
-        vit: the backbone; it is left as it is.
-        width: of the adapter, numbers a token.
-        class_names: of the images that it was trained on.
-        seed: draws the adapter's first weights.
+        vit: the backbone; it is not changed.
+        width: of the adapter's bottleneck.
+        class_names: of the training images.
+        seed: draws the adapter's initial weights.
 
     Attributes:
         backbone: the copy, its attentions and MLPs each with an adapter.
         config: of the backbone.
-        preprocessing: how pictures become what it looks at; None where that is not known.
+        preprocessing: of its images; None where that is not known.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class AdaptedViT(nn.Module, Classifier):
                 sublayer = getattr(block, name)
                 if sublayer is not None:
                     bottleneck = Bottleneck(vit.config.width, width, vit.positions)
-                    bottleneck.start(generator)
+                    bottleneck.initialise(generator)
                     setattr(block, name, _Adapted(sublayer, bottleneck))
         self.train(vit.training)
 
@@ -135,16 +133,16 @@ class AdaptedViT(nn.Module, Classifier):
         """
         raise CircuitError(
             "an adapted model is no plain ViT and isn't saved as one. Save its adapter with "
-            "model.adapter.save(path); Adapter.load(path).apply(backbone) makes the model again."
+            "model.adapter.save(path); Adapter.load(path).apply(backbone) is the model again."
         )
 
     @property
     def adapter(self) -> "Adapter":
-        """The adapter on its own: a copy of what isn't the backbone's, on the CPU."""
+        """The adapter on its own: a copy of the adapters' and the head's weights, on the CPU."""
         weights = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.backbone.state_dict().items()
-            if _LEARNT & {*name.split(".")}
+            if _TRAINED & {*name.split(".")}
         }
         return Adapter(
             self.width, self.fingerprint_of_body, self.class_names, self.preprocessing, weights
@@ -153,12 +151,12 @@ class AdaptedViT(nn.Module, Classifier):
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What adapter tuning learnt, without the backbone.
+    """The weights that adapter tuning trained, without the backbone.
 
     Attributes:
-        width: numbers a token between `down` and `up`.
-        backbone: fingerprint of the ViT that it was trained in, but for its head.
-        class_names: of the images that it was trained on, in the logits' order.
+        width: of the bottleneck, numbers a token between `down` and `up`.
+        backbone: fingerprint of the ViT that it was trained in, without its head.
+        class_names: of the training images, in the logits' order.
         preprocessing: of these images; None where that is not known.
         weights: of the adapters and the head, by their names in the backbone.
     """
@@ -171,7 +169,7 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has."""
+        """The number of its parameters, with the head's."""
         return sum(value.numel() for value in self.weights.values())
 
     @in_default_modes
@@ -180,10 +178,11 @@ class Adapter:
 
         Args:
             vit: the model that the training started from, with unrounded weights; cast to half
-                precision afterwards. Its head doesn't matter. It is left as it is.
+                precision afterwards. Its head doesn't matter. It is not changed.
 
         Raises:
-            CircuitError: it is no ViT or another one, or the adapter's weights were altered.
+            CircuitError: it isn't a ViT or it is another one, or weights of the adapter are
+                missing, surplus or of another shape.
         """
         if not isinstance(vit, ViT):
             raise CircuitError(
@@ -267,9 +266,9 @@ class Adapter:
             schema = record["schema"]
             if schema == SCHEMA:
                 surplus = list[str]()
-                told = restored(_Record, record, surplus=surplus)
-                names = told.class_names
-                if not 1 <= told.width <= MOST or not names or len(set(names)) < len(names):
+                file = restored(_Record, record, surplus=surplus)
+                names = file.class_names
+                if not 1 <= file.width <= MOST or not names or len(set(names)) < len(names):
                     raise UnfitError(
                         f"width is not in 1 to {MOST:,}, or class_names are none or not distinct"
                     )
@@ -277,7 +276,7 @@ class Adapter:
                 if head is not None and head.shape != (len(names),):
                     raise UnfitError(f"{len(names)} class_names for a head of {len(head)}")
                 warn_of_surplus(source, surplus)
-                return cls(told.width, told.backbone, names, told.preprocessing, weights)
+                return cls(file.width, file.backbone, names, file.preprocessing, weights)
         except FileNotFoundError as cause:
             raise CircuitError(f"no adapter at {source}: there is no such file.") from cause
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
@@ -293,7 +292,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the metadata of an adapter's file says."""
+    """The metadata of an adapter's file."""
 
     schema: int
     width: int
@@ -311,8 +310,54 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 
 def body_fingerprint(vit: ViT) -> str:
-    """16 hexadecimal digits that name a ViT's shape and weights, but for its head."""
+    """16 hexadecimal digits of a ViT's shape and weights, without its head."""
     config = replace(vit.config, classes=1)
     head = {"head.weight": torch.zeros(1, config.pooled * config.width),
             "head.bias": torch.zeros(1)}  # fmt: skip
     return ViT.from_weights(config, vit.state_dict() | head, source="this model").fingerprint()
+
+
+@in_default_modes
+def with_new_head(
+    vit: ViT, classes: int, *, class_names: Sequence[str] | None = None, seed: int = 0
+) -> ViT:
+    """A copy of a ViT with a new, randomly initialised head for other classes.
+
+    Args:
+        vit: it is not changed.
+        classes: number of classes, ≥ 1.
+        class_names: their names in order; `train` takes those of its images.
+        seed: draws the head's weights, from the distribution of a new ViT's.
+
+    Raises:
+        CircuitError: it isn't a ViT, there are no classes or not as many names, or the model has no
+            preprocessing, in which class names are kept.
+    """
+    check_vit(vit)
+    count, seed = whole(classes, "classes"), whole(seed, "seed")
+    if count < 1:
+        raise CircuitError(f"classes is {count}, expected ≥ 1.")
+    preprocessing = _with_class_names(vit, count, class_names)
+    config = replace(vit.config, classes=count)
+    drawn = torch.empty(count, config.pooled * config.width)
+    nn.init.trunc_normal_(drawn, std=0.02, generator=torch.Generator().manual_seed(seed))
+    head = {"head.weight": drawn, "head.bias": torch.zeros(count)}
+    weights = vit.state_dict() | {name: value.to(vit.positions) for name, value in head.items()}
+    made = copy.deepcopy(ViT.from_weights(config, weights, source="this model"))
+    made.preprocessing = preprocessing
+    made.history = after(vit.history, "given a new head", {"classes": count, "seed": seed}, None)
+    return made.train(vit.training)
+
+
+def _with_class_names(vit: ViT, classes: int, names: Sequence[str] | None) -> Preprocessing | None:
+    """The model's preprocessing with the new classes' names, or with none."""
+    before = vit.preprocessing
+    if before is None and names is not None:
+        raise CircuitError(
+            "class_names are kept in vit.preprocessing, and this model has none. Assign "
+            "cv.Preprocessing(mean=…, std=…) to it first."
+        )
+    changed = None if before is None else replace(before, class_names=names)
+    if problems := misfits(changed, channels=vit.config.channels, classes=classes):
+        raise CircuitError(f"the new head can't be made: {'; '.join(problems)}.")
+    return changed

@@ -1,4 +1,4 @@
-"""Where a training has got to, as one safetensors file: weights, AdamW's state, and history.
+"""The state of a training as one safetensors file: weights, AdamW's state, and history.
 
 Tensors are stored flat under `model.<name>` and `optimizer.<name>.<state>`, the rest as JSON in the
 file's metadata.
@@ -21,17 +21,18 @@ from circuitvit.train.recipe import Recipe
 
 _KEY = "circuitvit.training"
 _LATER = ("class names", "preprocessing", "teacher.")
-"""How those names begin that a run got later; checkpoints of before don't have them."""
+"""Prefixes of names that a run got in a later version; older checkpoints don't have them."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """A training after some of its epochs.
 
     Attributes:
-        run: what the training is: recipe, model shape, initial weights and data, by name.
+        run: what identifies the training: recipe, model shape, initial weights and data, by name.
         history: one entry for each epoch so far.
-        tensors: weights and AdamW's state, and what else goes on: the average, the best weights.
+        tensors: weights and AdamW's state, and if used, the weight average, the best weights and
+            the scale of fp16.
     """
 
     run: Mapping[str, Any]
@@ -46,15 +47,15 @@ class Checkpoint:
         model: nn.Module,
         optimizer: Optimizer,
         more: Mapping[str, Mapping[str, Tensor]] | None = None,
-    ) -> "Checkpoint":
-        """Take down where a training stands; the tensors are the model's own, not copies.
+    ) -> "TrainingCheckpoint":
+        """The state of a training; the tensors are the model's own, not copies.
 
         Args:
             run: see the attributes.
             history: likewise.
             model: what is trained.
             optimizer: of its parameters.
-            more: other tensors by the name of their part, for `part` to give back.
+            more: other tensors by the name of their part, which `part` returns.
         """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         for name, parameter in model.named_parameters():
@@ -70,10 +71,10 @@ class Checkpoint:
         return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put weights and AdamW's state back into a model and its optimizer."""
+        """Load weights and AdamW's state into a model and its optimizer."""
         model.load_state_dict(self.part("model"))
         for name, parameter in model.named_parameters():
-            # AdamW counts its steps on the CPU; its moments live beside their parameter.
+            # AdamW's step count is on the CPU, its moments are on the parameter's device.
             state = {
                 key: value if value.ndim == 0 else value.to(parameter.device)
                 for key, value in self.part(f"optimizer.{name}").items()
@@ -82,13 +83,13 @@ class Checkpoint:
                 optimizer.state[parameter] = state
 
     def save(self, path: Path) -> None:
-        """Write the file in one step: a kill leaves the one before.
+        """Write the file in one step: a kill leaves the previous one.
 
         Raises:
-            CircuitError: it can't be written, as on a full disk. The one before is left.
+            CircuitError: it can't be written, as on a full disk. The previous one is left.
         """
         record = {"schema": 1, "run": dict(self.run), "history": list(self.history)}
-        for half in path.parent.glob(f".{path.name}.*"):  # that earlier versions left when killed
+        for half in path.parent.glob(f".{path.name}.*"):  # left by killed runs of old versions
             if half.is_file():
                 half.unlink(missing_ok=True)
         try:
@@ -101,11 +102,11 @@ class Checkpoint:
                 f"cannot write the checkpoint {path} of {size / 1e6:z,.1f} MB after epoch "
                 f"{kept + 1}: {reason}. "
                 + (f"That of epoch {kept} is left as it was. " if path.exists() else "")
-                + "Make room, twice its size, and run the same again: it goes on from there."
+                + "Make room, twice its size, and run the same again: it resumes there."
             ) from cause
 
     @classmethod
-    def load(cls, path: Path) -> "Checkpoint":
+    def load(cls, path: Path) -> "TrainingCheckpoint":
         """Read what `save` wrote.
 
         Raises:
@@ -122,12 +123,12 @@ class Checkpoint:
             ) from cause
 
     def check_run(self, run: Mapping[str, Any], path: Path) -> None:
-        """Refuse to go on with another training than the one that the checkpoint is of.
+        """Refuse to resume another training than the checkpoint's.
 
         Raises:
             CircuitError: recipe, model or data differ; every difference is named.
         """
-        # Fields that a recipe got since the checkpoint was written were then as their defaults.
+        # Fields of the recipe that are newer than the checkpoint had their defaults.
         before = {f"recipe.{field.name}": field.default for field in fields(Recipe)} | {**self.run}
         differences = [
             f"{name} was {before.get(name)!r} and is now {run.get(name)!r}"
@@ -137,18 +138,18 @@ class Checkpoint:
         if differences:
             raise CircuitError(
                 f"{path} is the checkpoint of another training: " + "; ".join(differences) + ". "
-                "Choose another folder, or go back to what it was to resume it."
+                "Choose another folder, or use the earlier values to resume it."
             )
 
 
 def _came_later(name: str, *runs: Mapping[str, Any]) -> bool:
-    """Whether only one of the runs can tell of it."""
+    """Whether a name is of a later version and missing in one of the runs."""
     return name.startswith(_LATER) and not all(name in run for run in runs)
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What the metadata of a checkpoint's file says."""
+    """The metadata of a checkpoint's file."""
 
     schema: int
     run: Mapping[str, Any]
@@ -159,6 +160,6 @@ class _Record:
         while left:
             item = left.pop()
             if isinstance(item, bool | str):
-                raise UnfitError(f"{in_short(item, most=60)} in the history is no number")
+                raise UnfitError(f"{in_short(item, most=60)} in the history is not a number")
             if isinstance(item, list | dict):
                 left += item.values() if isinstance(item, dict) else item

@@ -1,4 +1,4 @@
-"""Knowledge distillation (Hinton et al. 2015): a student learns from labels and from a teacher."""
+"""The loss of a training, with knowledge distillation (Hinton et al. 2015) from a teacher."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from circuitvit.train.recipe import Recipe
 
 
 class Teacher:
-    """A copy of a module that gives logits for images, and no gradient.
+    """A copy of a module from images to logits, without gradients.
 
     Args:
-        module: from images to logits [image class], or to something with such `logits`, as of
-            transformers. It is left as it is.
+        module: from images to logits [image class], or to an output with `logits`, as in
+            transformers. It is not changed.
         like: images whose device and dtype the copy gets.
     """
 
@@ -29,12 +29,12 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Float[Tensor, "image channel height width"]) -> Any:
-        """What the teacher says of images."""
-        found = self.module(images)
-        return getattr(found, "logits", found)
+        """The teacher's logits; whatever it returns, if that has none."""
+        output = self.module(images)
+        return getattr(output, "logits", output)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the weights."""
+        """16 hexadecimal digits of a SHA-256 over class name and weights."""
         digest = hashlib.sha256(type(self.module).__name__.encode())
         for name, value in self.module.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -42,22 +42,22 @@ class Teacher:
         return digest.hexdigest()[:16]
 
     def config(self) -> dict[str, Any]:
-        """What its config says of the computation, as JSON knows it; nothing if it has none.
+        """Its config as JSON values; empty if it has none.
 
-        Of transformers' configs, what tells where it came from or its dtype is left out.
+        Origin and dtype in a config of transformers are left out: they don't change the function.
         """
         config = getattr(self.module, "config", None)
         as_dict = getattr(config, "as_dict", None) or getattr(config, "to_dict", None)
         values: Any = as_dict() if callable(as_dict) else {}
-        told = {n: v for n, v in values.items() if not n.startswith("_") and n not in _ORIGIN}
-        return json.loads(json.dumps(told, default=str))
+        kept = {n: v for n, v in values.items() if not n.startswith("_") and n not in _ORIGIN}
+        return json.loads(json.dumps(kept, default=str))
 
 
 _ORIGIN = {"architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
-    """Why a module can't teach a student of so many classes; a line for each reason."""
+    """Why a module can't be the teacher of a model with this number of classes, a line a reason."""
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         return [f"the teacher is a {kind}, expected a module; load_vit makes one of a name"]
@@ -65,7 +65,7 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     own, theirs = getattr(module, "preprocessing", None), images.preprocessing
     if own is not None and theirs is not None and (own.mean, own.std) != (theirs.mean, theirs.std):
         problems.append(
-            f"the teacher looks at images normalised with mean {own.mean} and deviation {own.std}, "
+            f"the teacher takes images normalised with mean {own.mean} and deviation {own.std}, "
             f"these have {theirs.mean} and {theirs.std}; make the images with the teacher's "
             "preprocessing"
         )
@@ -76,10 +76,10 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
             f"({few(images.class_names)}); use a teacher that was trained on the same ones"
         )
     try:
-        found = Teacher(module, images.images[:0]).logits(images.images[:1])
+        logits = Teacher(module, images.images[:0]).logits(images.images[:1])
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as cause:
         return [*problems, f"the teacher can't look at the training images ({cause})"]
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (1, classes):
         problems.append(
             f"the teacher gives {shape} for one image, expected logits (1, {classes}) of the "
@@ -88,22 +88,23 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     return problems
 
 
-def loss_of(
+def training_loss(
     logits: Float[Tensor, "image class"],
     targets: Tensor,
-    taught: Float[Tensor, "image class"] | None,
+    teacher_logits: Float[Tensor, "image class"] | None,
     recipe: Recipe,
 ) -> Float[Tensor, ""]:
-    """The mean cross-entropy over images, with a teacher α · CE + (1 − α) · T² · KL.
+    """The mean cross-entropy over images; with a teacher, α · CE + (1 − α) · T² · KL.
 
-    KL is that of the student's classes from the teacher's, both softened by the temperature T.
-    Logits in half precision are taken to single first.
+    KL is KL(softmax(teacher / T) ‖ softmax(student / T)). Logits in half precision are converted
+    to single precision first.
     """
     logits = in_single(logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-    if taught is None:
+    if teacher_logits is None:
         return loss
     alpha, temperature = recipe.distill_alpha, recipe.distill_temperature
-    student, teacher = (x.div(temperature).log_softmax(dim=1) for x in (logits, in_single(taught)))
+    both = logits, in_single(teacher_logits)
+    student, teacher = (x.div(temperature).log_softmax(dim=1) for x in both)
     distance = F.kl_div(student, teacher.to(student), reduction="batchmean", log_target=True)
     return alpha * loss + (1 - alpha) * temperature**2 * distance

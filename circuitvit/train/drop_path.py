@@ -1,6 +1,6 @@
 """Stochastic depth (Huang et al. 2016): some images skip some attentions and MLPs of a ViT.
 
-Hooks do it, inside a `with`, so the model stays as it is.
+It is done by hooks inside a `with`; the model itself is not changed.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitvit.models.vit import ViT
-from circuitvit.train.recipe import Recipe
-from circuitvit.train.seeds import Purpose, seed_of
+from circuitvit.train.recipe import Purpose, Recipe, seed_of
 
 
 class DroppedPaths:
-    """Which paths each image of the next forward pass takes.
+    """Which attentions and MLPs each image of the next forward pass skips.
 
-    The chance to be dropped grows in a line from 0 in the first block to `Recipe.drop_path` in the
-    last, as in timm; what a path writes is divided by the chance to be kept. The attention's output
-    bias is part of its path.
+    As in timm, the probability p of being dropped grows linearly from 0 in the first block to
+    `Recipe.drop_path` in the last, and what a path writes is divided by 1 − p. The attention's
+    output bias is part of its path.
     """
 
     def __init__(self, vit: ViT, recipe: Recipe) -> None:
@@ -36,7 +35,7 @@ class DroppedPaths:
         self.factors: Float[Tensor, "path image"] | None = None
 
     def drawn(self, epoch: int, step: int) -> Float[Tensor, "path image"]:
-        """A factor for each path and image of a global batch: 0, or 1 ÷ the chance to be kept."""
+        """A factor for each path and image of a global batch: 0 or 1 / (1 − p)."""
         recipe = self.recipe
         seed = seed_of(recipe.seed, epoch, step, Purpose.DROPPED_PATHS)
         chances = torch.rand(
@@ -46,13 +45,13 @@ class DroppedPaths:
         return (chances >= rates) / (1 - rates)
 
     def choose(self, factors: Float[Tensor, "path batch"], rows: Int[Tensor, " image"]) -> None:
-        """The next forward pass is of these images of the batch."""
+        """Set the images of the next forward pass, by their place in the batch."""
         self.factors = factors[:, rows]
 
 
 @contextmanager
 def dropped_paths(vit: Any, recipe: Recipe) -> Iterator[DroppedPaths | None]:
-    """Let a ViT drop paths while it trains; None where the recipe doesn't ask for it."""
+    """Let a ViT drop paths in train mode; None where the recipe has no `drop_path`."""
     if not recipe.drop_path:
         yield None
         return

@@ -1,4 +1,4 @@
-"""What has to hold before a training starts, and what makes it this training and no other."""
+"""Checks before a training starts, and what identifies a training when it is resumed."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from circuitvit.preprocessing import Preprocessing, misfits
 from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.distillation import Teacher, teacher_problems
 from circuitvit.train.drop_path import DroppedPaths
-from circuitvit.train.optimizer import learning
+from circuitvit.train.optimizer import trained_parameters
 from circuitvit.train.recipe import Recipe
 
 
-def check(
+def check_training(
     vit: ViT | CircuitViT,
     training: ImageSet,
     validation: ImageSet,
@@ -30,7 +30,7 @@ def check(
     teacher: Any,
     accelerator: Accelerator,
 ) -> None:
-    """Refuse a training that can't start.
+    """Refuse a training whose inputs don't fit each other or the machine.
 
     Raises:
         CircuitError: images, model, recipe, teacher or machine don't fit; every reason is named.
@@ -40,7 +40,7 @@ def check(
         raise CircuitError(
             f"expected a circuitvit.ViT or CircuitViT to train, got {type(vit).__name__}. "
             + (
-                "Train its backbone anew, the model that it started from."
+                "Train the model that it started from again."
                 if own
                 else "circuitvit.load_vit(model) makes one."
             )
@@ -51,7 +51,7 @@ def check(
         vit.check_images(images.images, name=name)
     problems = [
         *_data_problems(vit, training, validation, recipe),
-        *_picture_problems(training, recipe),
+        *_image_problems(training, recipe),
         *_machine_problems(recipe, accelerator),
         *_block_problems(vit, recipe),
         *_frozen_problems(vit, recipe),
@@ -76,14 +76,14 @@ def _data_problems(
 
 
 def _class_problems(vit: ViT | CircuitViT, training: ImageSet) -> Iterator[str]:
-    """Why the head can't be taken for one of the images' classes."""
-    names, classes, seen = training.class_names, vit.config.classes, vit.preprocessing
-    known = None if seen is None else seen.class_names
-    anew = f"give it a new head first, cv.with_new_head(vit, classes={len(names)})"
+    """Why the head's classes aren't those of the images."""
+    names, classes, preprocessing = training.class_names, vit.config.classes, vit.preprocessing
+    known = None if preprocessing is None else preprocessing.class_names
+    remedy = f"give it a new head first, cv.with_new_head(vit, classes={len(names)})"
     if isinstance(vit, CircuitViT):
-        anew = "give the model that it was compiled from a new head with cv.with_new_head"
+        remedy = "give the model that it was compiled from a new head with cv.with_new_head"
     if len(names) != classes:
-        yield f"the images are of {len(names)} classes and the model has {classes}; {anew}"
+        yield f"the images are of {len(names)} classes and the model has {classes}; {remedy}"
     elif known is not None and sorted(known) == sorted(names):
         if tuple(known) != tuple(names):
             yield (
@@ -93,25 +93,25 @@ def _class_problems(vit: ViT | CircuitViT, training: ImageSet) -> Iterator[str]:
     elif known is not None and len(known) == classes:
         yield (
             f"the images are of other classes ({few(names)}) than the model knows ({few(known)}); "
-            f"{anew}; or, if these are other names of the same classes in the same order, assign "
+            f"{remedy}; or, if these are other names of the same classes in the same order, assign "
             "dataclasses.replace(vit.preprocessing, class_names=…) to vit.preprocessing"
         )
 
 
-def carried(vit: ViT | CircuitViT, training: ImageSet) -> Preprocessing | None:
-    """What the trained model says of its images: their preprocessing, else that of the model.
+def resulting_preprocessing(vit: ViT | CircuitViT, training: ImageSet) -> Preprocessing | None:
+    """The trained model's preprocessing: that of its images, else the model's own.
 
-    Its class names are the images' own; without a preprocessing there is nowhere to keep them.
+    Its class names are the images'. Without a preprocessing there is nowhere to keep them.
     """
     given, own = training.preprocessing, vit.preprocessing
     unnamed = own is None or own.class_names is None
     if given is not None and given.class_names is None and unnamed:
-        return given  # put together by hand, and left without names
-    seen = given or own
-    return None if seen is None else replace(seen, class_names=training.class_names)
+        return given  # made by hand without names
+    chosen = given or own
+    return None if chosen is None else replace(chosen, class_names=training.class_names)
 
 
-def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
+def _image_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
     channels, classes = training.images.shape[1], len(training.class_names)
     bare = training.preprocessing and replace(training.preprocessing, class_names=None)
     for problem in misfits(bare, channels=channels, classes=classes):
@@ -120,7 +120,7 @@ def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
         return
     if training.preprocessing is None:
         yield (
-            "RandAugment needs pictures of 8 bits, and the training images don't tell how they "
+            "RandAugment needs pictures of 8 bits, and it is not known how the training images "
             "were normalised; give ImageSet(preprocessing=…), or make them with load_splits or "
             "ImageSet.from_arrays, or use rand_augment=0"
         )
@@ -129,12 +129,12 @@ def _picture_problems(training: ImageSet, recipe: Recipe) -> Iterator[str]:
 
 
 def _frozen_problems(vit: ViT | CircuitViT, recipe: Recipe) -> Iterator[str]:
-    """Where nothing would learn; an adapter's own weights always do."""
-    taught = learning(vit, recipe).values()
-    if recipe.tune != "adapter" and not any(parameter.requires_grad for parameter in taught):
+    """Why no parameter would be trained; an adapter's own always are."""
+    trained = trained_parameters(vit, recipe).values()
+    if recipe.tune != "adapter" and not any(parameter.requires_grad for parameter in trained):
         what = "of its head" if recipe.tune == "head" else "of the model"
         yield (
-            f"no parameter {what} learns: requires_grad is False for all; call "
+            f"no parameter {what} is trained: requires_grad is False for all; call "
             "vit.requires_grad_(True) first"
         )
 
@@ -145,12 +145,12 @@ def _block_problems(vit: ViT | CircuitViT, recipe: Recipe) -> Iterator[str]:
         yield f"drop_path is of a ViT's blocks, this is a {kind}; use drop_path=0"
     elif recipe.drop_path and isinstance(vit, ViT) and not DroppedPaths(vit, recipe).paths:
         yield (
-            f"drop_path={recipe.drop_path} would drop nothing: its chance falls to 0 towards the "
+            f"drop_path={recipe.drop_path} would drop nothing: its probability falls to 0 in the "
             f"first of {len(vit.blocks)} block(s), and none after it has an attention or MLP; use "
             "drop_path=0"
         )
     if recipe.tune == "adapter" and not isinstance(vit, ViT):
-        yield f'adapters sit in the blocks of a ViT, this is a {kind}; use tune="head"'
+        yield f'adapters need the blocks of a ViT, this is a {kind}; use tune="head"'
 
 
 def _machine_problems(recipe: Recipe, accelerator: Accelerator) -> Iterator[str]:
@@ -168,11 +168,11 @@ def _machine_problems(recipe: Recipe, accelerator: Accelerator) -> Iterator[str]
         )
     launched = accelerator.mixed_precision
     if launched == "fp16":
-        yield "start accelerate without --mixed_precision fp16 and say it in the recipe alone"
+        yield "start accelerate without --mixed_precision fp16 and set it in the recipe alone"
     elif launched not in ("no", recipe.mixed_precision):
         yield (
-            f"accelerate was launched with {launched} and the recipe says "
-            f"{recipe.mixed_precision}; say the same in both"
+            f"accelerate was launched with {launched} and the recipe has "
+            f"{recipe.mixed_precision}; use the same in both"
         )
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         yield (
@@ -188,13 +188,13 @@ def run_of(
     recipe: Recipe,
     teacher: Teacher | None,
 ) -> dict[str, Any]:
-    """What makes it this training and no other, as JSON knows it."""
+    """What identifies a training, as JSON values: data, initial weights, recipe, teacher."""
     run = {
         "training images": training.fingerprint(),
         "validation images": validation.fingerprint(),
         "initial weights": vit.fingerprint(),
-        "class names": _named(training.class_names),
-        **_seen(training.preprocessing),
+        "class names": _digest(training.class_names),
+        **_preprocessing_entries(training.preprocessing),
     }
     if teacher is not None:
         run["teacher"] = teacher.fingerprint()
@@ -203,15 +203,15 @@ def run_of(
     return run | {f"config.{name}": value for name, value in vit.config.as_dict().items()}
 
 
-def _seen(preprocessing: Preprocessing | None) -> dict[str, Any]:
-    """What noise and RandAugment go by, and what the trained model keeps."""
+def _preprocessing_entries(preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Noise and RandAugment depend on it, and the trained model keeps it."""
     if preprocessing is None:
         return {"preprocessing": None}
-    seen = preprocessing.as_dict()
-    names = seen.pop("class_names")
-    return {"preprocessing": seen, "preprocessing's class names": names and _named(names)}
+    values = preprocessing.as_dict()
+    names = values.pop("class_names")
+    return {"preprocessing": values, "preprocessing's class names": names and _digest(names)}
 
 
-def _named(names: Sequence[str]) -> str:
-    """16 hexadecimal digits that name a list of names."""
+def _digest(names: Sequence[str]) -> str:
+    """16 hexadecimal digits of a SHA-256 over a list of names."""
     return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]

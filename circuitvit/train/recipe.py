@@ -1,14 +1,21 @@
-"""How a ViT is trained: every number that decides the result, besides model and images."""
+"""The recipe of a training: every number that decides the result, besides model and images.
 
+Also the seeds of everything that a training draws.
+"""
+
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import Any, Literal, get_args, no_type_check
+
+import numpy as np
 
 from circuitvit.errors import CircuitError, in_short
 from circuitvit.files.restoring import MOST
-from circuitvit.train.schedule import ScheduleBy, learning_rate_at
 
+ScheduleBy = Literal["step", "epoch"]
 Precision = Literal["no", "bf16", "fp16"]
 Watched = Literal["accuracy", "loss"]
 Tuned = Literal["all", "head", "adapter"]
@@ -17,47 +24,49 @@ Tuned = Literal["all", "head", "adapter"]
 @no_type_check  # it checks its own input, with words for people
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """AdamW with linear warm-up and cosine decay, label smoothing, and random changes of images.
+    """A training with AdamW: its schedule, regularisation and augmentation.
+
+    The learning rate has a linear warm-up and a cosine decay.
 
     Attributes:
-        epochs: how often every image is seen, at most.
+        epochs: largest number of epochs; `patience` can stop earlier.
         batch: images a step, over all processes and micro-batches.
-        accumulate: micro-batches in which each process goes through its share of a batch; more
-            need less memory and give the same gradient.
+        accumulate: micro-batches into which each process splits its share of a batch; more need
+            less memory and give the same gradient.
         learning_rate: its peak, after the warm-up.
-        final_learning_rate: where the cosine would end one step after the last.
+        final_learning_rate: the rate that the cosine would reach one step after the last.
         schedule_by: whether the learning rate changes with every `step` or every `epoch`.
-        weight_decay: of the weights; norms, biases, positions, tokens and constants have none.
+        weight_decay: of the weights; norms, biases, positions, tokens and constants don't decay.
         warmup_epochs: epochs of linear warm-up, at most half of all epochs; rounded to whole steps,
             or epochs where the learning rate changes with these.
         label_smoothing: share of the target that is spread evenly over all classes, 0–1.
         clip: largest norm of the gradient of all parameters together.
-        augment: whether images are changed at random; the next ones, to `cutmix`, say how.
+        augment: whether images are changed at random; the fields up to `cutmix` say how.
         translate: largest shift along each axis, as a share of the side; in whole pixels.
         rotate: largest rotation either way, in degrees.
         horizontal_flip: whether every second image, on average, is mirrored; not for digits.
         crop_scale: least share of a picture's area that a random crop keeps; 1 is no crop.
-        rand_augment: operations of RandAugment for each picture; they shear,
-            turn and change colours, so look whether your classes survive them.
+        rand_augment: operations of RandAugment for each picture. They shear, rotate and change
+            colours, so check that your classes stay recognisable.
         rand_augment_magnitude: how strong they are, 0–30.
-        noise: deviation of Gaussian noise, where pixels are in [0, 1].
+        noise: standard deviation of Gaussian noise, where pixels are in [0, 1].
         erase: share of images of which a rectangle is erased.
         mixup: α of MixUp; 0 is none.
         cutmix: α of CutMix; with both, each batch draws one of the two.
-        drop_path: chance that an image skips the last block's attention, or its MLP; it falls to 0
-            towards the first block.
-        ema_decay: share of the average of weights that stays at each step; the average is what is
-            measured and comes out. 0 is none.
+        drop_path: probability that an image skips the last block's attention, or its MLP; it falls
+            linearly to 0 in the first block.
+        ema_decay: decay of the exponential moving average of the weights. The averaged model is
+            the one that is measured and returned. 0 is no average.
         keep_best: whether the weights after the best epoch are kept too; `patience` implies it.
-        patience: stop when so many epochs on end have not beaten the best one; None is never.
-        watch: what tells the best epoch, `accuracy` or `loss` on the validation images.
-        distill_alpha: share of the labels' cross-entropy where there is a teacher, 0–1.
-        distill_temperature: T, which softens the logits of teacher and student.
-        tune: what learns: `all` weights, or the linear `head` alone, which suits a pretrained model
-            and few images, or the head and an `adapter` after each attention and each MLP.
-        adapter_width: numbers a token in each adapter's bottleneck.
-        seed: draws the order of the images and their changes, for each epoch anew.
-        mixed_precision: `bf16` or `fp16` computes the forward pass so; `fp16` on a GPU only.
+        patience: stop after this number of epochs without a better one; None is never.
+        watch: what the best epoch is chosen by, `accuracy` or `loss` on the validation images.
+        distill_alpha: weight of the labels' cross-entropy with a teacher, 0–1.
+        distill_temperature: T, by which the logits of teacher and student are divided.
+        tune: what is trained: `all` weights; the linear `head` alone, which suits a pretrained
+            model and few images; or the head and an `adapter` after each attention and each MLP.
+        adapter_width: width of each adapter's bottleneck.
+        seed: seeds the order of the images and their changes, anew in each epoch.
+        mixed_precision: dtype of the forward pass, `bf16` or `fp16`; `fp16` on a GPU only.
 
     Raises:
         CircuitError: a value is out of range; every one is named.
@@ -99,13 +108,13 @@ class Recipe:
     def __post_init__(self) -> None:
         problems = list(_problems(self))
         if problems:
-            raise CircuitError("this Recipe can't be followed: " + "; ".join(problems) + ".")
+            raise CircuitError("invalid Recipe: " + "; ".join(problems) + ".")
 
     @classmethod
     def photos(cls, *, pretrained: bool = False, **changes: Any) -> "Recipe":
-        """A recipe for photographs, of which all but the epochs and the batch are DeiT's.
+        """DeiT's recipe for photographs, with fewer epochs and smaller batches.
 
-        They are those of Touvron et al. 2021 (table 9) and their code, which timm has too: AdamW
+        The values are those of Touvron et al. 2021 (table 9) and their code, also in timm: AdamW
         with a peak of 5e-4 for every 512 images a step, a cosine to a fiftieth of it after 5 epochs
         of warm-up, weight decay 0.05, label smoothing 0.1, mirrored random crops of at least 8% of
         the area, RandAugment (2 operations of magnitude 9), MixUp 0.8, CutMix 1.0, a rectangle
@@ -114,13 +123,13 @@ class Recipe:
 
         For a pretrained model the epochs (20), the peak (1e-5 for every 512 images, falling to a
         tenth) and the weight decay (0.1) are those of fine-tuning in DeiT III (Touvron et al.
-        2022). A new head learns slowly so: with few images, give a larger `learning_rate`, or
-        `tune="head"` with one of some 1e-3.
+        2022). A new head learns slowly at this rate: with few images, give a larger
+        `learning_rate`, or `tune="head"` with one of about 1e-3.
 
         Args:
             pretrained: whether the model was trained before.
-            **changes: fields that shall be others. A `learning_rate` that isn't given follows the
-                batch, and a `final_learning_rate` follows it.
+            **changes: fields with other values. A `learning_rate` that isn't given is proportional
+                to the batch, and a `final_learning_rate` to the learning rate.
 
         Raises:
             CircuitError: a value is out of range; every one is named.
@@ -139,16 +148,24 @@ class Recipe:
         return asdict(self)
 
     def learning_rate_at(self, step: int, *, steps_an_epoch: int) -> float:
-        """The learning rate of one step, counted from 0 over the whole training."""
-        return learning_rate_at(
-            step,
-            steps_an_epoch=steps_an_epoch,
-            epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-            peak=self.learning_rate,
-            final=self.final_learning_rate,
-            by=self.schedule_by,
-        )
+        """The learning rate of one step, counted from 0 over the whole training.
+
+        With T steps in all and W of them warm-up, step s has the rate
+        peak · (s + 1) / W while s < W, and then
+        final + (peak − final) · (1 + cos(π (s − W) / (T − W))) / 2.
+
+        With `schedule_by="epoch"`, s, T and W count epochs. W is rounded to a whole number and is
+        at most half of T, rounded down; so a training of one step has no warm-up.
+        """
+        if self.schedule_by == "epoch":
+            step, steps_an_epoch = step // steps_an_epoch, 1
+        total = self.epochs * steps_an_epoch
+        warmup = min(round(min(self.warmup_epochs, self.epochs) * steps_an_epoch), total // 2)
+        peak, final = self.learning_rate, self.final_learning_rate
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        done = (step - warmup) / (total - warmup)
+        return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
 
     @property
     def keeps_best(self) -> bool:
@@ -156,8 +173,28 @@ class Recipe:
         return self.keep_best or self.patience is not None
 
 
+class Purpose(IntEnum):
+    """What a seed is for. Each purpose has its own random stream, so a new one changes no other."""
+
+    CROP_AND_RANDAUGMENT = 1
+    NOISE_AND_ERASE = 2
+    MIX = 3
+    DROPPED_PATHS = 4
+    ADAPTER = 5
+
+
+def seed_of(*key: int) -> int:
+    """A seed below 2³² that depends on all of the numbers.
+
+    What is drawn for an image depends on the recipe's seed, the epoch and the image's place in the
+    epoch's order; what is drawn for a step on seed, epoch and step. So a training that is resumed,
+    or split over more processes, draws the same.
+    """
+    return int(np.random.SeedSequence(list(key)).generate_state(1)[0])
+
+
 _BATCH_OF_RATES = 512
-"""For so many images a step the learning rates below are meant."""
+"""The learning rates below are for this number of images a step."""
 _PHOTOS: dict[str, Any] = {
     "epochs": 100, "batch": 256, "learning_rate": 5e-4, "final_learning_rate": 1e-5,
     "weight_decay": 0.05, "warmup_epochs": 5, "label_smoothing": 0.1, "translate": 0.0,

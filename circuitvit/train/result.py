@@ -1,22 +1,26 @@
-"""What a training gives: the model, how it went, and the figure of its gradients."""
+"""What a training returns: the models with their histories, and how the training went."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from circuitvit.charts.chart import Figure
 from circuitvit.models.circuit_vit import CircuitViT
+from circuitvit.models.history import after
+from circuitvit.models.saved_model import SavedModel
 from circuitvit.models.vit import ViT
 from circuitvit.train.adapter import AdaptedViT, Adapter
-from circuitvit.train.gradient_flow import gradient_figure
+from circuitvit.train.epoch_records import gradient_figure
+from circuitvit.train.recipe import Recipe
 
 AnyViT = ViT | CircuitViT
-Model = TypeVar("Model", bound=AnyViT)
+Trainable = TypeVar("Trainable", bound=AnyViT)
 Trained = TypeVar("Trained", bound=AnyViT | AdaptedViT)
 
 
 @dataclass(frozen=True, eq=False)
 class Training(Generic[Trained]):
-    """What a training gave.
+    """What a training returns.
 
     Attributes:
         vit: the model after the last epoch, or the average of its weights where the recipe has an
@@ -29,9 +33,9 @@ class Training(Generic[Trained]):
             (nats) of what `vit` would be then, `learning_rate` (of its last step),
             `gradient_norm` (mean over its steps, before clipping), `gradients` (mean |gradient| of
             each layer, likewise), `seconds`.
-        best: likewise after the epoch that was best on the validation images; None where the
+        best: the model after the epoch that was best on the validation images; None where the
             recipe doesn't keep it.
-        best_epoch: its number, from 1, as the recipe's `watch` tells.
+        best_epoch: its number, from 1, by the recipe's `watch`.
     """
 
     vit: Trained
@@ -52,3 +56,38 @@ class Training(Generic[Trained]):
             CircuitError: the checkpoint that was resumed is older than these records.
         """
         return gradient_figure(self.history)
+
+
+def with_history(
+    training: Training[Any], vit: Any, run: Mapping[str, Any], recipe: Recipe, teacher: Any
+) -> Training[Any]:
+    """The training, its models' histories extended by it; a model with an adapter has none.
+
+    Args:
+        training: the result.
+        vit: the model that it started from.
+        run: what identifies the training (`run_of`).
+        recipe: how it was trained.
+        teacher: the module that it was distilled from, or None.
+    """
+    for model, epochs in (
+        (training.vit, len(training.history)),
+        (training.best, training.best_epoch),
+    ):
+        if model is None or isinstance(model, AdaptedViT):
+            continue
+        details = {
+            "epochs": epochs,
+            "validation_accuracy": training.history[epochs - 1]["validation_accuracy"],
+            "teacher": None if teacher is None else _teacher(teacher, run),
+            "recipe": recipe.as_dict(),
+            "training_images": run["training images"],
+            "validation_images": run["validation images"],
+        }
+        model.history = after(vit.history, "trained", details, run["initial weights"])
+    return training
+
+
+def _teacher(teacher: Any, run: Mapping[str, Any]) -> dict[str, Any]:
+    own = teacher.fingerprint() if isinstance(teacher, SavedModel) else run["teacher"]
+    return {"class": type(teacher).__name__, "fingerprint": own}

@@ -156,18 +156,18 @@ def test_a_resumed_tuning_ends_with_the_same_adapter_to_the_bit(tmp_path, monkey
     from circuitvit.train import training as module
 
     whole = tuned(RICH)
-    held, saved = module.Checkpoint.save, []
+    held, saved = module.TrainingCheckpoint.save, []
 
     def save_and_stop(self, path):
         held(self, path)
         saved.append(path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(module.TrainingCheckpoint, "save", save_and_stop)
     for _ in range(RICH.epochs):
         with pytest.raises(KeyboardInterrupt):
             tuned(RICH, folder=tmp_path)
-    monkeypatch.setattr(module.Checkpoint, "save", held)
+    monkeypatch.setattr(module.TrainingCheckpoint, "save", held)
     again = tuned(RICH, folder=tmp_path)
     assert len(saved) == RICH.epochs
     assert same_weights(again.vit, whole.vit)

@@ -16,7 +16,7 @@ import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import tensor_files
 from circuitvit.train import Recipe, distillation, training
-from circuitvit.train.checkpoint import Checkpoint
+from circuitvit.train.checkpoint import TrainingCheckpoint
 
 
 class Killed(BaseException):
@@ -28,14 +28,14 @@ def killed_after(monkeypatch):
     """Make training die right after it has written its k-th checkpoint."""
 
     def arm(epochs: int) -> None:
-        save, count = Checkpoint.save, iter(range(1, 100))
+        save, count = TrainingCheckpoint.save, iter(range(1, 100))
 
         def dying(self, path: Path) -> None:
             save(self, path)
             if next(count) == epochs:
                 raise Killed
 
-        monkeypatch.setattr(Checkpoint, "save", dying)
+        monkeypatch.setattr(TrainingCheckpoint, "save", dying)
 
     yield arm
     monkeypatch.undo()
@@ -74,7 +74,7 @@ def test_a_run_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path, monk
     with pytest.raises(Killed):
         cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
+    assert len(TrainingCheckpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
 
 
 def test_a_half_that_a_kill_amid_writing_left_goes_with_the_next_checkpoint(tmp_path):
@@ -169,7 +169,7 @@ def test_a_loss_or_gradient_that_is_not_finite_says_where_and_keeps_the_checkpoi
         patch.setattr(distillation.F, "cross_entropy", poisoned)
         with pytest.raises(CircuitError, match=rf"{word} became NaN.* step 2 of 3 in epoch 2\."):
             cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
-    assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
+    assert len(TrainingCheckpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
     resumed = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=4, batch=16), folder=tmp_path)
     assert same_weights(resumed.vit, whole.vit)
 
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_to_do(tmp_path, m
         with pytest.raises(CircuitError, match=told):
             cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    assert len(Checkpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
+    assert len(TrainingCheckpoint.load(tmp_path / "checkpoint.safetensors").history) == 1
     assert same_weights(
         cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path).vit, whole.vit
     )
@@ -207,10 +207,10 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_to_do(tmp_path, m
 def test_a_checkpoint_of_before_a_recipe_got_more_fields_is_resumed(tmp_path):
     recipe, file = Recipe(epochs=2, batch=16), tmp_path / "checkpoint.safetensors"
     first = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    now = Checkpoint.load(file)
+    now = TrainingCheckpoint.load(file)
     new = {"recipe.mixup", "recipe.patience", "recipe.accumulate"}
     before = {name: value for name, value in now.run.items() if name not in new}
-    Checkpoint(before, now.history, now.tensors).save(file)
+    TrainingCheckpoint(before, now.history, now.tensors).save(file)
     again = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert same_weights(first.vit, again.vit)
     with pytest.raises(CircuitError, match=r"recipe.mixup was 0.0 and is now 0.5"):
@@ -240,10 +240,10 @@ def test_what_the_training_images_are_is_part_of_the_training(tmp_path, change, 
     first = cv.train(make_vit(), images, images, recipe, folder=tmp_path)
     with pytest.raises(CircuitError, match=rf"another training: {message}\. Choose"):
         cv.train(make_vit(), others, others, recipe, folder=tmp_path)
-    now = Checkpoint.load(file)
+    now = TrainingCheckpoint.load(file)
     before = {n: v for n, v in now.run.items() if "class names" not in n and n != "preprocessing"}
     assert len(before) == len(now.run) - 3
-    Checkpoint(before, now.history, now.tensors).save(file)
+    TrainingCheckpoint(before, now.history, now.tensors).save(file)
     again = cv.train(make_vit(), others, others, recipe, folder=tmp_path)
     assert same_weights(first.vit, again.vit)
 
@@ -272,13 +272,13 @@ def test_a_record_of_other_types_is_refused(record, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     save_file({"x": torch.ones(1)}, path, metadata={"circuitvit.training": json.dumps(record)})
     with pytest.raises(CircuitError, match="not a whole training checkpoint"):
-        Checkpoint.load(path)
+        TrainingCheckpoint.load(path)
 
 
 @pytest.mark.parametrize("tune", ["all", "head"])
 def test_a_model_of_which_nothing_learns_is_refused(tune):
     vit = make_vit().requires_grad_(False)
-    with pytest.raises(CircuitError, match=r"no parameter .* learns: requires_grad is False"):
+    with pytest.raises(CircuitError, match=r"no parameter .* is trained: requires_grad is False"):
         cv.train(vit, blobs(), blobs(), Recipe(epochs=1, batch=16, tune=tune))
     vit.head.requires_grad_(True)
     before = vit.patch.weight.detach().clone()

@@ -10,8 +10,8 @@ from torch import nn
 
 import circuitvit as cv
 from circuitvit.train import Recipe
-from circuitvit.train.checkpoint import Checkpoint
-from circuitvit.train.distillation import Teacher, loss_of
+from circuitvit.train.checkpoint import TrainingCheckpoint
+from circuitvit.train.distillation import Teacher, training_loss
 
 ONE_STEP = Recipe(epochs=1, batch=16, augment=False, distill_alpha=0.3, distill_temperature=4.0)
 
@@ -81,8 +81,8 @@ def test_any_module_can_teach_and_is_left_as_it_is():
 def test_half_precision_is_softened_in_single():
     logits, taught = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     recipe = Recipe(distill_alpha=0.0, distill_temperature=4.0)
-    found = loss_of(logits, torch.zeros(5).long(), taught, recipe)
-    expected = loss_of(logits.double(), torch.zeros(5).long(), taught.double(), recipe)
+    found = training_loss(logits, torch.zeros(5).long(), taught, recipe)
+    expected = training_loss(logits.double(), torch.zeros(5).long(), taught.double(), recipe)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -137,11 +137,11 @@ def test_a_teacher_of_the_same_weights_and_another_config_is_another(tmp_path):
     with pytest.raises(cv.CircuitError, match=told):
         cv.train(*usual, folder=tmp_path, teacher=other)
     file = tmp_path / "checkpoint.safetensors"
-    now = Checkpoint.load(file)
+    now = TrainingCheckpoint.load(file)
     before = {n: v for n, v in now.run.items() if not n.startswith("teacher.")}
     assert "teacher" in before
     assert len(before) < len(now.run)
-    Checkpoint(before, now.history, now.tensors).save(file)
+    TrainingCheckpoint(before, now.history, now.tensors).save(file)
     again = cv.train(*usual, folder=tmp_path, teacher=one)
     assert same_weights(first.vit, again.vit)
 
@@ -175,8 +175,8 @@ def test_the_loss_of_logits_in_half_precision_is_computed_in_single(half):
     student, teacher = (torch.randn(8, 10, generator=generator).to(half) for _ in range(2))
     labels = torch.arange(8)
     for taught in (None, teacher):
-        loss = loss_of(student, labels, taught, ONE_STEP)
-        whole = loss_of(
+        loss = training_loss(student, labels, taught, ONE_STEP)
+        whole = training_loss(
             student.float(), labels, None if taught is None else taught.float(), ONE_STEP
         )
         assert loss.dtype == torch.float32

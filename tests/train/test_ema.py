@@ -6,8 +6,8 @@ from small_training import blobs, make_vit, same_weights, timeless
 
 import circuitvit as cv
 from circuitvit.train import Recipe, training
-from circuitvit.train.ema import Average
-from circuitvit.train.stopping import best_epoch, is_over
+from circuitvit.train.epoch_records import best_epoch, is_over
+from circuitvit.train.optimizer import WeightAverage
 
 
 def entries(*accuracies, losses=()):
@@ -20,13 +20,13 @@ def entries(*accuracies, losses=()):
 
 def test_the_average_is_that_of_the_formula(monkeypatch):
     """m ← d·m + (1 − d)·w after each step, d = min(decay, (1 + step) ÷ (10 + step))."""
-    seen, update = [], Average.update
+    seen, update = [], WeightAverage.update
 
     def watched(self, trained, step):
         seen.append({n: p.detach().clone() for n, p in trained.named_parameters()})
         update(self, trained, step)
 
-    monkeypatch.setattr(Average, "update", watched)
+    monkeypatch.setattr(WeightAverage, "update", watched)
     vit, recipe = make_vit(), Recipe(epochs=3, batch=16, ema_decay=0.4, learning_rate=1e-2)
     result = cv.train(vit, blobs(), blobs(seed=1), recipe)
     assert len(seen) == 9
@@ -41,12 +41,12 @@ def test_the_average_is_that_of_the_formula(monkeypatch):
 
 
 def test_averaging_leaves_the_trained_weights_as_they_are(tmp_path):
-    from circuitvit.train.checkpoint import Checkpoint
+    from circuitvit.train.checkpoint import TrainingCheckpoint
 
     plain = cv.train(make_vit(), blobs(), blobs(), Recipe(epochs=2, batch=16))
     recipe = Recipe(epochs=2, batch=16, ema_decay=0.9)
     averaged = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    kept = Checkpoint.load(tmp_path / "checkpoint.safetensors")
+    kept = TrainingCheckpoint.load(tmp_path / "checkpoint.safetensors")
     for name, value in plain.vit.state_dict().items():
         assert torch.equal(kept.part("model")[name], value)
         assert torch.equal(kept.part("average")[name], averaged.vit.state_dict()[name])

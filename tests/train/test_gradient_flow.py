@@ -10,7 +10,7 @@ from small_training import blobs, edge_model, make_vit, same_weights, timeless
 import circuitvit as cv
 from circuitvit.charts.timeline import timeline
 from circuitvit.train import Recipe
-from circuitvit.train.gradient_flow import GradientFlow, gradient_figure, layer_of
+from circuitvit.train.epoch_records import GradientFlow, gradient_figure, layer_of
 
 ONE_STEP = Recipe(epochs=1, batch=16, augment=False, label_smoothing=0.0)
 LAYERS = ["embed", "attention 0", "MLP 0", "attention 1", "MLP 1", "head"]
@@ -57,7 +57,7 @@ def test_an_epoch_records_the_mean_over_its_steps():
         flow.record()
         means.append(mean_of([vit.head.weight.grad, vit.head.bias.grad,
                               vit.final_norm.weight.grad, vit.final_norm.bias.grad]))  # fmt: skip
-    assert flow.taken()["head"] == pytest.approx(sum(means) / 3, rel=1e-9)
+    assert flow.take_means()["head"] == pytest.approx(sum(means) / 3, rel=1e-9)
 
 
 def test_steps_that_fp16_skips_do_not_count():
@@ -67,10 +67,10 @@ def test_steps_that_fp16_skips_do_not_count():
         for parameter in vit.parameters():
             parameter.grad = torch.full_like(parameter, value)
         flow.record()
-    assert flow.taken() == pytest.approx(dict.fromkeys(LAYERS, 2.0))
+    assert flow.take_means() == pytest.approx(dict.fromkeys(LAYERS, 2.0))
     vit.head.weight.grad[0, 0] = torch.inf
     flow.record()
-    assert flow.taken() == {}
+    assert flow.take_means() == {}
 
 
 @pytest.mark.parametrize("tune", ["all", "head", "adapter"])
@@ -110,16 +110,16 @@ def test_a_resumed_training_has_all_of_it(tmp_path, monkeypatch):
 
     recipe = Recipe(epochs=3, batch=16)
     whole = cv.train(make_vit(), blobs(), blobs(), recipe)
-    held = module.Checkpoint.save
+    held = module.TrainingCheckpoint.save
 
     def save_and_stop(self, path):
         held(self, path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(module.TrainingCheckpoint, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
-    monkeypatch.setattr(module.Checkpoint, "save", held)
+    monkeypatch.setattr(module.TrainingCheckpoint, "save", held)
     resumed = cv.train(make_vit(), blobs(), blobs(), recipe, folder=tmp_path)
     assert timeless(resumed.history) == timeless(whole.history)
     assert [len(entry["gradients"]) for entry in resumed.history] == [6, 6, 6]

@@ -7,8 +7,8 @@ from small_training import blobs
 import circuitvit as cv
 from circuitvit.images.tensor_checks import as_bytes
 from circuitvit.train import Recipe
-from circuitvit.train.image_augmentation import disturbed, retouched
-from circuitvit.train.seeds import Purpose, seed_of
+from circuitvit.train.batches import crop_and_randaugment, noise_and_erase
+from circuitvit.train.recipe import Purpose, seed_of
 
 SEEN = cv.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
@@ -32,7 +32,7 @@ def test_each_picture_is_what_torchvision_makes_of_its_bytes_with_its_own_seed()
     pixels, images = pictures()
     recipe = Recipe(crop_scale=0.3, rand_augment=2, rand_augment_magnitude=12, seed=4)
     places = torch.tensor([7, 0, 3, 9, 100, 5])
-    ours = as_bytes(retouched(images, places, recipe, 2, SEEN), SEEN)
+    ours = as_bytes(crop_and_randaugment(images, places, recipe, 2, SEEN), SEEN)
     fill = [255 * mean for mean in SEEN.mean]
     theirs = v2.Compose(
         [
@@ -41,12 +41,12 @@ def test_each_picture_is_what_torchvision_makes_of_its_bytes_with_its_own_seed()
         ]
     )
     for picture, own, place in zip(pixels, ours, places.tolist(), strict=True):
-        torch.manual_seed(seed_of(4, 2, place, Purpose.PICTURE))
+        torch.manual_seed(seed_of(4, 2, place, Purpose.CROP_AND_RANDAUGMENT))
         assert torch.equal(own, theirs(picture))
     assert not torch.equal(ours, pixels)
 
 
-@pytest.mark.parametrize("change", [retouched, disturbed])
+@pytest.mark.parametrize("change", [crop_and_randaugment, noise_and_erase])
 def test_what_an_image_becomes_depends_on_seed_epoch_and_place_alone(change):
     _, images = pictures()
     recipe = Recipe(crop_scale=0.5, rand_augment=1, noise=0.1, erase=0.5)
@@ -63,17 +63,17 @@ def test_what_an_image_becomes_depends_on_seed_epoch_and_place_alone(change):
 
 def test_noise_has_its_deviation_in_units_of_pixels():
     images = torch.zeros(40, 3, 16, 16)
-    noisy = disturbed(images, torch.arange(40), Recipe(noise=0.1), 0, SEEN)
+    noisy = noise_and_erase(images, torch.arange(40), Recipe(noise=0.1), 0, SEEN)
     for channel, std in enumerate(SEEN.std):
         assert noisy[:, channel].std().item() == pytest.approx(0.1 / std, rel=0.03)
         assert noisy[:, channel].mean().item() == pytest.approx(0, abs=0.02)
-    plain = disturbed(images, torch.arange(40), Recipe(noise=0.1), 0, None)
+    plain = noise_and_erase(images, torch.arange(40), Recipe(noise=0.1), 0, None)
     assert plain.std().item() == pytest.approx(0.1, rel=0.03)
 
 
 def test_erased_rectangles_have_the_mean_colour_in_the_share_of_images_asked_for():
     images = torch.ones(300, 3, 8, 8)
-    erased = disturbed(images, torch.arange(300), Recipe(erase=0.4), 0, SEEN)
+    erased = noise_and_erase(images, torch.arange(300), Recipe(erase=0.4), 0, SEEN)
     hit = [image for image in erased if (image == 0).any()]
     assert 90 < len(hit) < 150
     for image in hit:
@@ -85,7 +85,7 @@ def test_erased_rectangles_have_the_mean_colour_in_the_share_of_images_asked_for
 
 def test_images_without_preprocessing_are_cropped_as_they_are():
     _, images = pictures()
-    cropped = retouched(images, torch.arange(6), Recipe(crop_scale=0.2), 0, None)
+    cropped = crop_and_randaugment(images, torch.arange(6), Recipe(crop_scale=0.2), 0, None)
     assert cropped.shape == images.shape
     assert cropped.dtype == images.dtype
     assert not torch.equal(cropped, images)
@@ -96,8 +96,8 @@ def test_images_without_preprocessing_are_cropped_as_they_are():
 def test_nothing_changes_unless_asked_for():
     _, images = pictures()
     arguments = images, torch.arange(6), Recipe(), 0, SEEN
-    assert retouched(*arguments) is images
-    assert disturbed(*arguments) is images
+    assert crop_and_randaugment(*arguments) is images
+    assert noise_and_erase(*arguments) is images
 
 
 def test_grey_pictures_are_augmented_too_and_a_model_trains_on_them():

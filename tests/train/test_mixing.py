@@ -8,8 +8,7 @@ from small_training import SHAPE, blobs, make_vit
 
 import circuitvit as cv
 from circuitvit.train import Recipe
-from circuitvit.train.batches import EpochBatches
-from circuitvit.train.mixing import Mix
+from circuitvit.train.batches import EpochBatches, Mix
 
 CPU = torch.device("cpu")
 

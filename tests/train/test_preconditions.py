@@ -61,13 +61,13 @@ def test_about_twenty_lines_an_epoch_are_logged_and_none_beside_a_bar(capfd):
 @pytest.mark.parametrize("told", [True, False])
 def test_with_a_log_a_loss_that_is_not_finite_ends_the_training_within_the_epoch(told, monkeypatch):
     """Of 48 steps the 19th fails; the next line comes after the 20th."""
-    calls, loss_of = [], training.loss_of
+    calls, training_loss = [], training.training_loss
 
     def poisoned(*args):
         calls.append(None)
-        return loss_of(*args) * (math.inf if len(calls) == 19 else 1)
+        return training_loss(*args) * (math.inf if len(calls) == 19 else 1)
 
-    monkeypatch.setattr(training, "loss_of", poisoned)
+    monkeypatch.setattr(training, "training_loss", poisoned)
     lines = []
     with pytest.raises(cv.CircuitError, match=r"loss became NaN.* at step 19 of 48 in epoch 1\."):
         cv.train(

@@ -74,7 +74,7 @@ def test_what_is_given_beside_photos_wins():
     assert given.final_learning_rate == pytest.approx(2e-8), "the end follows the peak"
     assert Recipe.photos(final_learning_rate=0.0).final_learning_rate == 0.0
     for wrong in ({"batch": 0}, {"learning_rate": "much"}, {"crop_scale": 2}):
-        with pytest.raises(cv.CircuitError, match=f"can't be followed: {next(iter(wrong))} is "):
+        with pytest.raises(cv.CircuitError, match=f"invalid Recipe: {next(iter(wrong))} is "):
             Recipe.photos(**wrong)
 
 

@@ -9,7 +9,7 @@ from small_training import blobs, curves, make_vit
 import circuitvit as cv
 from circuitvit.train import Recipe
 from circuitvit.train import training as module
-from circuitvit.train.tensorboard import CURVES
+from circuitvit.train.epoch_records import CURVES
 
 RECIPE = Recipe(epochs=4, batch=16)
 
@@ -28,17 +28,17 @@ def is_the_history(shown, history):
 
 def stop_before_saving(monkeypatch, epoch, folder, **more):
     """Run until the curves have an epoch and the checkpoint hasn't, as a kill there would leave it."""
-    held = module.Checkpoint.save
+    held = module.TrainingCheckpoint.save
 
     def save(self, path):
         if len(self.history) == epoch:
             raise KeyboardInterrupt
         held(self, path)
 
-    monkeypatch.setattr(module.Checkpoint, "save", save)
+    monkeypatch.setattr(module.TrainingCheckpoint, "save", save)
     with pytest.raises(KeyboardInterrupt):
         trained(folder=folder, **more)
-    monkeypatch.setattr(module.Checkpoint, "save", held)
+    monkeypatch.setattr(module.TrainingCheckpoint, "save", held)
 
 
 def test_the_curves_are_the_history(tmp_path):

@@ -11,7 +11,7 @@ import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet
 from circuitvit.train import Recipe, training
-from circuitvit.train.augmentation import moved, moves, random_moves
+from circuitvit.train.batches import affine_matrices, random_affines, transformed
 
 # What training does
 
@@ -197,7 +197,7 @@ def test_each_image_moves_as_torchvision_moves_it(degrees, shift):
     degrees_of, shift_of = (degrees, 0.0, -degrees), (shift, (0, 0), shift)
     angles = torch.deg2rad(torch.tensor(degrees_of))
     shifts = torch.tensor(shift_of) * 2 / 16
-    ours = moved(images, moves(angles, shifts, torch.tensor([False, False, False])))
+    ours = transformed(images, affine_matrices(angles, shifts, torch.tensor([False, False, False])))
     inside = (..., slice(6, 10), slice(6, 10))  # where nothing comes from outside
     for own, image, angle, places in zip(ours, images, degrees_of, shift_of, strict=True):
         theirs = functional.affine(
@@ -209,14 +209,16 @@ def test_each_image_moves_as_torchvision_moves_it(degrees, shift):
 def test_a_mirrored_image_is_flipped_and_its_neighbour_is_not():
     images = torch.arange(32.0).reshape(2, 1, 4, 4)
     still = torch.zeros(2)
-    ours = moved(images, moves(still, torch.zeros(2, 2), torch.tensor([True, False])))
+    ours = transformed(
+        images, affine_matrices(still, torch.zeros(2, 2), torch.tensor([True, False]))
+    )
     torch.testing.assert_close(ours[0], images[0].flip(-1))
     torch.testing.assert_close(ours[1], images[1])
 
 
 def test_moves_stay_within_the_recipe_and_use_its_whole_range():
     recipe = Recipe(translate=0.2, rotate=30.0, horizontal_flip=True)
-    matrices = random_moves(2000, 10, recipe, torch.Generator().manual_seed(0))
+    matrices = random_affines(2000, 10, recipe, torch.Generator().manual_seed(0))
     mirrored = matrices[:, 0, 0] < 0
     assert 850 < mirrored.sum() < 1150
     angles = torch.rad2deg(torch.atan2(-matrices[:, 1, 0], matrices[:, 1, 1]))
@@ -226,7 +228,7 @@ def test_moves_stay_within_the_recipe_and_use_its_whole_range():
     shift = -torch.linalg.solve(back, matrices[:, :, 2:])[:, :, 0] * 10 / 2
     torch.testing.assert_close(shift, shift.round(), atol=1e-4, rtol=0)
     assert {*shift.round().int().flatten().tolist()} == {-2, -1, 0, 1, 2}
-    straight = random_moves(500, 10, Recipe(), torch.Generator().manual_seed(0))
+    straight = random_affines(500, 10, Recipe(), torch.Generator().manual_seed(0))
     assert (straight[:, 0, 0] > 0).all()  # digits must not be mirrored
 
 
