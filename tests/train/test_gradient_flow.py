@@ -98,7 +98,7 @@ def test_recording_changes_no_weight(monkeypatch):
     recipe = Recipe(epochs=2, batch=16)
     recorded = cv.train(make_vit(), blobs(), blobs(), recipe)
     monkeypatch.setattr(GradientFlow, "record", lambda self: None)
-    monkeypatch.setattr(GradientFlow, "taken", lambda self: {})
+    monkeypatch.setattr(GradientFlow, "take_means", lambda self: {})
     without = cv.train(make_vit(), blobs(), blobs(), recipe)
     assert same_weights(recorded.vit, without.vit)
     with pytest.raises(cv.CircuitError, match="no gradients were recorded"):
