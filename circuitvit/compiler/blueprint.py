@@ -1,19 +1,22 @@
 """Pass: which units and neurons stay, given a circuit, neuron scores and a budget."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor
 
-from circuitvit.compiler.budget import budget_of, within_budget
 from circuitvit.compiler.correction import corrected, measured_share
-from circuitvit.compiler.passes.neurons import Kept, kept_neurons
+from circuitvit.compiler.passes.neurons import KeptNeurons, kept_neurons
 from circuitvit.compiler.ranking import ranked_units, warn_of_other_ablation
-from circuitvit.compiler.validating import Options
+from circuitvit.compiler.validating import Options, Targets
 from circuitvit.config import ViTConfig
+from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Circuit
+from circuitvit.graph.controls import Cost, Units, least_model, units_within
 from circuitvit.graph.edge_graph import shape_of_units
+from circuitvit.measure.models.cost import vit_macs, vit_parameters
 from circuitvit.measure.models.cost_table import Costs, measure_costs
 from circuitvit.models.vit import ViT
 
@@ -31,7 +34,7 @@ class Blueprint:
     """
 
     units: tuple[str, ...]
-    neurons: Kept
+    neurons: KeptNeurons
 
     def shape(self, config: ViTConfig, ablation: Ablation, *, fresh: bool) -> ViTConfig:
         """What it is compiled to, without any data.
@@ -106,7 +109,7 @@ def _having(options: Options) -> Callable[[Sequence[str]], Blueprint]:
     """What gives units the neurons that they keep, which depend on the MLPs alone."""
 
     @cache
-    def neurons(mlps: tuple[str, ...]) -> Kept:
+    def neurons(mlps: tuple[str, ...]) -> KeptNeurons:
         assert options.neurons is not None
         assert options.keep_ratio is not None
         return kept_neurons(options.neurons, mlps, options.keep_ratio, options.multiple)
@@ -127,3 +130,61 @@ def _costs_here(vit: ViT, options: Options) -> Costs:
             shapes.append(replace(config, heads=tuple(min(count, n) for n in config.heads)))
     where = vit.positions
     return measure_costs(config, shapes=shapes, batch=BATCH, device=where.device, dtype=where.dtype)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a model may cost.
+
+    Attributes:
+        target: which cost is meant, such as `target_macs`.
+        share: of the dense model's, above 0 and at most 1.
+        price: the cost of a shape.
+    """
+
+    target: str
+    share: float
+    price: Callable[[ViTConfig], float]
+
+
+def budget_of(targets: Targets, costs: Costs | None) -> Budget | None:
+    """The budget that was asked for, if any; of latency by a table of costs."""
+    for target, share in targets.items():
+        if share is not None:
+            if target == "target_latency":
+                assert costs is not None
+                return Budget(target, float(share), costs.predict)
+            price = vit_macs if target == "target_macs" else vit_parameters
+            return Budget(target, float(share), price)
+    return None
+
+
+def within_budget(dense: ViTConfig, order: Units, cost: Cost, budget: Budget) -> Units:
+    """The units that a budget pays for, best first; in forward order.
+
+    Args:
+        dense: the shape of the whole model.
+        order: units, best first.
+        cost: what a model with only some units costs.
+        budget: what it may cost.
+
+    Raises:
+        CircuitError: it pays for no unit; for no head where the class token alone is read.
+    """
+    whole = budget.price(dense)
+    if not whole > 0:
+        raise CircuitError(f"the dense model costs {whole:zg}, so no share of that can be met.")
+    kept = units_within(dense, order, cost, budget.share * whole)
+    if order and not kept:
+        least, left = least_model(dense, order, cost)
+        raise CircuitError(
+            f"{budget.target}={budget.share:zg} leaves no model that reads images: the least share "
+            f"of the dense model's cost is {rounded_up(least / whole):z.4f}, with {' '.join(left)} "
+            "alone, since what belongs to no unit stays. Ask for more."
+        )
+    return kept
+
+
+def rounded_up(share: float) -> float:
+    """A share in ten-thousandths, no smaller than it is, so that it can be asked for."""
+    return math.ceil(share * 1e4 - 1e-9) / 1e4

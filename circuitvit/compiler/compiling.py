@@ -1,16 +1,14 @@
 """The verb `compile`: it checks, calls the passes in order, and verifies."""
 
 from collections.abc import Mapping
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.compiler.blueprint import Blueprint, blueprint_of
-from circuitvit.compiler.history_entry import compiled_history
-from circuitvit.compiler.passes.dead_nodes import drop_dead
-from circuitvit.compiler.passes.fold_constants import find_constants
-from circuitvit.compiler.passes.fold_means import fold_constants
+from circuitvit.compiler.passes.fold_constants import fold_constants
+from circuitvit.compiler.passes.fold_means import fold_means
 from circuitvit.compiler.passes.lowering import lower
 from circuitvit.compiler.passes.neurons import (
     Ratio,
@@ -18,19 +16,27 @@ from circuitvit.compiler.passes.neurons import (
     removed_neurons,
     warn_of_other_weights,
 )
-from circuitvit.compiler.passes.sharing import share
+from circuitvit.compiler.passes.sharing import drop_dead, share
 from circuitvit.compiler.program import Program
-from circuitvit.compiler.validating import MULTIPLE, Options, check, compiled_under, warn_of_zero
-from circuitvit.compiler.verify import verify
+from circuitvit.compiler.validating import (
+    MULTIPLE,
+    Options,
+    check_compilable,
+    compiled_under,
+    verify,
+    warn_of_zero,
+)
 from circuitvit.discover import EdgeScores
 from circuitvit.errors import warn
 from circuitvit.graph.circuit import Ablation, Circuit, edges_among
 from circuitvit.graph.controls import Units
+from circuitvit.graph.edge_graph import edge_count
 from circuitvit.intervene.ablated_run import RemovedNeurons
 from circuitvit.intervene.surgery import keep_units
 from circuitvit.intervene.writer_outputs import ablated_values, neuron_means
 from circuitvit.measure.models.cost_table import Costs
 from circuitvit.models.circuit_vit import CircuitViT
+from circuitvit.models.history import History, after
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import without_gradients
 
@@ -153,7 +159,9 @@ def compile(  # noqa: A001
     }
     options = Options(neurons, keep_ratio, multiple, fresh, seed, targets, costs)
     under = compiled_under(circuit, ablation, fresh=fresh)
-    check(vit, circuit, level=level, ablation=under, reference=reference, options=options)
+    check_compilable(
+        vit, circuit, level=level, ablation=under, reference=reference, options=options
+    )
     warn_of_zero(circuit, ablation, fresh=fresh)
     if level == "edge":
         compiled = _compiled_edges(vit, circuit, under, reference)
@@ -210,7 +218,7 @@ def _compiled_edges(
 ) -> CircuitViT:
     ablated = ablated_values(vit, ablation, reference=reference)
     program = drop_dead(Program.of(vit, circuit, ablated))
-    program = drop_dead(find_constants(program))
+    program = drop_dead(fold_constants(program))
     if not program.live("logits"):
         warn(
             f"no kept path leads from embed to logits ({len(circuit)} edges), so the compiled "
@@ -231,7 +239,53 @@ def _cut(
     """The smaller model; what went is in its constants."""
     compiled = keep_units(vit, kept.units)
     if ablation == "mean":
-        compiled = fold_constants(vit, compiled, kept.units, ablated)
+        compiled = fold_means(vit, compiled, kept.units, ablated)
     if kept.neurons:
         compiled = fold_neurons(compiled, kept.neurons, removed if ablation == "mean" else None)
     return compiled
+
+
+def compiled_history(
+    vit: ViT,
+    compiled: ViT | CircuitViT,
+    circuit: Circuit,
+    *,
+    level: str,
+    ablation: str,
+    reference: Tensor | None,
+    options: Options,
+) -> History:
+    """The history of the model that was compiled, with the compilation as its last step."""
+    origin, (heads, neurons) = circuit.provenance, compiled.units_kept()
+    details: dict[str, Any] = {
+        "found_by": origin.method,
+        "selection": origin.selection,
+        "search": {
+            name: getattr(origin, name)
+            for name in ("level", "tau", "metric", "ablation", "steps", "images", "seed", "model")
+            if getattr(origin, name) is not None
+        },
+        "edges": f"{len(circuit):,} of {edge_count(circuit.config, circuit.qkv):,}",
+        "level": level,
+        "ablation": ablation,
+        "reference_images": None if reference is None else len(reference),
+        "budget": {name: share for name, share in options.targets.items() if share is not None},
+        "neurons": _neurons(options),
+        "heads_kept": f"{sum(heads):,} of {sum(vit.config.heads):,}",
+        "neurons_kept": f"{sum(neurons):,} of {sum(vit.config.mlp_width):,}",
+        "new_random_weights": {"seed": options.seed} if options.fresh else None,
+    }
+    return after(vit.history, "compiled", details, vit.fingerprint())
+
+
+def _neurons(options: Options) -> dict[str, Any]:
+    """By what neurons were cut, if they were."""
+    scores, ratio = options.neurons, options.keep_ratio
+    if scores is None or ratio is None:
+        return {}
+    shares = ratio if isinstance(ratio, float | int) else [f"m{b} {r}" for b, r in ratio.items()]
+    return {
+        "scored_by": scores.provenance.method,
+        "keep_ratio": shares,
+        "multiple": options.multiple,
+    }

@@ -23,7 +23,7 @@ from circuitvit.graph.edge_graph import (
 from circuitvit.intervene.ablated_run import attention_constants
 from circuitvit.models.vit import PARTS, Block, ViT
 
-Table = Float[Tensor, "_row width"]
+ConstantTable = Float[Tensor, "_row width"]
 """Something that is the same for all images: one row a token, or one row for all tokens."""
 
 
@@ -43,7 +43,7 @@ class Program:
     vit: ViT
     ablated: Float[Tensor, " writer #image #token #width"]
     kept: Mapping[str, frozenset[str]]
-    constants: Mapping[str, Table] = field(default_factory=dict)
+    constants: Mapping[str, ConstantTable] = field(default_factory=dict)
     parts: Mapping[str, Float[Tensor, "_row head_width"]] = field(default_factory=dict)
     patterns: Mapping[str, Float[Tensor, "_row token"]] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class Program:
         assert isinstance(block, Block)
         return block
 
-    def table(self, reader: str) -> Table:
+    def table(self, reader: str) -> ConstantTable:
         """What a reader reads beside its live writers.
 
         That is the model's constants, ã of every writer before it that it does not keep, and what
@@ -100,7 +100,7 @@ class Program:
                 total = total + self.constants[name]
         return total.expand(-1, self.vit.config.width)
 
-    def _stream_constants(self, node: Node) -> Table:
+    def _stream_constants(self, node: Node) -> ConstantTable:
         """What is in the stream at a node but belongs to no writer: b_O and constants."""
         total = self.vit.positions.new_zeros(1, 1)
         for index, block in enumerate(self.vit.blocks):
@@ -113,7 +113,7 @@ class Program:
             total = total + (0.0 if block.mlp_constant is None else block.mlp_constant)
         return total
 
-    def ablated_of(self, writer: str) -> Table:
+    def ablated_of(self, writer: str) -> ConstantTable:
         """ã of a writer."""
         value = self.ablated[places_of(self.vit.config)[writer], 0]
         return value.expand(-1, self.vit.config.width)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from circuitvit.compiler.verify import sample_images
+from circuitvit.compiler.validating import sample_images
 from circuitvit.discover.acdc.acdc import logits_without, mean_loss
 from circuitvit.discover.task import Problem
 from circuitvit.errors import warn

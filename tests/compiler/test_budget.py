@@ -18,7 +18,7 @@ from circuitvit.compiler.ranking import (
     node_effects,
     ranked_units,
 )
-from circuitvit.compiler.verify import sample_images
+from circuitvit.compiler.validating import sample_images
 from circuitvit.graph.circuit import edges_among
 from circuitvit.graph.controls import units_within
 from circuitvit.graph.edge_graph import units_of

@@ -8,7 +8,7 @@ from small_circuits import circuit_of_units
 
 import circuitvit as cv
 from circuitvit.compiler import compiling
-from circuitvit.compiler.verify import sample_images
+from circuitvit.compiler.validating import sample_images
 from circuitvit.graph.edge_graph import units_of
 from circuitvit.intervene.surgery import keep_units
 

@@ -5,10 +5,9 @@ import torch
 from random_models import random_images, random_vit, shape
 
 import circuitvit as cv
-from circuitvit.compiler.passes.dead_nodes import drop_dead
-from circuitvit.compiler.passes.fold_constants import find_constants
+from circuitvit.compiler.passes.fold_constants import fold_constants
 from circuitvit.compiler.passes.lowering import lower
-from circuitvit.compiler.passes.sharing import share
+from circuitvit.compiler.passes.sharing import drop_dead, share
 from circuitvit.compiler.program import Program
 from circuitvit.graph.edge_graph import edge_names_of, places_of, readers_of
 from circuitvit.intervene.writer_outputs import ablated_values
@@ -55,7 +54,7 @@ def test_nodes_that_lead_nowhere_are_not_run():
 def test_a_head_without_keys_has_a_uniform_pattern_and_no_queries():
     vit = random_vit(shape(), seed=1)
     edges = ["embed->a0.h0.q", "embed->a0.h0.v", "a0.h0->logits"]
-    program = find_constants(drop_dead(program_of(vit, edges)))
+    program = fold_constants(drop_dead(program_of(vit, edges)))
     assert torch.equal(program.patterns["a0.h0"], torch.full((1, 5), 0.2, dtype=torch.float64))
     assert not {"a0.h0.q", "a0.h0.k"} & set(program.kept)
     assert "a0.h0.v" in program.kept
@@ -65,7 +64,7 @@ def test_a_head_without_keys_has_a_uniform_pattern_and_no_queries():
 def test_a_head_without_queries_keeps_a_live_pattern_with_one_row():
     vit = random_vit(shape(pooling="mean"), seed=1)
     edges = ["embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->logits"]
-    program = find_constants(drop_dead(program_of(vit, edges)))
+    program = fold_constants(drop_dead(program_of(vit, edges)))
     assert program.parts["a0.h0.q"].shape == (1, 4)
     assert program.patterns == {}
     small = lower(share(program), torch.float64)
@@ -77,7 +76,7 @@ def test_a_head_without_values_is_a_constant_whatever_its_pattern():
     """Against the hooked model's own head, run on an empty stream."""
     vit = random_vit(shape(), seed=1)
     program = program_of(vit, ["embed->a0.h0.q", "embed->a0.h0.k", "a0.h0->logits"])
-    program = find_constants(drop_dead(program))
+    program = fold_constants(drop_dead(program))
     block = vit.blocks[0]
     value = block.ln1.bias @ block.attention.projection("v")[0][0].T
     value = (value + block.attention.projection("v")[1][0]) @ block.attention.output_weight()[0]
@@ -91,7 +90,7 @@ def test_under_mean_patterns_and_values_are_tables_with_a_row_for_each_token():
     reference = random_images(vit, 6)
     edges = ["embed->a0.h0.v", "a0.h0->m0", "m0->logits", "m0->a1.h0.q", "embed->a1.h0.k"]
     edges += ["a1.h0->logits"]
-    program = find_constants(drop_dead(program_of(vit, edges, "mean", reference)))
+    program = fold_constants(drop_dead(program_of(vit, edges, "mean", reference)))
     ablated = ablated_values(vit, "mean", reference=reference)[:, 0]
     read = vit.blocks[0].ln1(ablated[0])
     attention = vit.blocks[0].attention
@@ -107,7 +106,7 @@ def test_constants_are_transitive_and_kept_constants_differ_from_ablated_ones():
     vit = random_vit(shape(depth=3), seed=1)
     reference = random_images(vit, 6)
     edges = ["m0->m1", "m1->logits", "embed->logits"]
-    program = drop_dead(find_constants(drop_dead(program_of(vit, edges, "mean", reference))))
+    program = drop_dead(fold_constants(drop_dead(program_of(vit, edges, "mean", reference))))
     assert set(program.constants) == {"m0", "m1"}
     assert set(program.kept) == {"logits"}
     assert program.live("logits") == ("embed",)
@@ -155,7 +154,7 @@ def test_under_mean_pooling_nothing_is_run_at_one_token():
 def test_lowered_weights_are_contiguous_and_have_the_exact_shapes():
     vit = random_vit(shape("registers, q/k norm, no qkv bias, tanh"), seed=1)
     edges = [*heads_parts("a0.h1"), "a0.h1->a1.h0.v", "embed->a1.h0.k", "a1.h0->m1", "m1->logits"]
-    small = lower(share(find_constants(drop_dead(program_of(vit, edges)))), torch.float32)
+    small = lower(share(fold_constants(drop_dead(program_of(vit, edges)))), torch.float32)
     block = small.blocks[0]
     assert block.projections[0].linear.weight.shape == (3 * 4, 8)
     assert block.writes[0].linear.weight.shape == (8, 4)
@@ -171,7 +170,7 @@ def test_tables_are_held_by_writers_only_where_that_needs_fewer_numbers(share_ke
     generator = torch.Generator().manual_seed(0)
     names = edge_names_of(vit.config)
     edges = [n for n in names if torch.rand((), generator=generator) < share_kept]
-    program = drop_dead(find_constants(drop_dead(
+    program = drop_dead(fold_constants(drop_dead(
         program_of(vit, edges, "mean", random_images(vit, 4))
     )))  # fmt: skip
     shared = share(program)

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.compiler.program import Program, Table
+from circuitvit.compiler.program import ConstantTable, Program
 from circuitvit.graph.edge_graph import Node, node_named, units_of
 from circuitvit.intervene.ablated_run import mlp_value, project
 from circuitvit.models.vit import PARTS
 
 
-def find_constants(program: Program) -> Program:
+def fold_constants(program: Program) -> Program:
     """The program with constant units, parts of heads and patterns folded, in forward order."""
     for name in units_of(program.vit.config):
         node = node_named(name)
@@ -31,7 +31,9 @@ def find_constants(program: Program) -> Program:
     return program
 
 
-def _with_constant(program: Program, unit: str, value: Table, readers: list[str]) -> Program:
+def _with_constant(
+    program: Program, unit: str, value: ConstantTable, readers: list[str]
+) -> Program:
     kept = {name: kept for name, kept in program.kept.items() if name not in readers}
     return replace(program, constants={**program.constants, unit: value}, kept=kept)
 

@@ -16,7 +16,7 @@ from circuitvit.intervene.surgery import rebuilt
 from circuitvit.models.vit import ViT
 
 
-def fold_constants(
+def fold_means(
     vit: ViT,
     compiled: ViT,
     units: Iterable[str],

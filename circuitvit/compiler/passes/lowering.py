@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.compiler.passes.sharing import Copy, HeadGroup, Shared, SharedBlock
-from circuitvit.compiler.program import Program, Table
+from circuitvit.compiler.program import ConstantTable, Program
 from circuitvit.graph.edge_graph import node_named
 from circuitvit.models.circuit_plan import (
     EMBED,
@@ -71,7 +71,7 @@ class _Lowering:
     shared: Shared
     shifted: bool
     weights: dict[str, Tensor] = field(default_factory=dict)
-    tables: list[Table] = field(default_factory=list)
+    tables: list[ConstantTable] = field(default_factory=list)
     shifts: int = 0
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class _Lowering:
         plan = Plan(tuple(blocks), logits, tuple(len(table) for table in self.tables))
         return _without_unused_sums(plan)
 
-    def shift(self, writer: str, *, first: bool = False) -> Table | None:
+    def shift(self, writer: str, *, first: bool = False) -> ConstantTable | None:
         """−ã of a writer, if it writes a − ã and that is something."""
         if not self._shifts(writer):
             return None
@@ -306,7 +306,7 @@ def _projection(block: Block, readers: list[str]) -> tuple[Tensor, Tensor]:
     return torch.cat(weights), torch.cat(biases)
 
 
-def _added(tables: list[Table]) -> Table | None:
+def _added(tables: list[ConstantTable]) -> ConstantTable | None:
     return sum(tables[1:], start=tables[0]) if tables else None
 
 

@@ -24,12 +24,12 @@ from circuitvit.intervene.surgery import keep, rebuilt
 from circuitvit.models.vit import Block, ViT
 
 Ratio = float | Mapping[int, float]
-Kept = dict[int, list[int]]
+KeptNeurons = dict[int, list[int]]
 
 
 def kept_neurons(
     scores: EdgeScores, units: Iterable[str], keep_ratio: Ratio, multiple: int
-) -> Kept:
+) -> KeptNeurons:
     """The neurons that stay in each kept MLP that loses some, ascending.
 
     Best is what scores most by size. A single ratio ranks the neurons of all kept MLPs together; a
@@ -38,7 +38,7 @@ def kept_neurons(
     """
     width = scores.config.mlp_width
     nodes = [node_named(name) for name in units]
-    ranked: Kept = {
+    ranked: KeptNeurons = {
         node.block: [] for node in nodes if node.kind == "mlp" and node.block is not None
     }
     best = []
@@ -59,7 +59,7 @@ def kept_neurons(
 
 
 def removed_neurons(
-    vit: ViT, kept: Kept, means: Mapping[int, Float[Tensor, "token _neuron"]] | None
+    vit: ViT, kept: KeptNeurons, means: Mapping[int, Float[Tensor, "token _neuron"]] | None
 ) -> dict[int, RemovedNeurons]:
     """The neurons that go, with what they give instead: their means, or 0 without any."""
     removed = {}
@@ -71,7 +71,9 @@ def removed_neurons(
     return removed
 
 
-def fold_neurons(compiled: ViT, kept: Kept, removed: Mapping[int, RemovedNeurons] | None) -> ViT:
+def fold_neurons(
+    compiled: ViT, kept: KeptNeurons, removed: Mapping[int, RemovedNeurons] | None
+) -> ViT:
     """The compiled model with only the kept neurons.
 
     Args:

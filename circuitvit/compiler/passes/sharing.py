@@ -6,11 +6,30 @@ token alone; keys and values are needed everywhere.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from circuitvit.compiler.program import Program, Table
-from circuitvit.graph.edge_graph import readers_of, units_of
+from circuitvit.compiler.program import ConstantTable, Program
+from circuitvit.graph.edge_graph import node_named, readers_of, units_of
 from circuitvit.models.vit import PARTS
+
+
+def drop_dead(program: Program) -> Program:
+    """The program without the readers of nodes that nobody reads.
+
+    A constant unit is folded into tables, so that nobody reads it either.
+    """
+    needed, waiting = {"logits"}, ["logits"]
+    while waiting:
+        for writer in program.live(waiting.pop()):
+            node = node_named(writer)
+            if node.kind == "embed":
+                continue
+            readers = [writer] if node.kind == "mlp" else [f"{writer}.{part}" for part in PARTS]
+            new = [name for name in readers if name in program.kept and name not in needed]
+            needed.update(new)
+            waiting += new
+    kept = {name: writers for name, writers in program.kept.items() if name in needed}
+    return replace(program, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,7 @@ class Copy:
 
     readers: tuple[str, ...]
     writers: tuple[str, ...]
-    table: Table
+    table: ConstantTable
     first: bool
 
 
@@ -120,7 +139,7 @@ def _readers(program: Program, unit: str) -> list[str]:
 def _copies(program: Program, heads: Iterable[str], first: set[str]) -> tuple[Copy, ...]:
     """What some heads read; copies at all tokens come before those at the first."""
     found: dict[tuple, list[str]] = {}
-    tables: dict[tuple, Table] = {}
+    tables: dict[tuple, ConstantTable] = {}
     for head in heads:
         for reader in _readers(program, head):
             if reader in program.parts:
