@@ -1,4 +1,4 @@
-"""The command `circuitvit` itself: its help, its mistakes, its tables."""
+"""The command `circuitvit`: its help, how it prints text and tables, and its errors."""
 
 import sys
 import warnings
@@ -21,22 +21,22 @@ app = typer.Typer(
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text; names from outside can't command the terminal."""
+    """Print text, without control characters of names from outside."""
     typer.echo(visible(text), err=err)
 
 
 def show(table: Sequence[Sequence[str]]) -> None:
-    """Print a table, its header first; what stands in brackets goes below its number.
+    """Print a table, whose first row is the header; brackets are printed below their number.
 
-    Columns that don't fit on a line go below the others, behind the first column again, without the
-    rows that say nothing there.
+    Columns that don't fit on a line are printed below the others, beside the first column again and
+    without the rows that are empty there.
     """
-    console, boundless = Console(), Console(width=10_000)
+    console, unlimited = Console(), Console(width=10_000)
     start, every = 1, len(table[0])
     while start < every:
         end = start + 1
         while end < every:
-            if boundless.measure(_drawn(table, start, end + 1)).maximum > console.width:
+            if unlimited.measure(_drawn(table, start, end + 1)).maximum > console.width:
                 break
             end += 1
         console.print(_drawn(table, start, end))
@@ -49,21 +49,21 @@ def _drawn(table: Sequence[Sequence[str]], start: int, end: int) -> Table:
     for index, name in enumerate(header):
         justify = "right" if index else "left"
         drawn.add_column(Text(name.replace(", ", "\n")), justify=justify, no_wrap=index > 0)
-    whole = len(header) == len(table[0])
+    complete = len(header) == len(table[0])
     for cells in rows:
-        if whole or any(cells[1:]):
+        if complete or any(cells[1:]):
             below = (cell.replace(" (", "\n(") for cell in cells[1:])
-            drawn.add_row(*map(Text, (cells[0], *below)))  # brackets are no mark-up
+            drawn.add_row(*map(Text, (cells[0], *below)))  # in a Text, brackets aren't markup
     return drawn
 
 
-def _one_line(message: Warning | str, *_: object) -> None:
+def _print_warning(message: Warning | str, *_: object) -> None:
     say(f"circuitvit: warning: {message}", err=True)
 
 
 def main() -> None:
-    """Run a command; what the user can mend is one clear line and exit code 2."""
-    warnings.showwarning = _one_line
+    """Run a command; a CircuitError is printed as one line, with exit code 2."""
+    warnings.showwarning = _print_warning
     try:
         app()
     except CircuitError as error:

@@ -1,12 +1,12 @@
 """Commands about circuits: discover, class-circuits, draw."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from circuitvit.cli.app import app, say, show
-from circuitvit.cli.options import Ablation, Images, Model, takes_images
+from circuitvit.cli.options import ImageOptions, ModelArgument, takes_images
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, check_writable
 
@@ -19,7 +19,7 @@ OnlyRight = Annotated[
 @takes_images
 def discover(
     *,
-    model: Model,
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="The circuit's file, such as circuit.json.")],
     method: Annotated[
         str,
@@ -41,7 +41,7 @@ def discover(
             "probability or accuracy."
         ),
     ] = None,
-    ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
+    ablation: Annotated[Literal["patch", "zero", "mean"], typer.Option()] = "patch",
     level: Annotated[str, typer.Option(help="edge, node or block.")] = "edge",
     pairs: Annotated[
         int | None,
@@ -52,9 +52,9 @@ def discover(
     only_right: OnlyRight = False,
     resume: Annotated[
         Path | None,
-        typer.Option(help="A file to note the search in, and to go on from if it is there (acdc)."),
+        typer.Option(help="A file for the search's state, to resume from if it is there (acdc)."),
     ] = None,
-    images: Images,
+    images: ImageOptions,
 ) -> None:
     """Find a model's circuit on training images (of all classes, or --clean) and save it."""
     import circuitvit as cv
@@ -68,7 +68,7 @@ def discover(
         train, clean=clean, corrupt=corrupt, count=pairs, seed=seed,
         right_for=vit if only_right else None,
     )  # fmt: skip
-    common: Any = {"ablation": ablation.value, "level": level, "reference": train.images}
+    common: Any = {"ablation": ablation, "level": level, "reference": train.images}
     if metric is not None:
         common["metric"] = metric
     if method == "acdc":
@@ -76,7 +76,7 @@ def discover(
         try:
             circuit = cv.acdc(vit, chosen, tau=tau, resume=resume, **common)
         except KeyboardInterrupt:
-            again = f"the same command goes on from {resume}" if resume else "nothing was kept"
+            again = f"the same command resumes from {resume}" if resume else "nothing was kept"
             say(f"circuitvit: interrupted; {again}.", err=True)
             raise typer.Exit(130) from None
     else:
@@ -89,24 +89,24 @@ def discover(
 
 
 def _check_method(method: str, tau: float | None, edges: int | None, resume: Path | None) -> None:
-    """Refuse options of `discover` that its method can't heed."""
+    """Refuse options of `discover` that its method doesn't have."""
     from circuitvit.discover import METHODS
 
     if method not in ("acdc", *METHODS):
         raise CircuitError(f"method is {method!r}, expected one of {('acdc', *METHODS)}.")
     if method == "acdc" and edges is not None:
-        raise CircuitError("--edges goes with scores, not with acdc, whose --tau decides.")
+        raise CircuitError("--edges is for scores, not for acdc, whose size --tau decides.")
     if method != "acdc" and tau is not None:
-        raise CircuitError(f"--tau goes with acdc; for {method} say how many --edges to keep.")
+        raise CircuitError(f"--tau is for acdc; with {method} give --edges, how many to keep.")
     if method != "acdc" and resume is not None:
-        raise CircuitError(f"--resume goes with acdc, not with {method}. Leave it out.")
+        raise CircuitError(f"--resume is for acdc, not for {method}. Leave it out.")
 
 
 @app.command()
 @takes_images
 def class_circuits(
     *,
-    model: Model,
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="The folder for the circuits and their overlap.")],
     only: Annotated[
         list[str] | None,
@@ -120,17 +120,17 @@ def class_circuits(
         list[str] | None, typer.Option(help="Corrupt images of this class; one for each --clean.")
     ] = None,
     tau: Annotated[float, typer.Option(help="What one edge may cost.")] = 0.01,
-    ablation: Annotated[Ablation, typer.Option()] = Ablation.patch,
+    ablation: Annotated[Literal["patch", "zero", "mean"], typer.Option()] = "patch",
     pairs: Annotated[
         int | None,
         typer.Option(min=1, help="Pairs of images for each circuit; 64, or all there are."),
     ] = None,
     only_right: OnlyRight = False,
-    images: Images,
+    images: ImageOptions,
 ) -> None:
     """Find a circuit for each class (or class pair), and show how far they overlap.
 
-    An interrupted run goes on where it stopped, and more classes join those in the folder.
+    An interrupted run resumes where it stopped; further classes are added to the folder.
     """
     import circuitvit as cv
 
@@ -139,7 +139,7 @@ def class_circuits(
     vit = cv.load_vit(model)
     train = images.splits(vit).train
     cv.class_circuits(
-        vit, train, classes=wanted, tau=tau, ablation=ablation.value, count=pairs,
+        vit, train, classes=wanted, tau=tau, ablation=ablation, count=pairs,
         reference=train.images, seed=images.seed, resume=out,
         right_for=vit if only_right else None,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command that evaluates models side by side: which ones, and what they are called."""
+"""The command that evaluates models side by side, and how it finds and names them."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from circuitvit.cli.app import app, say, show
-from circuitvit.cli.options import Images, takes_images
+from circuitvit.cli.options import ImageOptions, takes_images
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable, read_json, readable_path
 
@@ -25,7 +25,7 @@ def evaluate(
     ] = None,
     model_paths: Annotated[
         list[str] | None,
-        typer.Option(help="The same as an option; further ones may follow it, or be named alike."),
+        typer.Option(help="The same as an option; it can be repeated, and folders can follow it."),
     ] = None,
     auto_find: Annotated[
         Path | None,
@@ -53,7 +53,7 @@ def evaluate(
     max_parameters: Annotated[
         float | None, typer.Option(help="Likewise of at most so many parameters, such as 1e6.")
     ] = None,
-    images: Images,
+    images: ImageOptions,
 ) -> None:
     """Accuracy, calibration, cost and latency of models side by side, and which to deploy."""
     import circuitvit as cv
@@ -63,54 +63,58 @@ def evaluate(
     if out is not None:
         check_folder_writable(out)
     sources = [*(model_paths or ()), *(models or ())]
-    met = [str(folder) for folder in _found_below(auto_find)] if auto_find else []
-    every = zip(*_named([*sources, *met], baseline), strict=True)
-    named = {name: source for source, name in every}
+    below = [str(folder) for folder in _model_folders(auto_find)] if auto_find else []
+    each, names = _named([*sources, *below], baseline)
+    named = dict(zip(names, each, strict=True))
     chosen = _chosen(named, baseline)
-    asked = [*sources] if chosen is None else [*sources, named[chosen]]
-    loaded = _loaded(named, met=_places(met) - _places(asked))
+    given = sources if chosen is None else [*sources, named[chosen]]
+    loaded = _loaded(named, optional=_absolute(below) - _absolute(given))
     _check_alike({named[name]: model for name, model in loaded.items()})
     first = chosen or _baseline_of(loaded, largest=auto_find is not None)
     ordered = {first: loaded[first], **loaded}
     test, seed = images.splits(loaded[first]).test, images.seed
-    names = test.class_names if len(test.class_names) == loaded[first].config.classes else None
-    found = cv.evaluate(ordered, test.images, test.labels, class_names=names, seed=seed)
-    show(found.table())
+    classes = test.class_names if len(test.class_names) == loaded[first].config.classes else None
+    result = cv.evaluate(ordered, test.images, test.labels, class_names=classes, seed=seed)
+    show(result.table())
     if out is not None:
-        say(f"Wrote {found.save(out, **asdict(limits))}: report.json, report.md and figure.html.")
-    for line in str(found.advice(**asdict(limits))).splitlines():
+        say(f"Wrote {result.save(out, **asdict(limits))}: report.json, report.md and figure.html.")
+    for line in str(result.advice(**asdict(limits))).splitlines():
         say(line)
 
 
-def _found_below(folder: Path) -> list[Path]:
-    """The folders below that hold a model, in order; hidden ones are left out.
+def _model_folders(folder: Path) -> list[Path]:
+    """The model folders at or below a folder, sorted; hidden ones are left out.
 
     Raises:
-        CircuitError: there is no such folder, or none in it.
+        CircuitError: there is no such folder, or no model in it.
     """
     if not readable_path(folder, "folder of models").is_dir():
         raise CircuitError(f"--auto-find is {folder}, which is no folder. Name one with models.")
-    below = sorted(path.parent for path in folder.rglob("config.json"))
-    seen = [path for path in below if not _is_hidden(path.relative_to(folder))]
-    found = [path for path in seen if _is_model(path)]
-    if not found:
+    configs = sorted(folder.rglob("config.json"))
+    shown = [
+        path.parent
+        for path in configs
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    models = [path for path in shown if _is_model(path)]
+    if not models:
         raise CircuitError(
             f"no models in {folder} or below. A model's folder holds config.json and "
             "model.safetensors, as train, compile and save_pretrained write them"
-            + (f"; {seen[0]} has a config.json, but no weights beside it." if seen else ".")
+            + (f"; {shown[0]} has a config.json, but no weights beside it." if shown else ".")
         )
-    return found
+    return models
 
 
-def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
-    """The models by name; what was only met on the way and can't be loaded is left out, and said.
+def _loaded(named: dict[str, str], *, optional: set[str]) -> dict[str, Any]:
+    """The models by name; optional ones that can't be loaded are left out with a message.
 
     Args:
         named: sources by name.
-        met: places of those that nobody asked for.
+        optional: absolute paths of those that were found by `--auto-find` alone.
 
     Raises:
-        CircuitError: one that was asked for can't be loaded, or none could.
+        CircuitError: one that isn't optional can't be loaded, or none could.
     """
     from circuitvit.pretrained import load_saved
 
@@ -119,7 +123,7 @@ def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
         try:
             loaded[name] = load_saved(source)
         except CircuitError as cause:
-            if _place(source) not in met:
+            if os.path.abspath(source) not in optional:
                 raise
             wrong.append(f"left out {source}: {cause}")
     if not loaded:
@@ -129,10 +133,6 @@ def _loaded(named: dict[str, str], *, met: set[str]) -> dict[str, Any]:
     return loaded
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _is_model(folder: Path) -> bool:
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         return False
@@ -140,7 +140,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], list[str]]:
-    """The models, each once, and what they are called: what tells their paths apart.
+    """The sources without repetitions, and their names: the parts in which the paths differ.
 
     Raises:
         CircuitError: there are none, or the baseline is none of them and no model's folder.
@@ -150,9 +150,9 @@ def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], lis
             "no models were given. Name their folders, or the folder they are in: "
             "circuitvit evaluate MODEL… or circuitvit evaluate --auto-find DIR."
         )
-    each = list({_place(source): source for source in sources}.values())
+    each = list({os.path.abspath(source): source for source in sources}.values())
     short = distinguishing(each)
-    if baseline is not None and baseline not in short and _place(baseline) not in _places(each):
+    if not (baseline is None or baseline in short or _absolute([baseline]) <= _absolute(each)):
         if not readable_path(baseline, "baseline").exists() and ":" not in baseline:
             raise CircuitError(
                 f"there is no baseline {baseline}: it is no folder, and none of the models "
@@ -163,24 +163,19 @@ def _named(sources: Sequence[str], baseline: str | None) -> tuple[list[str], lis
     return each, short
 
 
-def _place(source: str) -> str:
-    """The same for every way to write a path."""
-    return os.path.abspath(source)
-
-
-def _places(sources: Sequence[str]) -> set[str]:
-    return {_place(source) for source in sources}
+def _absolute(sources: Sequence[str]) -> set[str]:
+    return set(map(os.path.abspath, sources))
 
 
 def _chosen(named: dict[str, str], baseline: str | None) -> str | None:
-    """The name of the model that was asked for as the baseline, by its name or its folder."""
+    """The name of the given baseline, which is a name or a folder."""
     if baseline is None or baseline in named:
         return baseline
-    return next(name for name, source in named.items() if _place(source) == _place(baseline))
+    return next(n for n, source in named.items() if _absolute([source]) == _absolute([baseline]))
 
 
 def distinguishing(paths: Sequence[str]) -> list[str]:
-    """Paths without the folders that all of them begin and end with; one alone is its last part."""
+    """Paths without their common first and last folders; a single path is its last part."""
     parts = [Path(path).parts or (path,) for path in paths]
     if len(parts) == 1:
         return [parts[0][-1]]
@@ -190,7 +185,7 @@ def distinguishing(paths: Sequence[str]) -> list[str]:
 
 
 def _without_shared(parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Without what all begin with, but for one part at least."""
+    """Without the parts that all begin with; one part at least is left."""
     shared = 0
     while all(len(each) > shared + 1 for each in parts) and len({p[shared] for p in parts}) == 1:
         shared += 1
@@ -198,7 +193,7 @@ def _without_shared(parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _baseline_of(loaded: dict[str, Any], *, largest: bool) -> str:
-    """The name of the baseline where none was asked for: that of most MACs, or the first."""
+    """The name of the default baseline: the model with most MACs, or the first."""
     from circuitvit.measure import macs
 
     if not largest:
@@ -208,7 +203,7 @@ def _baseline_of(loaded: dict[str, Any], *, largest: bool) -> str:
 
 
 def _check_alike(loaded: dict[str, Any]) -> None:
-    """Refuse models that look at images in different ways: they can't be given the same tensor.
+    """Refuse models that can't take the same tensor of images.
 
     Raises:
         CircuitError: their sizes, channels, classes or preprocessing differ; all such are named.
@@ -226,7 +221,7 @@ def _check_alike(loaded: dict[str, Any]) -> None:
             one.preprocessing, other.preprocessing,
         ):  # fmt: skip
             wrong.append(
-                f"{first} and {name} look at images in different ways, {one.preprocessing} and "
+                f"{first} and {name} have different preprocessing, {one.preprocessing} and "
                 f"{other.preprocessing}. Evaluate them apart, or save one with the other's."
             )
     if wrong:

@@ -1,23 +1,15 @@
-"""Commands about models: inspect, compile, evaluate, export; and the demo."""
+"""Commands about models: demo, inspect, compile, export."""
 
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from circuitvit.cli.app import app, say, show
-from circuitvit.cli.options import (
-    CompileLevel,
-    Constant,
-    ExportFormat,
-    Images,
-    Model,
-    Precision,
-    takes_images,
-)
+from circuitvit.cli.options import ImageOptions, ModelArgument, takes_images
 from circuitvit.errors import CircuitError, warn
 from circuitvit.files import (
     check_folder_writable,
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
     from circuitvit.pretrained import Examination
 
 CARD_ROUNDS = 7
-"""How often `compile` times the models for the card; `evaluate` does it more often."""
+"""Rounds of timing for a card; `evaluate` has more."""
 
 NOISE = ", units ranked on noise images (--data names others)"
 
@@ -58,9 +50,9 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Model,
+    model: ModelArgument,
     heads: Annotated[
-        int | None, typer.Option(help="Heads of each block, which a bare checkpoint doesn't tell.")
+        int | None, typer.Option(help="Heads of each block, which a bare checkpoint lacks.")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights to load into the named architecture.")
@@ -80,7 +72,7 @@ def inspect(
         Path | None, typer.Option(help="Also save it here, as a folder of circuitvit.")
     ] = None,
 ) -> None:
-    """Show a model's shape, size and edges, how it looks at images, and what loading folded."""
+    """Show a model's shape, size, edges and preprocessing, and what loading folded."""
     from circuitvit.pretrained import examine
 
     if out is not None:
@@ -90,7 +82,7 @@ def inspect(
     }  # fmt: skip
     found = examine(model, **loading)
     if mean is not None or std is not None:
-        loading["preprocessing"] = _normalised(found.vit.preprocessing, mean, std)
+        loading["preprocessing"] = _with_statistics(found.vit.preprocessing, mean, std)
         found = examine(model, **loading)
     _describe(found)
     if out is not None:
@@ -106,19 +98,20 @@ def _check_out(out: Path, model: str) -> None:
 
 
 def _describe(found: "Examination") -> None:
-    """Print what a model is, in the order in which people ask."""
+    """Print a model's properties, a line each."""
     from circuitvit.graph.edge_graph import edge_count, units_of
     from circuitvit.measure import macs, parameters
 
     vit, config = found.vit, found.vit.config
-    side, seen = config.image_size, vit.preprocessing
+    side, preprocessing = config.image_size, vit.preprocessing
+    names = None if preprocessing is None else preprocessing.class_names
     size = parameters(vit), macs(vit, (config.channels, side, side))
     edges = {qkv: edge_count(config, qkv) for qkv in ("split", "joint")}
     dtype = str(vit.positions.dtype).removeprefix("torch.")
     rows = [
         ["source", found.source],
         ["images", f"{config.channels} × {side} × {side}, patches of {config.patch_size}"],
-        ["classes", f"{config.classes}{_some(None if seen is None else seen.class_names)}"],
+        ["classes", f"{config.classes}{_some(names)}"],
         ["tokens", f"{config.tokens}: {config.prefix_tokens} before {config.patches} patches"],
         ["head reads", config.pooling + (", then LayerNorm" if config.fc_norm else "")],
         ["blocks", f"{config.depth}, width {config.width}, {config.activation}"],
@@ -129,7 +122,7 @@ def _describe(found: "Examination") -> None:
         ["MACs", f"{size[1]:,} an image"],
         ["units", f"{len(units_of(config)):,}"],
         ["edges", f"{edges['split']:,}; {edges['joint']:,} with q, k, v joint"],
-        ["preprocessing", "not known: give --mean and --std" if seen is None else _shown(seen)],
+        ["preprocessing", _shown(preprocessing)],
         ["logits", _agreement(found.difference)],
         *[["folded", text] for text in found.folded],
         *[["not used", key] for key in found.unused],
@@ -156,19 +149,22 @@ def _some(names: tuple[str, ...] | None) -> str:
     return f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
 
 
-def _shown(seen: "Preprocessing") -> str:
-    mean, std = (", ".join(f"{x:z.4g}" for x in each) for each in (seen.mean, seen.std))
-    kept = "" if seen.crop == 1 else f", the middle {seen.crop:z.1%} of the side"
-    return f"{seen.interpolation}, {seen.resize}{kept}; mean {mean}; std {std}"
+def _shown(given: "Preprocessing | None") -> str:
+    if given is None:
+        return "not known: give --mean and --std"
+    mean, std = (", ".join(f"{x:z.4g}" for x in each) for each in (given.mean, given.std))
+    kept = "" if given.crop == 1 else f", the middle {given.crop:z.1%} of the side"
+    return f"{given.interpolation}, {given.resize}{kept}; mean {mean}; std {std}"
 
 
-def _normalised(
+def _with_statistics(
     before: "Preprocessing | None", mean: str | None, std: str | None
 ) -> "Preprocessing":
+    """A preprocessing with the mean and std of the options."""
     import circuitvit as cv
 
     if mean is None or std is None:
-        raise CircuitError("--mean and --std go together; give both.")
+        raise CircuitError("--mean and --std are both needed; give both.")
     try:
         numbers = [tuple(map(float, text.split(","))) for text in (mean, std)]
     except ValueError:
@@ -183,20 +179,20 @@ def _normalised(
 @takes_images
 def compile(  # noqa: A001
     *,
-    model: Model,
+    model: ModelArgument,
     circuit: Annotated[Path, typer.Argument(help="A circuit of this model.")],
     out: Annotated[Path, typer.Argument(help="The folder for the smaller model.")],
     ablation: Annotated[
-        Constant | None,
+        Literal["zero", "mean"] | None,
         typer.Option(
             help="What removed units write: nothing, or their mean. By default mean for a circuit "
             "found under it, else zero."
         ),
     ] = None,
     level: Annotated[
-        CompileLevel,
+        Literal["unit", "edge"],
         typer.Option(help="unit: the circuit's heads and MLPs; edge: the very edges."),
-    ] = CompileLevel.unit,
+    ] = "unit",
     target_latency: Annotated[
         float | None,
         typer.Option(
@@ -213,7 +209,7 @@ def compile(  # noqa: A001
         bool,
         typer.Option(help="Measure both models on the data's test images and write README.md."),
     ] = True,
-    images: Images,
+    images: ImageOptions,
 ) -> None:
     """Make the smaller model that computes the circuit, with its model card."""
     import circuitvit as cv
@@ -222,13 +218,12 @@ def compile(  # noqa: A001
 
     _check_out(out, model)
     vit, kept = cv.load_vit(model), cv.Circuit.load(circuit)
-    asked = None if ablation is None else ablation.value
-    under = compiled_under(kept, asked, fresh=fresh)
+    under = compiled_under(kept, ablation, fresh=fresh)
     ranked = any(share is not None for share in (target_latency, target_macs, target_parameters))
     seed, needs_images = images.seed, (card and not fresh) or under == "mean"
     splits = images.splits(vit) if needs_images or (ranked and images.data) else None
     small = cast(Any, cv.compile)(
-        vit, kept, level=level.value, ablation=asked, fresh=fresh, seed=seed,
+        vit, kept, level=level, ablation=ablation, fresh=fresh, seed=seed,
         reference=splits.train.images if splits and (ranked or under == "mean") else None,
         target_latency=target_latency, target_macs=target_macs, target_parameters=target_parameters,
     )  # fmt: skip
@@ -251,7 +246,7 @@ def compile(  # noqa: A001
             )  # fmt: skip
     if savings is not None:
         show(savings.table())
-    if level is CompileLevel.edge:
+    if level == "edge":
         say(small.explain())
     image = vit.config.channels, vit.config.image_size, vit.config.image_size
     saved, heads = 1 - macs(small, image) / macs(vit, image), small.units_kept()[0]
@@ -264,13 +259,13 @@ def compile(  # noqa: A001
 
 
 def _written_before(out: Path) -> list[str]:
-    """What is in a folder of a model compiled before, and goes."""
+    """The files of an earlier compiled model in a folder, which are replaced."""
     card = [README] if read_card(out) is not None else []
     return ["model.safetensors", "config.json", "costs.json", "savings.json", "savings.md", *card]
 
 
 def _keeps_readme(out: Path) -> bool:
-    """Whether a README that is no card of circuitvit stays; it says so."""
+    """Whether a README that isn't a card of circuitvit is kept; a warning tells so."""
     keeps = (out / README).exists() and read_card(out) is None
     if keeps:
         warn(f"{out / README} is no model card of circuitvit and stays; no card was written.")
@@ -281,13 +276,15 @@ def _keeps_readme(out: Path) -> bool:
 @takes_images
 def export(
     *,
-    model: Model,
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="The file, such as model.onnx or model.pt2.")],
     to: Annotated[
-        ExportFormat | None, typer.Option(help="By default what the file's ending says.")
+        Literal["onnx", "pt2", "timm", "transformers"] | None,
+        typer.Option(help="By default by the file's ending."),
     ] = None,
     dtype: Annotated[
-        Precision | None, typer.Option(help="Of weights and images; by default the model's.")
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="Of weights and images; by default the model's."),
     ] = None,
     opset: Annotated[
         int | None, typer.Option(help="Version of ONNX's operators; by default the exporter's.")
@@ -308,7 +305,7 @@ def export(
             "its accuracy and latency are then shown beside the model's.",
         ),
     ] = 0,
-    images: Images,
+    images: ImageOptions,
 ) -> None:
     """Write a model for onnxruntime or torch.export.load, and check that it computes the same."""
     import torch
@@ -316,18 +313,16 @@ def export(
     import circuitvit as cv
     from circuitvit.pretrained import load_saved
 
-    if to is None or to.value in ("onnx", "pt2"):
+    if to in (None, "onnx", "pt2"):
         check_writable(out)
     else:
         check_folder_writable(out)
-    precision = None if dtype is None else getattr(torch, dtype.value)
-    kind = None if to is None else to.value
     vit = load_saved(model)
     splits = images.splits(vit) if quantize else None
     calibration = None if splits is None else _spread(splits.train.images, quantize)
     cv.export(
-        vit, out, to=kind, dtype=precision, opset=opset, preprocess=preprocess,
-        quantize=calibration,
+        vit, out, to=to, dtype=dtype and getattr(torch, dtype), opset=opset,
+        preprocess=preprocess, quantize=calibration,
     )  # fmt: skip
     if splits is None:
         say(f"Wrote {out}: read back, its logits are those of {model}, at any batch size.")
@@ -340,7 +335,7 @@ def export(
 
 
 def _spread(images: Any, count: int) -> Any:
-    """So many of the images, at even distances, as those of a folder lie class by class."""
+    """Some of the images, at even distances, since a folder's images are sorted by class."""
     import torch
 
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]

@@ -1,12 +1,11 @@
-"""What commands are given: the options that several of them share."""
+"""Options that several commands share: a model, and the images that it is used on."""
 
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +14,7 @@ from circuitvit.errors import CircuitError
 if TYPE_CHECKING:
     from circuitvit.images import Splits
 
-Model = Annotated[
+ModelArgument = Annotated[
     str,
     typer.Argument(
         help="A folder (of circuitvit, transformers or timm), a checkpoint file, or a name: "
@@ -24,55 +23,9 @@ Model = Annotated[
 ]
 
 
-class Ablation(StrEnum):
-    """What removed edges carry."""
-
-    patch = "patch"
-    zero = "zero"
-    mean = "mean"
-
-
-class Constant(StrEnum):
-    """What removed units write in a compiled model."""
-
-    zero = "zero"
-    mean = "mean"
-
-
-class CompileLevel(StrEnum):
-    """What `compile` keeps."""
-
-    unit = "unit"
-    edge = "edge"
-
-
-class ExportFormat(StrEnum):
-    """What `export` writes."""
-
-    onnx = "onnx"
-    pt2 = "pt2"
-    timm = "timm"
-    transformers = "transformers"
-
-
-class ClassOrder(StrEnum):
-    """How classes are ordered by their names."""
-
-    alphabetical = "alphabetical"
-    natural = "natural"
-
-
-class Precision(StrEnum):
-    """In which dtype `export` writes weights."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
 @dataclass(frozen=True)
-class Images:
-    """Which images a command looks at; its fields are the command's options."""
+class ImageOptions:
+    """The images of a command; the fields are its options."""
 
     data: Annotated[
         str | None,
@@ -92,7 +45,7 @@ class Images:
         typer.Option(help="Only this class, by name or index; once for each. Or 'animals'."),
     ] = None
     class_order: Annotated[
-        ClassOrder | None,
+        Literal["alphabetical", "natural"] | None,
         typer.Option(help="The classes by name: 10 before 2 (alphabetical) or after it (natural)."),
     ] = None
     pixel_range: Annotated[
@@ -112,24 +65,24 @@ class Images:
     ] = 0
 
     def source(self, model: Any = None) -> str:
-        """What `--data` says; without it the digits, but for models of other images.
+        """The value of `--data`, by default the digits.
 
         Raises:
-            CircuitError: it isn't given, and the model is of other images.
+            CircuitError: it isn't given, and the model takes other images than the digits.
         """
         if self.data is not None:
             return self.data
         shape = getattr(model, "config", None)
         if shape is not None and (shape.channels, shape.image_size) != (1, 8):
             raise CircuitError(
-                f"this model is of images of {shape.channels} × {shape.image_size} × "
-                f"{shape.image_size}, not of the digits. Say with --data which images to look at "
-                "('--data digits' for the digits all the same)."
+                f"this model takes images of {shape.channels} × {shape.image_size} × "
+                f"{shape.image_size}, not the digits. Name its images with --data ('--data digits' "
+                "for the digits all the same)."
             )
         return "digits"
 
     def splits(self, model: Any = None, *, image_size: int | None = None) -> "Splits":
-        """The images, as a model wants to see them if one is given."""
+        """The images, preprocessed for a model if one is given."""
         import circuitvit as cv
 
         return cv.load_splits(
@@ -149,7 +102,7 @@ class Images:
 
 
 def _by_part(given: list[str] | None) -> Any:
-    """One slice, or a slice for each part that is named before an equals sign."""
+    """`--split` as `load_splits` takes it: one slice, or a slice a part from PART=SLICE."""
     if not given:
         return None
     if len(given) == 1 and "=" not in given[0]:
@@ -157,26 +110,26 @@ def _by_part(given: list[str] | None) -> Any:
     pairs = [text.partition("=") for text in given]
     if not all(sign for _, sign, _ in pairs):
         raise CircuitError(
-            f"--split is {given}: with more than one, each says its part, such as "
+            f"--split is {given}: with more than one, each names its part, such as "
             "--split 'train=train[:2%]' --split test=test."
         )
     return {part: expression for part, _, expression in pairs}
 
 
 def takes_images(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Images` in place of its parameter `images`."""
+    """Replace a command's parameter `images` by the options of `ImageOptions`."""
     signature = inspect.signature(command)
     options = [
         inspect.Parameter(
             f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
         )
-        for f in fields(Images)
+        for f in fields(ImageOptions)
     ]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
         chosen = {option.name: given.pop(option.name) for option in options}
-        command(**given, images=Images(**chosen))
+        command(**given, images=ImageOptions(**chosen))
 
     own = [p for name, p in signature.parameters.items() if name != "images"]
     kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]

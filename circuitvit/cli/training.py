@@ -1,44 +1,20 @@
-"""The command that trains or tunes a ViT, with the more used part of the recipe as its options."""
+"""The command that trains or fine-tunes a ViT; common fields of the recipe are its options."""
 
 import sys
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from circuitvit.cli.app import app, say
-from circuitvit.cli.options import Images, takes_images
+from circuitvit.cli.options import ImageOptions, takes_images
 from circuitvit.errors import CircuitError, visible
 from circuitvit.files import check_folder_writable, check_writable
 
 if TYPE_CHECKING:
     from circuitvit.images import ImageSet, Splits
-
-
-class ScheduleBy(StrEnum):
-    """How often the learning rate changes."""
-
-    step = "step"
-    epoch = "epoch"
-
-
-class Tune(StrEnum):
-    """What learns."""
-
-    all = "all"
-    head = "head"
-    adapter = "adapter"
-
-
-class MixedPrecision(StrEnum):
-    """In which dtype the forward pass is computed."""
-
-    no = "no"
-    bf16 = "bf16"
-    fp16 = "fp16"
 
 
 @app.command()
@@ -49,13 +25,14 @@ def train(
     start_from: Annotated[
         str | None,
         typer.Option(
-            help="A trained model to start from, as in inspect; it gets a new head for classes "
-            "that it doesn't know. Patch size to MLP width are then its own."
+            help="A trained model to start from, as in inspect; it gets a new head for other "
+            "classes than its own. Patch size to MLP width are then its own."
         ),
     ] = None,
     tune: Annotated[
-        Tune, typer.Option(help="What learns; an adapter is saved on its own, with the head.")
-    ] = Tune.all,
+        Literal["all", "head", "adapter"],
+        typer.Option(help="What is trained; an adapter is saved on its own, with the head."),
+    ] = "all",
     adapter_width: Annotated[
         int, typer.Option(help="Numbers a token in an adapter's bottleneck.")
     ] = 16,
@@ -70,8 +47,8 @@ def train(
     final_learning_rate: Annotated[float, typer.Option(help="Where its cosine ends.")] = 0.0,
     warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = 5,
     schedule_by: Annotated[
-        ScheduleBy, typer.Option(help="When the learning rate changes.")
-    ] = ScheduleBy.step,
+        Literal["step", "epoch"], typer.Option(help="When the learning rate changes.")
+    ] = "step",
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.05,
     batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     accumulate: Annotated[
@@ -104,8 +81,9 @@ def train(
     distill_alpha: Annotated[float, typer.Option(help="The labels' share beside it.")] = 0.5,
     distill_temperature: Annotated[float, typer.Option(help="Softens its logits.")] = 2.0,
     mixed_precision: Annotated[
-        MixedPrecision, typer.Option(help="Of the forward pass; fp16 on a GPU only.")
-    ] = MixedPrecision.no,
+        Literal["no", "bf16", "fp16"],
+        typer.Option(help="Of the forward pass; fp16 on a GPU only."),
+    ] = "no",
     tensorboard: Annotated[
         Path | None, typer.Option(help="A folder for TensorBoard's curves.")
     ] = None,
@@ -115,9 +93,9 @@ def train(
     log: Annotated[
         bool, typer.Option(help="Some 20 lines an epoch on standard error, off a terminal.")
     ] = True,
-    images: Images,
+    images: ImageOptions,
 ) -> None:
-    """Train a ViT from scratch, or from a model; an interrupted run goes on where it stopped."""
+    """Train a ViT from scratch, or from a model; an interrupted run resumes where it stopped."""
     import circuitvit as cv
     from circuitvit.charts.chart import chart_page
 
@@ -128,18 +106,22 @@ def train(
         check_folder_writable(tensorboard)
     recipe = cv.Recipe(
         epochs=epochs, learning_rate=learning_rate, final_learning_rate=final_learning_rate,
-        warmup_epochs=warmup_epochs, schedule_by=schedule_by.value, weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs, schedule_by=schedule_by, weight_decay=weight_decay,
         batch=batch, accumulate=accumulate, horizontal_flip=flip, crop_scale=crop_scale,
         rand_augment=rand_augment, noise=noise, erase=erase, mixup=mixup, cutmix=cutmix,
         label_smoothing=label_smoothing, drop_path=drop_path, ema_decay=ema, patience=patience,
-        distill_alpha=distill_alpha, distill_temperature=distill_temperature, tune=tune.value,
-        adapter_width=adapter_width, mixed_precision=mixed_precision.value, seed=images.seed,
+        distill_alpha=distill_alpha, distill_temperature=distill_temperature, tune=tune,
+        adapter_width=adapter_width, mixed_precision=mixed_precision, seed=images.seed,
     )  # fmt: skip
     teacher: Any = None if distill_from is None else cv.load_vit(distill_from)
     if start_from is not None:
         vit, splits = _started(start_from, images, image_size)
     else:
-        _check_fresh(tune)
+        if tune != "all":
+            raise CircuitError(
+                f"--tune {tune} doesn't train the rest of the model, and a new one is random. Name "
+                "a trained one with --start-from."
+            )
         splits = images.splits(teacher, image_size=image_size)
         vit = _fresh(
             splits, images.seed, patch_size=patch_size, width=width, depth=depth, heads=heads,
@@ -148,11 +130,13 @@ def train(
     try:
         result = cv.train(
             vit, splits.train, splits.validation, recipe, folder=out, teacher=teacher,
-            tensorboard=tensorboard, log=_say if log else None,
+            tensorboard=tensorboard, log=_log if log else None,
         )  # fmt: skip
     except KeyboardInterrupt:
-        again = "the same command goes on after the last whole epoch"
-        say(f"circuitvit: interrupted; {again}.", err=True)
+        say(
+            "circuitvit: interrupted; the same command resumes after the last whole epoch.",
+            err=True,
+        )
         raise typer.Exit(130) from None
     if gradient_flow is not None:
         say(f"Wrote {chart_page(gradient_flow, result.gradient_flow())}.")
@@ -160,14 +144,6 @@ def train(
         done = f"{len(result.history)} epochs of at most {epochs}"
         say(f"Saved is epoch {result.best_epoch}, the best of {done}.")
     _save(result.best or result.vit, splits.test, out, start_from)
-
-
-def _check_fresh(tune: Tune) -> None:
-    if tune != Tune.all:
-        raise CircuitError(
-            f"--tune {tune.value} leaves the rest of the model as it is, and a new one knows "
-            "nothing. Name a trained one with --start-from."
-        )
 
 
 def _fresh(splits: "Splits", seed: int, **shape: Any) -> Any:
@@ -181,14 +157,14 @@ def _fresh(splits: "Splits", seed: int, **shape: Any) -> Any:
     return cv.ViT(config, seed=seed)
 
 
-def _started(source: str, images: Images, image_size: int | None) -> tuple[Any, "Splits"]:
-    """A trained model, and the images as it looks at them; with a new head for other classes."""
+def _started(source: str, images: ImageOptions, image_size: int | None) -> tuple[Any, "Splits"]:
+    """A trained model and the images, preprocessed for it; with a new head for other classes."""
     import circuitvit as cv
     from circuitvit.train import with_new_head
 
     vit = cv.load_vit(source, image_size=image_size).float()
     seen = vit.preprocessing
-    # The images keep their own classes, whatever the model's are.
+    # Without class names, so that the images keep their own classes.
     view = SimpleNamespace(image_size=vit.config.image_size, channels=vit.config.channels,
                            classes=None)  # fmt: skip
     bare = None if seen is None else replace(seen, class_names=None)
@@ -201,7 +177,7 @@ def _started(source: str, images: Images, image_size: int | None) -> tuple[Any, 
 
 
 def _save(trained: Any, test: "ImageSet", out: Path, start_from: str | None) -> None:
-    """Write the model, or its adapter alone, and say how good it is on the test images."""
+    """Write the model, or its adapter alone, and print its accuracy on the test images."""
     from circuitvit.measure import accuracy
     from circuitvit.train import AdaptedViT
 
@@ -214,9 +190,9 @@ def _save(trained: Any, test: "ImageSet", out: Path, start_from: str | None) -> 
         )
     else:
         trained.save_pretrained(out)
-    found = accuracy(trained, test.images, test.labels)
-    say(f"Wrote {written}. Test accuracy {found.top1:z.2%} ({found.images} images).")
+    on_test = accuracy(trained, test.images, test.labels)
+    say(f"Wrote {written}. Test accuracy {on_test.top1:z.2%} ({on_test.images} images).")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(visible(line), file=sys.stderr, flush=True)

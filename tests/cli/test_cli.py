@@ -212,8 +212,8 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         (["discover", "model", "x.json", "--method", "eap", "--metric", "kl"], "eap-ig-inputs"),
         (["discover", "model", "x.json", "--data", "/nowhere"], "/nowhere"),
         (["discover", "model", "x.json", "--pairs", "99999"], "99999"),
-        (["discover", "model", "x.json", "--edges", "30"], "--edges goes with scores"),
-        (["discover", "model", "x.json", "--method", "eap", "--tau", "1"], "--tau goes with acdc"),
+        (["discover", "model", "x.json", "--edges", "30"], "--edges is for scores"),
+        (["discover", "model", "x.json", "--method", "eap", "--tau", "1"], "--tau is for acdc"),
         (
             ["discover", "model", "x.json", "--data", "two"],
             "'a', 'b' are not among the model's '0'",
@@ -228,11 +228,11 @@ def test_scores_choose_as_many_edges_as_asked(workplace):
         ),
         (
             ["discover", "model", "x.json", "--split", "train", "--split", "test=train"],
-            "each says its part",
+            "each names its part",
         ),
         (["discover", "timm:vit_tiny_patch16", "x.json"], "timm"),
         (["discover", "nobody:vit", "x.json"], "no model at nobody:vit"),
-        (["inspect", "model", "--mean", "0.5"], "--mean and --std go together"),
+        (["inspect", "model", "--mean", "0.5"], "--mean and --std"),
         (
             ["inspect", "model", "--mean", "a", "--std", "0.5"],
             "expected numbers with commas between",
@@ -285,7 +285,7 @@ def test_models_that_look_at_images_otherwise_are_not_measured_together(workplac
         vit.save_pretrained(workplace / name)
         done = run("evaluate", "model", name, cwd=workplace)
         assert done.returncode == 2
-        assert f"model and {name} look at images in different ways" in done.stderr
+        assert f"model and {name} have different preprocessing" in done.stderr
 
 
 def test_images_must_be_named_for_models_that_are_not_of_digits(workplace):
@@ -293,7 +293,7 @@ def test_images_must_be_named_for_models_that_are_not_of_digits(workplace):
     cv.ViT(config, seed=0).save_pretrained(workplace / "photographs")
     done = run("discover", "photographs", "x.json", cwd=workplace)
     assert done.returncode == 2
-    assert "images of 3 × 16 × 16, not of the digits. Say with --data" in done.stderr
+    assert "images of 3 × 16 × 16, not the digits. Name its images with --data" in done.stderr
     done = run("evaluate", "model", "photographs", cwd=workplace)
     assert done.returncode == 2
     assert "can't be given the same images" in done.stderr

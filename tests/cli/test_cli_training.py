@@ -71,5 +71,5 @@ def test_an_interrupted_training_says_that_it_goes_on(workplace, monkeypatch):
     done = run("train", "stopped", *FEW, cwd=workplace)
     assert done.returncode == 130
     assert done.stderr == (
-        "circuitvit: interrupted; the same command goes on after the last whole epoch.\n"
+        "circuitvit: interrupted; the same command resumes after the last whole epoch.\n"
     )

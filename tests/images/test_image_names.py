@@ -79,9 +79,9 @@ def test_the_order_and_the_range_are_options_of_the_commands(numbered):
     import typer
 
     from circuitvit.cli import app
-    from circuitvit.cli.options import ClassOrder, Images
+    from circuitvit.cli.options import ImageOptions
 
-    given = Images(data=str(numbered), class_order=ClassOrder.natural, pixel_range=(0.0, 9.0))
+    given = ImageOptions(data=str(numbered), class_order="natural", pixel_range=(0.0, 9.0))
     assert given.splits().train.class_names == NUMBERS
     commands = typer.main.get_command(app).commands
     for command in ("train", "discover", "evaluate"):
