@@ -1,4 +1,4 @@
-"""Pass: which units and neurons stay, given a circuit, neuron scores and a budget."""
+"""Pass: which units and neurons are kept, given a circuit, neuron scores and a budget."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from circuitvit.compiler.correction import corrected, measured_share
 from circuitvit.compiler.passes.neurons import KeptNeurons, kept_neurons
 from circuitvit.compiler.ranking import ranked_units, warn_of_other_ablation
-from circuitvit.compiler.validating import Options, Targets
+from circuitvit.compiler.validating import Options
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Circuit
@@ -21,23 +21,23 @@ from circuitvit.measure.models.cost_table import Costs, measure_costs
 from circuitvit.models.vit import ViT
 
 BATCH = 64
-"""Images at once, where a latency budget comes without a table of costs."""
+"""Batch size at which a latency budget without a table of costs is timed."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What stays of a model.
+    """The kept units and neurons of a model.
 
     Attributes:
         units: heads and MLPs, in forward order.
-        neurons: the neurons of the MLPs that lose some, by block.
+        neurons: the kept neurons of MLPs that lose some, by block.
     """
 
     units: tuple[str, ...]
     neurons: KeptNeurons
 
     def shape(self, config: ViTConfig, ablation: Ablation, *, fresh: bool) -> ViTConfig:
-        """What it is compiled to, without any data.
+        """The config of the compiled model, without any data.
 
         Args:
             config: the whole model's shape.
@@ -57,7 +57,7 @@ class Blueprint:
 def blueprint_of(
     vit: ViT, circuit: Circuit, options: Options, *, ablation: Ablation, reference: Tensor | None
 ) -> Blueprint:
-    """The circuit's units, or the best of them that meet the budget, with their best neurons.
+    """The circuit's units, or the best of them within the budget, with their best neurons.
 
     Args:
         vit: the whole model.
@@ -67,37 +67,35 @@ def blueprint_of(
         reference: images for `mean`, and to rank units on that have no score.
 
     Raises:
-        CircuitError: the budget can't be met, or the costs don't cover it.
+        CircuitError: no model meets the budget, or the costs don't cover it.
     """
-    having = _having(options)
+    blueprint = _with_neurons(options)
+    budget = options.budget()
+    if budget is None:
+        return blueprint(circuit.units())
+    target, share = budget
+    timed = target == "target_latency" and options.costs is None
+    price = cache(_price(target, _costs_here(vit, options) if timed else options.costs))
 
     def shape(units: Sequence[str]) -> ViTConfig:
-        return having(units).shape(vit.config, ablation, fresh=options.fresh)
-
-    if not any(share is not None for share in options.targets.values()):
-        return having(circuit.units())
-    measured = options.costs is None and options.targets["target_latency"] is not None
-    budget = budget_of(options.targets, _costs_here(vit, options) if measured else options.costs)
-    assert budget is not None
-    price = cache(budget.price)
+        return blueprint(units).shape(vit.config, ablation, fresh=options.fresh)
 
     def cost(units: Sequence[str]) -> float:
         return float(price(shape(units)))
 
-    whole = price(vit.config)
-    most = budget.share * whole
+    whole = float(price(vit.config))
     if not options.fresh:
         warn_of_other_ablation(circuit, ablation)
-    order = ranked_units(vit, circuit, cost, most, ablation=ablation, reference=reference)
+    order = ranked_units(vit, circuit, cost, share * whole, ablation=ablation, reference=reference)
 
-    def solve(share: float) -> tuple[str, ...]:
-        return within_budget(vit.config, order, cost, replace(budget, share=share))
+    def solve(share: float) -> Units:
+        return _within_budget(vit.config, order, cost, target, share, whole)
 
-    if not measured:
-        return having(solve(budget.share))
-    return having(
+    if not timed:
+        return blueprint(solve(share))
+    return blueprint(
         corrected(
-            budget.share,
+            share,
             solve,
             lambda units: cost(units) / whole,
             lambda units, timings: measured_share(vit, shape(units), BATCH, timings),
@@ -105,26 +103,34 @@ def blueprint_of(
     )
 
 
-def _having(options: Options) -> Callable[[Sequence[str]], Blueprint]:
-    """What gives units the neurons that they keep, which depend on the MLPs alone."""
+def _with_neurons(options: Options) -> Callable[[Sequence[str]], Blueprint]:
+    """From units to their blueprint. The neurons depend on the MLPs alone and are computed once."""
+    scores, ratio = options.neurons, options.keep_ratio
+    if scores is None or ratio is None:
+        return lambda units: Blueprint(tuple(units), {})
 
     @cache
     def neurons(mlps: tuple[str, ...]) -> KeptNeurons:
-        assert options.neurons is not None
-        assert options.keep_ratio is not None
-        return kept_neurons(options.neurons, mlps, options.keep_ratio, options.multiple)
+        return kept_neurons(scores, mlps, ratio, options.multiple)
 
-    def having(units: Sequence[str]) -> Blueprint:
+    def blueprint(units: Sequence[str]) -> Blueprint:
         mlps = tuple(sorted(unit for unit in units if "." not in unit))
-        return Blueprint(tuple(units), {} if options.neurons is None else neurons(mlps))
+        return Blueprint(tuple(units), neurons(mlps))
 
-    return having
+    return blueprint
+
+
+def _price(target: str, costs: Costs | None) -> Callable[[ViTConfig], float]:
+    """The cost of a shape that a target is about; of latency by a table of costs."""
+    if costs is not None:
+        return costs.predict
+    return vit_macs if target == "target_macs" else vit_parameters
 
 
 def _costs_here(vit: ViT, options: Options) -> Costs:
-    """A table of what can be left of a model, measured where it is."""
+    """A table of costs of the shapes that can be left, measured on the model's device."""
     shapes, config = None, vit.config
-    if options.neurons is None:  # no MLP is left with fewer neurons, so none such is timed
+    if options.neurons is None:  # MLPs stay whole, so smaller ones aren't timed
         shapes = [config, replace(config, attention_constant=True)]
         for count in range(max(config.heads, default=0)):
             shapes.append(replace(config, heads=tuple(min(count, n) for n in config.heads)))
@@ -132,59 +138,27 @@ def _costs_here(vit: ViT, options: Options) -> Costs:
     return measure_costs(config, shapes=shapes, batch=BATCH, device=where.device, dtype=where.dtype)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a model may cost.
+def _within_budget(
+    dense: ViTConfig, order: Units, cost: Cost, target: str, share: float, whole: float
+) -> Units:
+    """The units that fit into a share of the dense model's cost, in forward order.
 
-    Attributes:
-        target: which cost is meant, such as `target_macs`.
-        share: of the dense model's, above 0 and at most 1.
-        price: the cost of a shape.
-    """
-
-    target: str
-    share: float
-    price: Callable[[ViTConfig], float]
-
-
-def budget_of(targets: Targets, costs: Costs | None) -> Budget | None:
-    """The budget that was asked for, if any; of latency by a table of costs."""
-    for target, share in targets.items():
-        if share is not None:
-            if target == "target_latency":
-                assert costs is not None
-                return Budget(target, float(share), costs.predict)
-            price = vit_macs if target == "target_macs" else vit_parameters
-            return Budget(target, float(share), price)
-    return None
-
-
-def within_budget(dense: ViTConfig, order: Units, cost: Cost, budget: Budget) -> Units:
-    """The units that a budget pays for, best first; in forward order.
-
-    Args:
-        dense: the shape of the whole model.
-        order: units, best first.
-        cost: what a model with only some units costs.
-        budget: what it may cost.
+    Units are tried best first. One that doesn't fit is skipped and the next is tried, so that the
+    budget is used up.
 
     Raises:
-        CircuitError: it pays for no unit; for no head where the class token alone is read.
+        CircuitError: no unit fits; no head, where the class token alone is read.
     """
-    whole = budget.price(dense)
     if not whole > 0:
         raise CircuitError(f"the dense model costs {whole:zg}, so no share of that can be met.")
-    kept = units_within(dense, order, cost, budget.share * whole)
+    kept = units_within(dense, order, cost, share * whole)
     if order and not kept:
         least, left = least_model(dense, order, cost)
+        # Rounded up, so that the share in the message is enough.
+        enough = math.ceil(least / whole * 1e4 - 1e-9) / 1e4
         raise CircuitError(
-            f"{budget.target}={budget.share:zg} leaves no model that reads images: the least share "
-            f"of the dense model's cost is {rounded_up(least / whole):z.4f}, with {' '.join(left)} "
-            "alone, since what belongs to no unit stays. Ask for more."
+            f"{target}={share:zg} leaves no model that reads images: the least share of the dense "
+            f"model's cost is {enough:z.4f}, with {' '.join(left)} alone, since what belongs to no "
+            "unit stays. Ask for more."
         )
     return kept
-
-
-def rounded_up(share: float) -> float:
-    """A share in ten-thousandths, no smaller than it is, so that it can be asked for."""
-    return math.ceil(share * 1e4 - 1e-9) / 1e4

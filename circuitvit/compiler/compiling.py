@@ -1,4 +1,4 @@
-"""The verb `compile`: it checks, calls the passes in order, and verifies."""
+"""`compile`: checks its arguments, calls the passes in order, and verifies the result."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, overload
@@ -10,12 +10,7 @@ from circuitvit.compiler.blueprint import Blueprint, blueprint_of
 from circuitvit.compiler.passes.fold_constants import fold_constants
 from circuitvit.compiler.passes.fold_means import fold_means
 from circuitvit.compiler.passes.lowering import lower
-from circuitvit.compiler.passes.neurons import (
-    Ratio,
-    fold_neurons,
-    removed_neurons,
-    warn_of_other_weights,
-)
+from circuitvit.compiler.passes.neurons import Ratio, fold_neurons, removed_neurons
 from circuitvit.compiler.passes.sharing import drop_dead, share
 from circuitvit.compiler.program import Program
 from circuitvit.compiler.validating import (
@@ -24,6 +19,7 @@ from circuitvit.compiler.validating import (
     check_compilable,
     compiled_under,
     verify,
+    warn_of_other_weights,
     warn_of_zero,
 )
 from circuitvit.discover import EdgeScores
@@ -90,61 +86,61 @@ def compile(  # noqa: A001
 
     `level="unit"` keeps the heads and MLPs on a kept path from `embed` to `logits`, with every edge
     among them; removed units write their ablated value everywhere. Under `zero` that is nothing.
-    Under `mean` it is a constant, which is added by the attention or MLP before it that stays, or
+    Under `mean` it is a constant, which is added by the last kept attention or MLP before it, or
     with the positions.
 
-    `level="edge"` computes the edge circuit itself: every reader has a copy of the stream of its
-    own, what is constant is folded into tables, and what is alike is shared. `explain()` of the
-    result tells what became of each block. Sums and LayerNorms are added where edges are removed,
-    so it is faster only where much is gone: measure it.
+    `level="edge"` computes the edge circuit itself: every reader has its own copy of the residual
+    stream, constants are folded into tables, and equal copies are shared. `explain()` of the result
+    describes each block. Removed edges add sums and LayerNorms, so the model is faster only where
+    much is removed: measure it.
 
     Either result is compared with the masked run before it is returned: on `reference`, or else on
     8 seeded normal images.
 
-    With `neurons`, the MLPs that stay keep their best neurons only. A removed neuron gives 0 after
-    the activation, or under `mean` its mean there at each position.
+    With `neurons`, kept MLPs keep their best neurons only. A removed neuron has the activation 0,
+    or under `mean` its mean activation at each position.
 
     With a target, units of the circuit are dropped until the model costs no more than that share of
-    the dense one: first those whose removal costs the least loss for what it saves, ties by the
-    pinned order; a unit that no longer fits is skipped and the next is tried. The loss is what the
-    unit scored, for a circuit of node scores (`eap(..., level="node").top(n)`); a warning says
-    where these were found under another ablation. For any other, such as one of edges or
+    the dense one: first those whose removal adds the least loss for what it saves, ties by the
+    pinned order. A unit that no longer fits is skipped and the next is tried. For a circuit of node
+    scores (`eap(..., level="node").top(n)`), the loss is a unit's score, with a warning where these
+    were found under another ablation. For any other, such as one of edges or
     `Circuit.full(vit.config)`, it is the KL to the dense model that the unit's removal adds on (64
     of) `reference`, or else on those 8 images. Such measured effects did better than node scores in
-    every comparison (`experiments/budgets.py`). Units of random scores come as drawn, whatever they
-    cost. With `costs`, or a target other than the latency, what stays depends on nothing else.
+    every comparison (`experiments/budgets.py`). Units of random scores are in the order of the
+    draw, whatever they cost. With `costs`, or a target other than the latency, nothing is timed.
 
     Args:
         vit: the model; it is not changed.
         circuit: found on it, under any ablation.
         level: `unit` or `edge`.
         ablation: `zero` or `mean`; `patch` needs a corrupt image at run time. By default `mean` for
-            a circuit that was found under it, with `reference`, else `zero`; fresh weights have no
-            use for either. Another one than that of discovery may be asked for; one must be, for a
-            combination of circuits of which some, but not all, were found under `mean`.
+            a circuit that was found under it, with `reference`, else `zero`; fresh weights use
+            neither. It can differ from that of discovery. A combination of circuits of which some,
+            but not all, were found under `mean` has no default.
         reference: images for `mean` and to verify on, [image channel height width].
-        neurons: what each neuron scored, from `eap(..., level="neuron")`.
+        neurons: scores of neurons, from `eap(..., level="neuron")`.
         keep_ratio: share of the neurons to keep, above 0 and at most 1: one for all kept MLPs
-            together, ranked by |score|, or one for each block, `{block: share}`; blocks not named
-            keep theirs.
-        multiple: MLP widths are snapped up to a multiple of this (16 suits CPUs, 64 GPUs) by the
-            best of the other neurons, never above what they were; so it is also the fewest neurons
-            that a kept block is left with.
-        fresh: give new random weights in the same shape, to be trained from scratch. There is no
-            constant for removed units in it, and nothing to verify.
+            together, ranked by |score|, or one for each block, `{block: share}`; other blocks keep
+            all.
+        multiple: MLP widths are rounded up to a multiple of this (16 suits CPUs, 64 GPUs) by the
+            best of the other neurons, never above the old width; so it is also the fewest neurons
+            of a kept block.
+        fresh: return new random weights in the same shape, to be trained from scratch. The model
+            has no constants for removed units and is not verified.
         seed: draws the fresh weights.
         target_latency: the time of a batch as a share of the dense model's, above 0 and at most 1.
             The model is timed beside the dense one, and the choice corrected, until it is within 2%
-            of the target or a unit more would pass it; a warning says where that fails.
+            of the target or a unit more would exceed it; otherwise there is a warning.
         target_macs: the multiply-accumulates likewise.
         target_parameters: the parameters likewise. At most one target is given.
-        costs: measured times for `target_latency`, such as of another machine or batch. They are
-            taken at their word: nothing is timed, and the choice is the same every time. By default
-            they are measured on the spot, where the model is, at batch 64, and corrected.
+        costs: measured times for `target_latency`, such as of another machine or batch. With them
+            nothing is timed, and the choice is the same every time. By default they are measured
+            on the model's device at batch 64, and the choice is corrected.
 
     Returns:
-        For `unit` a `ViT` with a smaller config, for `edge` a `CircuitViT`; in the mode of the old
-        one. Either trains, saves and loads like any other.
+        For `unit` a `ViT` with a smaller config, for `edge` a `CircuitViT`; in train or eval mode
+        like `vit`. Either trains, saves and loads like any other.
 
     Raises:
         CircuitError: it can't be compiled (every reason is named), the target leaves no model that
@@ -203,7 +199,7 @@ def _compiled_units(
 
 
 def _warn_of_little(before: Units, after: Units) -> None:
-    """Say so where a budget leaves a sub-layer of one kind only."""
+    """Warn where a budget leaves heads alone, or MLPs alone."""
     heads, mlps = ([unit for unit in after if (unit[0] == "a") is kind] for kind in (True, False))
     had_both = len({unit[0] for unit in before}) == 2
     if had_both and not (heads and mlps):
@@ -222,7 +218,7 @@ def _compiled_edges(
     if not program.live("logits"):
         warn(
             f"no kept path leads from embed to logits ({len(circuit)} edges), so the compiled "
-            "model gives the same logits for every image; scores.greedy with more edges finds one."
+            "model has the same logits for every image; scores.greedy with more edges finds one."
         )
     compiled = lower(share(program), vit.positions.dtype)
     verify(vit, compiled, circuit.edges, ablated, reference=reference, qkv=circuit.qkv)
@@ -236,7 +232,7 @@ def _cut(
     ablated: Float[Tensor, " writer #image #token #width"],
     removed: Mapping[int, RemovedNeurons],
 ) -> ViT:
-    """The smaller model; what went is in its constants."""
+    """The smaller model, with the mean of what was removed in its constants."""
     compiled = keep_units(vit, kept.units)
     if ablation == "mean":
         compiled = fold_means(vit, compiled, kept.units, ablated)
@@ -279,7 +275,7 @@ def compiled_history(
 
 
 def _neurons(options: Options) -> dict[str, Any]:
-    """By what neurons were cut, if they were."""
+    """How neurons were chosen; empty if all were kept."""
     scores, ratio = options.neurons, options.keep_ratio
     if scores is None or ratio is None:
         return {}

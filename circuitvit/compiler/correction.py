@@ -1,8 +1,8 @@
-"""Pass: a budget of latency held against the clock.
+"""Pass: corrects a latency budget by timing the model that it leads to.
 
-A table of costs knows each part alone, and parts next to one another take another time. So the
-model that the table picks is timed beside the dense one, and the budget solved again with the
-quotient of both.
+A table of costs has the time of each part alone, and in a model parts take another time. So the
+model that the table leads to is timed beside the dense one. If its measured share is m, its
+predicted share p and the target t, the budget is solved again for the predicted share t · p / m.
 """
 
 import math
@@ -21,15 +21,15 @@ from circuitvit.progress import progress
 from circuitvit.torch_modes import evaluating, in_default_modes
 
 CLOSE = 0.02
-"""How far the measured share may lie from the target, as a share of this."""
+"""Largest difference of the measured share from the target, relative to the target."""
 ROUNDS = 6
-"""So many models are timed at most."""
+"""Largest number of models that are timed."""
 FEW = 3
-"""How often each of them is, beside the dense model."""
+"""Timings of each of them, beside the dense model."""
 TIMINGS = 7
-"""How often the one that is chosen is."""
+"""Timings of the model that is chosen."""
 DOUBLINGS = 7
-"""So often a step to larger models is doubled; at most 12 times the size."""
+"""How often a step to larger models is doubled; at most 12 times the size."""
 
 
 def corrected(
@@ -40,19 +40,19 @@ def corrected(
 ) -> Units:
     """The units of the largest model whose measured share of the dense one's time meets a target.
 
-    Units come whole, so a model counts as close, too, if it takes no longer than the target and the
-    next larger one does. A warning says what was measured where no model is close.
+    Units can't be split, so a model is also close enough if it takes no longer than the target and
+    the next larger one does. A warning names the measured share where no model is close.
 
     Args:
-        target: the share that is asked for.
-        solve: the units that a predicted share pays for.
+        target: the share of the dense model's time.
+        solve: from a predicted share to the units that fit into it.
         predict: the predicted share of some units.
-        measure: the measured one, from so many timings.
+        measure: the measured share of some units, from a number of timings.
 
     Raises:
-        CircuitError: `solve` finds none for the target itself.
+        CircuitError: `solve` finds no units for the target itself.
     """
-    timed, sure = dict[Units, float](), set[Units]()
+    timed, sure = dict[Units, float](), set[Units]()  # sure: timed often enough to be chosen
     best = last = solve(target)
     waiting: Units | None = last
     more: Units | None = None
@@ -70,9 +70,9 @@ def corrected(
             waiting = more if len(timed) < ROUNDS else None
     if timed[best] > target * (1 + CLOSE) or more is not None:
         warn(
-            f"target_latency={target:zg} is not met within {CLOSE:z.0%}: the model that comes "
-            f"nearest was predicted {predict(best):z.3f} of the dense model's time, and measured "
-            f"{timed[best]:z.3f}. The machine may be busy; measure again on a quiet one."
+            f"target_latency={target:zg} is not met within {CLOSE:z.0%}: the closest model has "
+            f"{predict(best):z.3f} of the dense model's time by prediction, and {timed[best]:z.3f} "
+            "by measurement. The machine may be busy; measure again on a quiet one."
         )
     return best
 
@@ -82,7 +82,7 @@ def _meets(target: float, found: float) -> bool:
 
 
 def _best(target: float, timed: Mapping[Units, float], predict: Callable[[Units], float]) -> Units:
-    """The largest model that meets the target, or else the quickest one."""
+    """The largest model that meets the target, or else the fastest one."""
     within = [units for units, found in timed.items() if _meets(target, found)]
     return max(within, key=predict) if within else min(timed, key=timed.__getitem__)
 
@@ -94,9 +94,10 @@ def _next(
     solve: Callable[[float], Units],
     predict: Callable[[Units], float],
 ) -> Units | None:
-    """The model to time next; None where the best one is close, or no larger one is left.
+    """The model to time next; None where the best one is close, or there is none left.
 
-    It lies between the largest one that meets the target and the smallest larger one that doesn't.
+    Its size is between that of the largest one that meets the target and that of the smallest
+    larger one that doesn't.
     """
     best = _best(target, timed, predict)
     if abs(timed[best] / target - 1) <= CLOSE:
@@ -108,7 +109,7 @@ def _next(
     for share in (corrected_share, *_between(low, high)):
         try:
             units = solve(share)
-        except CircuitError:  # it pays for nothing
+        except CircuitError:  # no unit fits into it
             continue
         if units not in timed and low < predict(units) < high:
             return units
@@ -116,7 +117,7 @@ def _next(
 
 
 def _between(low: float, high: float) -> Iterator[float]:
-    """Shares between two, the middle first; upwards from the first where there is no second."""
+    """Shares between two, the middle first; growing steps from the first if there is no second."""
     if high < math.inf:
         yield from ((low + high) / 2, high * (1 - 1e-9))
     else:
@@ -125,15 +126,16 @@ def _between(low: float, high: float) -> Iterator[float]:
 
 @in_default_modes
 def measured_share(vit: ViT, shape: ViTConfig, batch: int, timings: int) -> float:
-    """The time of a model of some shape as a share of the dense one's, both timed in turn.
+    """The time of a model of some shape as a share of the dense one's.
 
-    What weights it has doesn't matter, so they are drawn.
+    Both are timed in turn, and the median of the quotients is returned. The weights don't change
+    the time, so they are random.
 
     Args:
         vit: the dense model.
         shape: of the other one.
-        batch: images at once.
-        timings: how often each is timed; the median of the quotients counts.
+        batch: images a batch.
+        timings: how often each is timed.
     """
     if shape == vit.config:
         return 1.0

@@ -1,12 +1,12 @@
-"""Pass: the order in which units are worth their cost, best first.
+"""Pass: ranks units by worth, the loss that a unit's removal adds ÷ the cost that it saves.
 
-A unit is worth what its removal costs in loss for what it saves. The loss comes from the circuit's
-own node scores, or else from node effects on the reference: how far the logits move from the dense
-model's when the unit, too, writes its ablated value. Units are dropped one after another, the
-cheapest loss for its saving first, and what the others save is then counted anew. Effects are
-measured once, and also anew after each quarter of the units; neither is always better
-(`experiments/budgets.py`), so of the two models the one that is nearer to the dense one on other
-images of the reference is taken.
+The loss is the unit's node score in the circuit, or else its effect on the reference: the KL of
+the logits to the dense model's that is added when the unit writes its ablated value. The unit of
+least worth is dropped first; then the savings of the others are computed again.
+
+Effects are measured once, and in a second ranking again after each quarter of the units. Neither is
+always better (`experiments/budgets.py`), so the ranking is taken whose model has the smaller KL on
+other images of the reference.
 """
 
 import math
@@ -27,12 +27,12 @@ from circuitvit.images import Pairs
 from circuitvit.models.vit import ViT
 from circuitvit.progress import progress
 
-IMAGES = 64
-"""At most so many images of the reference are looked at for the effects."""
-IMAGES_APART = 256
-"""At most so many other images of the reference decide between two rankings."""
+EFFECT_IMAGES = 64
+"""Largest number of reference images for the effects."""
+DECISION_IMAGES = 256
+"""Largest number of other reference images, which decide between two rankings."""
 SCANS = 4
-"""So many times at most the effects of all units that are left are measured."""
+"""Largest number of times that the effects of all remaining units are measured."""
 
 
 def ranked_units(
@@ -48,15 +48,15 @@ def ranked_units(
 
     Args:
         vit: the whole model.
-        circuit: its units are ranked; scores of edges don't count.
-        cost: what a model with only some units costs.
-        most: what it may cost; effects are measured anew until then.
+        circuit: its units are ranked; scores of edges are not used.
+        cost: the cost of a model with only some units.
+        most: the largest cost; effects are measured again until it is met.
         ablation: what removed units write.
         reference: images for the effects and for `mean`; without any, 8 seeded normal images.
     """
     units = circuit.units()
     if _is_random(circuit):
-        return _drawn(circuit, units)
+        return _random_order(circuit, units)
     if not measures_effects(circuit):
         return by_worth({unit: circuit.scores[unit] for unit in units}, cost)
 
@@ -77,56 +77,56 @@ def ranked_units(
 
 
 def _is_random(circuit: Circuit) -> bool:
-    """Whether chance alone chose it: every part of a combination is random."""
+    """Whether a circuit, or every part of a combination, was drawn at random."""
     return circuit.provenance.methods == {"random"}
 
 
 def measures_effects(circuit: Circuit) -> bool:
-    """Whether a circuit's units rank by effects on images: not by scores, and not by chance.
+    """Whether a circuit's units are ranked by effects on images.
 
-    Scores that are random in part are no effects.
+    Otherwise they are ranked by their scores, or at random. Scores of which some are random aren't
+    used.
     """
     scored = all(unit in circuit.scores for unit in circuit.units())
-    by_chance = "random" in circuit.provenance.methods
-    return not _is_random(circuit) and (by_chance or not scored)
+    partly_random = "random" in circuit.provenance.methods
+    return not _is_random(circuit) and (partly_random or not scored)
 
 
 def warn_of_other_ablation(circuit: Circuit, ablation: Ablation) -> None:
-    """Say so where node scores rank that were found under another ablation than is compiled."""
+    """Warn where units are ranked by node scores of another ablation than the compiled model's."""
     known = circuit.provenance.known("ablation")
     by_scores = not (_is_random(circuit) or measures_effects(circuit))
     if by_scores and set(known) - {ablation, "patch"}:  # patch can't be compiled
         warn(
-            f"units are ranked by node scores found under {', '.join(known)}, while removed units "
-            f"of the compiled model write what {ablation!r} says. Circuit.full(vit.config) with "
-            "reference=images ranks them by effects measured under that, which does better."
+            f"units are ranked by node scores found under {', '.join(known)}, while the compiled "
+            f"model is ablated by {ablation!r}. Circuit.full(vit.config) with reference=images "
+            "ranks them by effects measured under that, which does better."
         )
 
 
-def _drawn(circuit: Circuit, units: Units) -> Units:
-    """The order of random node scores; of other random circuits, one that their origin draws.
+def _random_order(circuit: Circuit, units: Units) -> Units:
+    """The order of random node scores, or for other random circuits a seeded random order.
 
-    The origin is their seed and the number of the draw, or else the edges and their scores. The
-    order has nothing to do with costs or with how many edges leave a unit, so every one is equally
-    likely.
+    The seed is the circuit's own with the number of the draw, or else its edges and scores. The
+    order depends neither on costs nor on how many edges leave a unit, so all are equally likely.
     """
     everything = list(units_of(circuit.config))
     origin = circuit.provenance
-    drawn_by = repr((origin.seed, origin.selection))
+    seed = repr((origin.seed, origin.selection))
     if origin.seed is None:  # a combination of several
-        drawn_by = repr((circuit.edges, list(circuit.scores.values())))
-    random.Random(drawn_by).shuffle(everything)
+        seed = repr((circuit.edges, list(circuit.scores.values())))
+    random.Random(seed).shuffle(everything)
     order = tuple(unit for unit in everything if unit in set(units))
-    if all(unit in circuit.scores for unit in units):  # ranks that are averaged often tie
+    if all(unit in circuit.scores for unit in units):  # averaged ranks have many ties
         return tuple(sorted(order, key=lambda unit: -abs(circuit.scores[unit])))
     return order
 
 
 def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:
-    """Units by effect for what they save, best first; ties fall by the pinned order.
+    """Units by effect ÷ saving, best first; ties are broken by the pinned order.
 
-    A unit whose removal saves nothing stays longest, unless it does harm. Heads of one block save
-    alike, since a cost is one of shapes.
+    A unit whose removal saves nothing is dropped last, or first if its effect is negative. Heads of
+    one block save the same, since a cost depends on shapes alone.
     """
     left, dropped = list(effects), list[str]()
     while left:
@@ -152,13 +152,13 @@ def _worth(effect: float, saved: float) -> float:
 def by_measured_worth(
     units: Units, measure: Callable[[Units], Mapping[str, float]], cost: Cost, most: float
 ) -> Units:
-    """Units by worth, best first, with effects measured anew after each quarter that goes.
+    """Units by worth, best first, with effects measured again after each dropped quarter.
 
     Args:
         units: in forward order.
-        measure: the effects of the units that are left.
-        cost: what some units cost.
-        most: what those may cost among which the last effects decide.
+        measure: the effects of the remaining units.
+        cost: the cost of some units.
+        most: the largest cost; below it, effects aren't measured again.
     """
     every, gone = math.ceil(len(units) / SCANS), Units()
     left = units
@@ -180,13 +180,13 @@ def effects_problem(
         vit: the dense model.
         ablation: what removed units write.
         reference: the images; without any, 8 seeded normal images.
-        apart: take other images than otherwise, if there are more than `IMAGES`.
+        apart: take other images than otherwise, if there are more than `EFFECT_IMAGES`.
     """
     images = sample_images(vit) if reference is None or not len(reference) else reference
-    places = _spread(len(images), IMAGES)
+    places = _spread(len(images), EFFECT_IMAGES)
     if apart and len(images) > len(places):
         others = sorted(set(range(len(images))) - set(places))
-        places = [others[place] for place in _spread(len(others), IMAGES_APART)]
+        places = [others[place] for place in _spread(len(others), DECISION_IMAGES)]
     return Problem.checked(
         vit, Pairs(clean=images[torch.tensor(places, device=images.device)]), metric="kl",
         ablation=ablation, level="node", reference=reference,
@@ -194,16 +194,13 @@ def effects_problem(
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places of a row, evenly spread."""
+    """Evenly spread places in a row, at most this number of them."""
     return [int(place) for place in torch.linspace(0, count - 1, min(most, count)).round()]
 
 
 @torch.no_grad()
 def node_effects(problem: Problem, units: Units) -> dict[str, float]:
-    """How much the loss rises when each of some units goes, the others there.
-
-    Units beyond these are gone all the time.
-    """
+    """The loss that the removal of each of some units adds, while all other units are removed."""
     gone = set(units_of(problem.vit.config)) - set(units)
     removed = [set[str](), gone, *(gone | {unit} for unit in units)]
     with progress("node effects", len(removed) * len(problem.pairs)) as advance:
@@ -217,7 +214,7 @@ def node_effects(problem: Problem, units: Units) -> dict[str, float]:
 
 @torch.no_grad()
 def _loss(problem: Problem, units: Units) -> float:
-    """The loss when only some units are there."""
+    """The loss with some units alone."""
     gone = set(units_of(problem.vit.config)) - set(units)
     full, kept = logits_without(problem, [(), gone])
     return mean_loss(problem, kept, full)

@@ -1,22 +1,23 @@
-"""Pass: every reason why a circuit can't be compiled, and the check of the compiled model.
+"""Checks before and after compiling.
 
-All reasons are collected before any work starts. The compiled model is compared with the masked
-run, always.
+Before any work starts, every reason why a circuit can't be compiled is collected. Afterwards, the
+compiled model's logits are compared with those of the masked run.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitvit.checks import real, whole
-from circuitvit.compiler.passes.neurons import Ratio, neuron_reasons
+from circuitvit.compiler.passes.neurons import Ratio
 from circuitvit.config import ViTConfig
 from circuitvit.discover import EdgeScores
 from circuitvit.errors import CircuitError, warn
-from circuitvit.graph.circuit import Ablation, Circuit
+from circuitvit.graph.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.graph.edge_graph import Qkv
 from circuitvit.intervene.ablated_run import EdgeMask, RemovedNeurons, run_embedded
 from circuitvit.intervene.input_checks import check_circuit, check_vit
@@ -27,71 +28,76 @@ from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import evaluating
 
 MULTIPLE = 16
-"""What MLP widths are snapped up to by default."""
+"""By default, MLP widths are rounded up to a multiple of this."""
 
 SAMPLE_IMAGES = 8
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-
-Targets = Mapping[str, float | None]
-"""Shares of the dense model's cost, by `target_latency`, `target_macs` and `target_parameters`."""
+"""Largest difference of logits, as a share of max(1, max|logit|)."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked for beside the circuit's units; see `compile`."""
+    """Arguments of `compile` that only `level="unit"` has.
+
+    `targets` are shares of the dense model's cost, by `target_latency`, `target_macs` and
+    `target_parameters`.
+    """
 
     neurons: EdgeScores | None
     keep_ratio: Ratio | None
     multiple: int
     fresh: bool
     seed: int
-    targets: Targets
+    targets: Mapping[str, float | None]
     costs: Costs | None
 
-    def given(self) -> dict[str, bool]:
-        """Which were asked for, by name."""
-        targets = {name: share is not None for name, share in self.targets.items()}
-        return {
-            "neurons": self.neurons is not None,
-            "keep_ratio": self.keep_ratio is not None,
-            "multiple": self.multiple != MULTIPLE,
-            "fresh": bool(self.fresh),
-            "seed": self.seed != 0,
-            **targets,
-            "costs": self.costs is not None,
-        }
+    def given(self) -> list[str]:
+        """The names of the arguments that don't have their default."""
+        defaults = {"multiple": MULTIPLE, "fresh": False, "seed": 0}
+        values = {**vars(self), **self.targets}
+        del values["targets"]
+        return [
+            name
+            for name, value in values.items()
+            if (value != defaults[name] if name in defaults else value is not None)
+        ]
+
+    def budget(self) -> tuple[str, float] | None:
+        """The name and share of the target, if one is given."""
+        given = ((name, share) for name, share in self.targets.items() if share is not None)
+        return next(((name, float(share)) for name, share in given), None)
 
 
-def compiled_under(circuit: Circuit, asked: Ablation | None, *, fresh: bool = False) -> Ablation:
-    """The ablation to compile a circuit under: the one asked for, else that of discovery.
+def compiled_under(circuit: Circuit, given: Ablation | None, *, fresh: bool = False) -> Ablation:
+    """The ablation to compile a circuit under: the given one, else that of discovery.
 
     The default is `zero` for a circuit that wasn't found under `mean`, and for fresh weights.
 
     Raises:
-        CircuitError: parts of the circuit were found under `mean`, and others under another.
+        CircuitError: some parts of the circuit were found under `mean`, and others weren't.
     """
-    if asked is not None:
-        return asked
+    if given is not None:
+        return given
     known = circuit.provenance.known("ablation") if isinstance(circuit, Circuit) else ()
     if fresh or "mean" not in known:
         return "zero"
     if len(known) > 1:
         raise CircuitError(
-            f"parts of this circuit were found under {', '.join(known)}, so it must be said what "
-            "removed units are to write. Give ablation='zero', or ablation='mean' with "
+            f"parts of this circuit were found under {', '.join(known)}, so there is no default "
+            "for what removed units write. Give ablation='zero', or ablation='mean' with "
             "reference=images."
         )
     return "mean"
 
 
-def warn_of_zero(circuit: Circuit, asked: Ablation | None, *, fresh: bool) -> None:
-    """Say so where a circuit that was found under `mean` is to be compiled under `zero`."""
+def warn_of_zero(circuit: Circuit, given: Ablation | None, *, fresh: bool) -> None:
+    """Warn where a circuit that was found under `mean` is compiled under `zero`."""
     found_under_mean = isinstance(circuit, Circuit) and circuit.provenance.ablation == "mean"
-    if asked == "zero" and found_under_mean and not fresh:
+    if given == "zero" and found_under_mean and not fresh:
         warn(
-            "the circuit was found under 'mean' and is compiled under 'zero', as asked: units that "
-            "it removes write nothing, where they wrote their mean, so the model may do worse than "
-            "the circuit. ablation='mean' with reference=images keeps what was found."
+            "the circuit was found under 'mean' and is compiled under 'zero': removed units write "
+            "nothing instead of their mean, so the model may do worse than the circuit. "
+            "ablation='mean' with reference=images keeps what was found."
         )
 
 
@@ -104,7 +110,7 @@ def check_compilable(
     reference: Tensor | None,
     options: Options,
 ) -> None:
-    """Refuse what can't be compiled.
+    """Refuse arguments that can't be compiled.
 
     Raises:
         CircuitError: names every reason.
@@ -126,29 +132,26 @@ def _reasons(
     if reference is not None and not isinstance(reference, Tensor):
         yield f"reference is a {type(reference).__name__}, expected a tensor of images"
     elif reference is not None and (reference.ndim == 0 or len(reference)):
-        try:
-            vit.check_images(reference, name="reference images")
-        except CircuitError as cause:
-            yield str(cause).rstrip(".")
+        yield from _refusal(vit.check_images, reference, name="reference images")
         if not bool(torch.isfinite(reference).all()):
             yield "the reference images hold NaN or infinity"
+    yield from _refusal(check_circuit, vit, circuit)
+
+
+def _refusal(check: Callable[..., object], *arguments: Any, **named: Any) -> Iterator[str]:
+    """The message of a check that fails, without its full stop."""
     try:
-        check_circuit(vit, circuit)
+        check(*arguments, **named)
     except CircuitError as cause:
         yield str(cause).rstrip(".")
 
 
 def _option_reasons(vit: ViT, circuit: Circuit, level: str, options: Options) -> Iterator[str]:
-    if level == "edge":
-        refused = [name for name, value in options.given().items() if value]
-        if refused:
-            yield f"{', '.join(refused)} go with level='unit', not with 'edge'"
-    yield from neuron_reasons(vit, options.neurons, options.keep_ratio, options.multiple)
-    yield from budget_reasons(vit.config, circuit, options.targets, options.costs)
-    try:
-        whole(options.seed, "seed")
-    except CircuitError as cause:
-        yield str(cause).rstrip(".")
+    if level == "edge" and (given := options.given()):
+        yield f"{', '.join(given)} go with level='unit', not with 'edge'"
+    yield from _neuron_reasons(vit.config, options)
+    yield from _budget_reasons(vit.config, circuit, options)
+    yield from _refusal(whole, options.seed, "seed")
 
 
 def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
@@ -168,34 +171,78 @@ def _ablation_reasons(ablation: str, reference: Tensor | None) -> Iterator[str]:
         )
 
 
-def budget_reasons(
-    config: ViTConfig, circuit: object, targets: Targets, costs: object
-) -> Iterator[str]:
-    """Why such a budget can't be kept."""
-    given = {name: share for name, share in targets.items() if share is not None}
+def _budget_reasons(config: ViTConfig, circuit: object, options: Options) -> Iterator[str]:
+    given = {name: share for name, share in options.targets.items() if share is not None}
+    names, costs = " and ".join(given), options.costs
     if len(given) > 1:
-        yield f"{' and '.join(given)} are given, expected one budget at most"
+        yield f"{names} are given, expected one budget at most"
     for name, share in given.items():
-        try:
-            if not 0 < real(share, name) <= 1:
-                yield f"{name} is {share}, expected a share above 0 and at most 1"
-        except CircuitError as cause:
-            yield str(cause).rstrip(".")
+        yield from _refusal(_check_share, share, name)
     if given and isinstance(circuit, Circuit) and not circuit.units():
-        yield f"{' and '.join(given)} drop units, but this circuit has none on a kept path"
-    if costs is not None:
-        yield from _cost_reasons(config, costs, given)
-
-
-def _cost_reasons(config: ViTConfig, costs: object, given: Mapping[str, object]) -> Iterator[str]:
-    if "target_latency" not in given:
+        yield f"{names} drop units, but this circuit has none on a kept path"
+    if costs is not None and "target_latency" not in given:
         yield "costs go with target_latency only"
-    if not isinstance(costs, Costs):
-        yield f"costs are a {type(costs).__name__}, expected what cv.measure_costs(config) gives"
-    elif costs.differing(config):
+    if not isinstance(costs, Costs | None):
+        yield f"costs are a {type(costs).__name__}, expected the result of cv.measure_costs(config)"
+    elif costs is not None and (differing := costs.differing(config)):
         yield (
-            f"the costs were measured for a ViT with another {', '.join(costs.differing(config))}; "
-            "use cv.measure_costs(vit.config)"
+            f"the costs were measured for a ViT with another {', '.join(differing)}; use "
+            "cv.measure_costs(vit.config)"
+        )
+
+
+def _check_share(value: object, name: str) -> None:
+    if not 0 < real(value, name) <= 1:
+        raise CircuitError(f"{name} is {value}, expected a share above 0 and at most 1.")
+
+
+def _neuron_reasons(config: ViTConfig, options: Options) -> Iterator[str]:
+    scores: object = options.neurons
+    if scores is not None:
+        yield from _score_reasons(config, scores)
+        yield from _ratio_reasons(config, options.keep_ratio)
+    elif options.keep_ratio is not None:
+        yield "keep_ratio needs neurons=scores, as cv.eap(..., level='neuron') returns them"
+    yield from _refusal(_check_multiple, options.multiple)
+
+
+def _check_multiple(value: object) -> None:
+    if whole(value, "multiple") < 1:
+        raise CircuitError(f"multiple is {value}, expected ≥ 1.")
+
+
+def _score_reasons(config: ViTConfig, scores: object) -> Iterator[str]:
+    expected = "cv.eap(..., level='neuron')"
+    if not isinstance(scores, EdgeScores):
+        yield f"neurons are a {type(scores).__name__}, expected the scores of {expected}"
+    elif scores.provenance.level != "neuron":
+        yield f"neurons are scores of {scores.provenance.level}s, expected those of {expected}"
+    elif not same_edge_set(config, scores.config) or config.mlp_width != scores.config.mlp_width:
+        yield (
+            f"the neuron scores belong to another model, with heads {scores.config.heads} and "
+            f"MLPs {scores.config.mlp_width}; score the neurons of this one"
+        )
+
+
+def _ratio_reasons(config: ViTConfig, keep_ratio: object) -> Iterator[str]:
+    if keep_ratio is None:
+        yield "neurons need keep_ratio, the share of them to keep, such as 0.5"
+    elif not isinstance(keep_ratio, Mapping):
+        yield from _refusal(_check_share, keep_ratio, "keep_ratio")
+    else:
+        for block, ratio in keep_ratio.items():
+            if not (block in range(config.depth) and config.mlp_width[block]):
+                yield f"keep_ratio names block {block!r}, which has no MLP"
+            yield from _refusal(_check_share, ratio, f"keep_ratio of block {block!r}")
+
+
+def warn_of_other_weights(vit: ViT, neurons: EdgeScores) -> None:
+    """Warn where the neurons were scored on other weights than these."""
+    known = neurons.provenance.model
+    if known is not None and known != vit.fingerprint():
+        warn(
+            f"these neurons were scored on other weights (fingerprint {known}), so their scores "
+            "may mean nothing here. Score them again on this model to be sure."
         )
 
 
@@ -210,9 +257,9 @@ def verify(
     qkv: Qkv = "split",
     neurons: Mapping[int, RemovedNeurons] | None = None,
 ) -> None:
-    """Refuse a compiled model that differs from the run that keeps just these edges.
+    """Refuse a compiled model whose logits differ from those of the run with these edges alone.
 
-    The removed neurons of the MLPs that stay give theirs, too.
+    In that run, removed neurons of the kept MLPs have their ablated values too.
 
     Raises:
         CircuitError: the largest difference exceeds the tolerance.
@@ -226,11 +273,11 @@ def verify(
             found = compiled(chunk)
         differences.append((found - expected).abs().max())
         largest = max(largest, float(expected.abs().max()))
-    error = float(torch.stack(differences).amax())  # NaN, if there is one
+    error = float(torch.stack(differences).amax())  # unlike max(), this keeps NaN
     allowed = TOLERANCE.get(images.dtype, 1e-1) * largest
     if not error <= allowed:
         raise CircuitError(
-            f"the compiled model differs from the masked run by {error:z.2g}, allowed are "
+            f"the compiled model differs from the masked run by {error:z.2g}, allowed is "
             f"{allowed:z.2g}. It is not returned; please report this with the circuit's file."
         )
 

@@ -340,7 +340,7 @@ def bad_calls():
         "target_macs and target_parameters are given": call(target_macs=0.5, target_parameters=0.5),
         "target_macs drop units, but this circuit has none": call(none, target_macs=0.5),
         "costs go with target_latency only": call(target_macs=0.5, costs=costs),
-        "costs are a dict, expected what": call(target_latency=0.5, costs={}),
+        "costs are a dict, expected the result": call(target_latency=0.5, costs={}),
         "costs were measured for a ViT with another channels": call(target_latency=0.5, costs=invented(shape(channels=3))),
         "target_parameters go with level='unit'": call(level="edge", target_parameters=0.5),
     }  # fmt: skip

@@ -203,9 +203,9 @@ def bad_calls():
     return {
         "neurons need keep_ratio": call(neurons=scores),
         "keep_ratio needs neurons=scores": call(keep_ratio=0.5),
-        "keep_ratio is 0, expected more than 0": call(neurons=scores, keep_ratio=0),
-        "keep_ratio is 1.5, expected more than 0": call(neurons=scores, keep_ratio=1.5),
-        "keep_ratio is nan, expected more than 0": call(neurons=scores, keep_ratio=float("nan")),
+        "keep_ratio is 0, expected a share above 0": call(neurons=scores, keep_ratio=0),
+        "keep_ratio is 1.5, expected a share above 0": call(neurons=scores, keep_ratio=1.5),
+        "keep_ratio is nan, expected a share above 0": call(neurons=scores, keep_ratio=float("nan")),
         "keep_ratio is 'half', expected a number": call(neurons=scores, keep_ratio="half"),
         "keep_ratio of block 1 is -1, expected": call(neurons=scores, keep_ratio={1: -1}),
         "keep_ratio names block 2, which has no MLP": call(neurons=scores, keep_ratio={2: 0.5}),

@@ -1,9 +1,9 @@
-"""Pass: what does not depend on the image is computed once.
+"""Pass: what does not depend on the image is computed once and becomes a table.
 
 A reader without a live writer reads a table. An MLP that reads a table writes one. Queries, keys
-and values that read a table are tables; where queries and keys both are, so is the pattern; where
-the keys are alike at all tokens, the pattern is uniform whatever the queries are. A head writes a
-table if its values are one and the pattern is too, or the values are alike at all tokens.
+and values that read a table are tables. If queries and keys are, the attention pattern is; if all
+keys are equal, the pattern is uniform for any queries. A head writes a table if its values are a
+table and either the pattern is one or all values are equal.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ def _with_constant(
 
 
 def _with_head(program: Program, node: Node) -> Program:
-    """The program with what is constant about a head folded."""
+    """The program with the constant parts of a head folded."""
     name = node.name
     parts = {
         part: _part(program, node, part) for part in PARTS if not program.live(f"{name}.{part}")

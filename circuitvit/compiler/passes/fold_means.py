@@ -1,8 +1,9 @@
-"""Pass: what removed units write under `mean`, added where all later readers see it.
+"""Pass: adds the mean writes of removed units as constants, under `mean`.
 
-A removed unit's ã goes into the output constant of the last sub-layer at or before it that stays,
-or into the positions where none does (where a LayerNorm follows these, into the first block's).
-The b_O and the constants of an emptied sub-layer go along, so that it costs nothing any more.
+A removed unit's ã is added to the output constant of the last kept sub-layer at or before it. If
+there is none, it is added to the positions, or where a LayerNorm follows these, to the first
+block's constant. The b_O and the constants of an emptied sub-layer move along, so that it costs
+nothing.
 """
 
 from collections.abc import Iterable

@@ -1,23 +1,19 @@
-"""Pass: fewer neurons in the MLPs that stay; what the others write becomes a constant.
+"""Pass: fewer neurons in the kept MLPs; the write of the others becomes a constant.
 
-A removed neuron gives its ablated post-activation: 0 under `zero`, and under `mean` its mean over
-the reference at each position, which fc2 turns into a constant [token width] beside the MLP.
+A removed neuron has its ablated activation: 0 under `zero`, and under `mean` its mean over the
+reference at each position. fc2 turns the means into a constant [token width] beside the MLP.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.checks import real, whole
-from circuitvit.config import ViTConfig
 from circuitvit.discover import EdgeScores
-from circuitvit.errors import CircuitError, warn
-from circuitvit.graph.circuit import same_edge_set
 from circuitvit.graph.edge_graph import node_named
 from circuitvit.intervene.ablated_run import RemovedNeurons
 from circuitvit.intervene.surgery import keep, rebuilt
@@ -30,11 +26,11 @@ KeptNeurons = dict[int, list[int]]
 def kept_neurons(
     scores: EdgeScores, units: Iterable[str], keep_ratio: Ratio, multiple: int
 ) -> KeptNeurons:
-    """The neurons that stay in each kept MLP that loses some, ascending.
+    """The kept neurons of each kept MLP that loses some, ascending.
 
-    Best is what scores most by size. A single ratio ranks the neurons of all kept MLPs together; a
-    mapping ranks each block's own. Then each width is snapped up to a multiple of at least one, by
-    the best of the rest, but never above what it was.
+    Neurons are ranked by |score|: those of all kept MLPs together with a single ratio, and each
+    block's own with a mapping. Then each width is rounded up to a multiple, at least one multiple
+    and at most the old width, by the best of the other neurons.
     """
     width = scores.config.mlp_width
     nodes = [node_named(name) for name in units]
@@ -61,7 +57,7 @@ def kept_neurons(
 def removed_neurons(
     vit: ViT, kept: KeptNeurons, means: Mapping[int, Float[Tensor, "token _neuron"]] | None
 ) -> dict[int, RemovedNeurons]:
-    """The neurons that go, with what they give instead: their means, or 0 without any."""
+    """The removed neurons, with their ablated activations: their means, or 0 without any."""
     removed = {}
     for block, neurons in kept.items():
         gone = torch.ones(vit.config.mlp_width[block], dtype=torch.bool)
@@ -74,12 +70,12 @@ def removed_neurons(
 def fold_neurons(
     compiled: ViT, kept: KeptNeurons, removed: Mapping[int, RemovedNeurons] | None
 ) -> ViT:
-    """The compiled model with only the kept neurons.
+    """The compiled model with the kept neurons alone.
 
     Args:
-        compiled: the kept units, their MLPs still whole.
-        kept: the neurons that stay, by block; other blocks keep theirs.
-        removed: those whose values go into the MLP's constant; None where they are 0.
+        compiled: the kept units, with whole MLPs.
+        kept: the kept neurons by block; other blocks keep all.
+        removed: those whose values are added to the MLP's constant; None where they are 0.
     """
     smaller = keep(compiled, neurons=kept)
     if removed is None:
@@ -98,63 +94,3 @@ def fold_neurons(
         smaller.config, mlp_constant=tuple(had or block in removed for block, had in constants)
     )
     return rebuilt(smaller, config, weights)
-
-
-def neuron_reasons(
-    vit: ViT, neurons: object, keep_ratio: object, multiple: object
-) -> Iterator[str]:
-    """Why neurons can't be chosen like this."""
-    if neurons is not None:
-        yield from _score_reasons(vit.config, neurons)
-        yield from _ratio_reasons(vit.config, keep_ratio)
-    elif keep_ratio is not None:
-        yield "keep_ratio needs neurons=scores, as cv.eap(..., level='neuron') gives them"
-    try:
-        if whole(multiple, "multiple") < 1:
-            yield f"multiple is {multiple}, expected ≥ 1"
-    except CircuitError as cause:
-        yield str(cause).rstrip(".")
-
-
-def _score_reasons(config: ViTConfig, neurons: object) -> Iterator[str]:
-    if not isinstance(neurons, EdgeScores):
-        yield (
-            f"neurons are a {type(neurons).__name__}, expected the scores that "
-            "cv.eap(..., level='neuron') gives"
-        )
-    elif neurons.provenance.level != "neuron":
-        yield (
-            f"neurons are scores of {neurons.provenance.level}s, expected those of "
-            "cv.eap(..., level='neuron')"
-        )
-    elif not same_edge_set(config, neurons.config) or config.mlp_width != neurons.config.mlp_width:
-        yield (
-            f"the neuron scores belong to another model, with heads {neurons.config.heads} and "
-            f"MLPs {neurons.config.mlp_width}; score the neurons of this one"
-        )
-
-
-def warn_of_other_weights(vit: ViT, neurons: EdgeScores) -> None:
-    """Warn where the neurons were scored on other weights than these."""
-    known = neurons.provenance.model
-    if known is not None and known != vit.fingerprint():
-        warn(
-            f"these neurons were scored on other weights (fingerprint {known}), so their scores "
-            "may mean nothing here. Score them again on this model to be sure."
-        )
-
-
-def _ratio_reasons(config: ViTConfig, keep_ratio: object) -> Iterator[str]:
-    if keep_ratio is None:
-        yield "neurons need keep_ratio, the share of them to keep, such as 0.5"
-        return
-    each = keep_ratio if isinstance(keep_ratio, Mapping) else {None: keep_ratio}
-    for block, ratio in each.items():
-        where = "keep_ratio" if block is None else f"keep_ratio of block {block!r}"
-        if block is not None and not (block in range(config.depth) and config.mlp_width[block]):
-            yield f"keep_ratio names block {block!r}, which has no MLP"
-        try:
-            if not 0 < real(ratio, where) <= 1:
-                yield f"{where} is {ratio}, expected more than 0 and at most 1"
-        except CircuitError as cause:
-            yield str(cause).rstrip(".")

@@ -1,8 +1,8 @@
-"""Pass: readers that read alike share one copy of the stream, heads that are read alike one write.
+"""Pass: drops units that nobody reads, and shares equal copies of the stream and equal writes.
 
-Copies are alike if they keep the same live writers and their tables are the same to the last bit.
-Where pooling takes the class token, a unit that only `logits` (or such a unit) reads is run at that
-token alone; keys and values are needed everywhere.
+Readers share a copy if they keep the same live writers and their tables are equal to the bit. Heads
+share a write if the same readers read them. Where pooling takes the class token, a unit that only
+`logits` (or such a unit) reads is run at that token alone; its keys and values are needed at all.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,9 @@ from circuitvit.models.vit import PARTS
 
 
 def drop_dead(program: Program) -> Program:
-    """The program without the readers of nodes that nobody reads.
+    """The program without heads and MLPs from which no live edge leads on to the logits.
 
-    A constant unit is folded into tables, so that nobody reads it either.
+    Constant units are in tables, so nobody reads them either.
     """
     needed, waiting = {"logits"}, ["logits"]
     while waiting:
@@ -37,9 +37,9 @@ class Copy:
     """A copy of the stream.
 
     Attributes:
-        readers: who reads it; q, k and v apart.
-        writers: the live writers that it holds, in forward order.
-        table: what else it holds.
+        readers: its readers; q, k and v apart.
+        writers: the live writers that it sums, in forward order.
+        table: the constant rest of the sum.
         first: whether it is needed at the first token alone.
     """
 
@@ -51,11 +51,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Heads that attend in one product; those that are read alike stand together.
+    """Heads that attend in one product.
 
     Attributes:
-        heads: their names.
-        writes: the same heads, those together that write together.
+        heads: their names, those with a shared write next to each other.
+        writes: the same heads, by shared write.
         first: whether they are needed at the first token alone.
     """
 
@@ -66,12 +66,12 @@ class HeadGroup:
 
 @dataclass(frozen=True)
 class SharedBlock:
-    """What is run of a block.
+    """The part of a block that is run.
 
     Attributes:
-        copies: what its heads read.
+        copies: the inputs of its heads.
         groups: its heads.
-        mlp: what its MLP reads, if it is run.
+        mlp: the input of its MLP, if that is run.
     """
 
     copies: tuple[Copy, ...]
@@ -81,12 +81,12 @@ class SharedBlock:
 
 @dataclass(frozen=True)
 class Shared:
-    """A program whose copies and writes are shared.
+    """A program with shared copies and writes.
 
     Attributes:
-        program: what is run.
+        program: without dead nodes.
         blocks: in forward order.
-        logits: what is read out.
+        logits: the input of the read-out.
     """
 
     program: Program
@@ -95,7 +95,7 @@ class Shared:
 
 
 def share(program: Program) -> Shared:
-    """Find the copies, and the heads that go together."""
+    """Find the shared copies and writes of a program."""
     first = _needed_at_first(program)
     config = program.vit.config
     blocks = []
@@ -131,13 +131,13 @@ def _needed_at_first(program: Program) -> set[str]:
 
 
 def _readers(program: Program, unit: str) -> list[str]:
-    """The readers of a unit that are run."""
+    """The reader names of a unit that are run: itself, or its q, k and v."""
     names = [f"{unit}.{part}" for part in PARTS] if unit.startswith("a") else [unit]
     return [name for name in names if name in program.kept]
 
 
 def _copies(program: Program, heads: Iterable[str], first: set[str]) -> tuple[Copy, ...]:
-    """What some heads read; copies at all tokens come before those at the first."""
+    """The copies that some heads read, those at all tokens before those at the first alone."""
     found: dict[tuple, list[str]] = {}
     tables: dict[tuple, ConstantTable] = {}
     for head in heads:
@@ -160,8 +160,8 @@ def _copies(program: Program, heads: Iterable[str], first: set[str]) -> tuple[Co
 def _groups(
     program: Program, heads: list[str], copies: tuple[Copy, ...], first: set[str]
 ) -> tuple[HeadGroup, ...]:
-    """Heads by how they attend, then by who reads them, then by what they read."""
-    known = _read_by(program, heads)
+    """Heads grouped by how they attend, in each group by their readers, then by their copies."""
+    read_by = _readers_of_heads(program, heads)
     source = {reader: index for index, copy in enumerate(copies) for reader in copy.readers}
     kinds: dict[tuple, list[str]] = {}
     for head in heads:
@@ -173,7 +173,7 @@ def _groups(
     for kind, members in kinds.items():
         writes: dict[frozenset[str], list[str]] = {}
         for head in members:
-            writes.setdefault(known[head], []).append(head)
+            writes.setdefault(read_by[head], []).append(head)
         for together in writes.values():
             together.sort(key=lambda head: [source.get(f"{head}.{p}", -1) for p in PARTS])
         listed = tuple(tuple(together) for together in writes.values())
@@ -181,8 +181,8 @@ def _groups(
     return tuple(groups)
 
 
-def _read_by(program: Program, heads: list[str]) -> Mapping[str, frozenset[str]]:
-    """Who reads each head."""
+def _readers_of_heads(program: Program, heads: list[str]) -> Mapping[str, frozenset[str]]:
+    """The readers of each head."""
     readers: dict[str, set[str]] = {head: set() for head in heads}
     for reader in readers_of(program.vit.config):
         if reader in program.kept and reader not in program.parts:
