@@ -5,8 +5,7 @@ of 8 bits, an affine transformation, noise, erasing, MixUp or CutMix. Every draw
 epoch and place alone (`seed_of`), so each process makes its own share of a batch.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -164,12 +163,8 @@ def crop_and_randaugment(
     if change is None:
         return images
     pictures = images if preprocessing is None else as_bytes(images, preprocessing)
-    results = []
-    with _torchvisions_generator() as generator:
-        for picture, place in zip(pictures, places.tolist(), strict=True):
-            generator.manual_seed(seed_of(recipe.seed, epoch, place, Purpose.CROP_AND_RANDAUGMENT))
-            results.append(change(picture))
-    changed = torch.stack(results)
+    purpose = Purpose.CROP_AND_RANDAUGMENT
+    changed = _each(pictures, places, lambda i: seed_of(recipe.seed, epoch, i, purpose), change)
     if preprocessing is None:
         return changed
     statistics = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
@@ -226,24 +221,33 @@ def noise_and_erase(
     scale = torch.ones(1, 1, 1)
     if preprocessing is not None:
         scale = 1 / torch.tensor(preprocessing.std).view(-1, 1, 1)
-    results = []
-    with _torchvisions_generator() as generator:
-        for image, place in zip(images, places.tolist(), strict=True):
-            generator.manual_seed(seed_of(recipe.seed, epoch, place, Purpose.NOISE_AND_ERASE))
-            noise = recipe.noise * scale * torch.randn(image.shape)
-            results.append(erase(image + noise.to(image)))
-    return torch.stack(results)
+
+    def change(image: Tensor) -> Tensor:
+        noise = recipe.noise * scale * torch.randn(image.shape)
+        return erase(image + noise.to(image))
+
+    purpose = Purpose.NOISE_AND_ERASE
+    return _each(images, places, lambda i: seed_of(recipe.seed, epoch, i, purpose), change)
 
 
-@contextmanager
-def _torchvisions_generator() -> Iterator[torch.Generator]:
-    """The default CPU generator of torch, whose state is restored at the end.
+def _each(
+    images: Tensor,
+    places: Int[Tensor, " image"],
+    seed: Callable[[int], int],
+    change: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The changed images, each with the seed of its place in the epoch's order.
 
-    torchvision's transforms draw from it and take no other.
+    torchvision's transforms draw from torch's default CPU generator and take no other. Its state is
+    restored at the end.
     """
     state = torch.default_generator.get_state()
     try:
-        yield torch.default_generator
+        results = []
+        for image, place in zip(images, places.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed(place))
+            results.append(change(image))
+        return torch.stack(results)
     finally:
         torch.default_generator.set_state(state)
 

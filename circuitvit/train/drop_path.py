@@ -3,74 +3,64 @@
 It is done by hooks inside a `with`; the model itself is not changed.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.models.vit import ViT
 from circuitvit.train.recipe import Purpose, Recipe, seed_of
 
 
 class DroppedPaths:
-    """Which attentions and MLPs each image of the next forward pass skips.
+    """Lets a ViT in train mode skip attentions and MLPs, inside a `with`.
 
     As in timm, the probability p of being dropped grows linearly from 0 in the first block to
     `Recipe.drop_path` in the last, and what a path writes is divided by 1 − p. The attention's
     output bias is part of its path.
+
+    Args:
+        vit: a ViT; any model, if the recipe drops nothing.
+        recipe: has the probability.
+
+    Attributes:
+        paths: each attention and MLP that can be dropped, with its p.
+        factors: of the images of the next forward pass, [path image].
     """
 
-    def __init__(self, vit: ViT, recipe: Recipe) -> None:
+    def __init__(self, vit: Any, recipe: Recipe) -> None:
         self.recipe = recipe
         rates = torch.linspace(0, recipe.drop_path, len(vit.blocks)).tolist()
         self.paths: list[tuple[nn.Module, float]] = [
             (module, rate)
             for block, rate in zip(vit.blocks, rates, strict=True)
+            if rate
             for module in (block.attention, block.mlp)
-            if isinstance(module, nn.Module) and rate
+            if isinstance(module, nn.Module)
         ]
         self.factors: Float[Tensor, "path image"] | None = None
 
     def drawn(self, epoch: int, step: int) -> Float[Tensor, "path image"]:
         """A factor for each path and image of a global batch: 0 or 1 / (1 − p)."""
-        recipe = self.recipe
-        seed = seed_of(recipe.seed, epoch, step, Purpose.DROPPED_PATHS)
-        chances = torch.rand(
-            len(self.paths), recipe.batch, generator=torch.Generator().manual_seed(seed)
-        )
+        seed = seed_of(self.recipe.seed, epoch, step, Purpose.DROPPED_PATHS)
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(len(self.paths), self.recipe.batch, generator=generator)
         rates = torch.tensor([rate for _, rate in self.paths]).view(-1, 1)
-        return (chances >= rates) / (1 - rates)
+        return (uniform >= rates) / (1 - rates)
 
-    def choose(self, factors: Float[Tensor, "path batch"], rows: Int[Tensor, " image"]) -> None:
-        """Set the images of the next forward pass, by their place in the batch."""
-        self.factors = factors[:, rows]
+    def __enter__(self) -> "DroppedPaths":
+        self._handles = [
+            module.register_forward_hook(partial(self._drop, path))
+            for path, (module, _) in enumerate(self.paths)
+        ]
+        return self
 
-
-@contextmanager
-def dropped_paths(vit: Any, recipe: Recipe) -> Iterator[DroppedPaths | None]:
-    """Let a ViT drop paths in train mode; None where the recipe has no `drop_path`."""
-    if not recipe.drop_path:
-        yield None
-        return
-    dropped = DroppedPaths(vit, recipe)
-
-    def hook_of(path: int) -> Any:
-        def dropping(module: nn.Module, _: Any, write: Tensor) -> Tensor:
-            if not module.training or dropped.factors is None:
-                return write
-            return write * dropped.factors[path].to(write).view(-1, 1, 1)
-
-        return dropping
-
-    handles = [
-        module.register_forward_hook(hook_of(path))
-        for path, (module, _) in enumerate(dropped.paths)
-    ]
-    try:
-        yield dropped
-    finally:
-        for handle in handles:
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
             handle.remove()
+
+    def _drop(self, path: int, module: nn.Module, _: Any, write: Tensor) -> Tensor:
+        if not module.training or self.factors is None:
+            return write
+        return write * self.factors[path].to(write).view(-1, 1, 1)

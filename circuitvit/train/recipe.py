@@ -207,11 +207,13 @@ _PRETRAINED: dict[str, Any] = {
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    for names, fits, expected in _RANGES:
-        for name in names:
-            value = getattr(recipe, name)
-            if not fits(value):
+    for names, (fits, expected) in _RANGES.items():
+        for name in names.split():
+            if not fits(value := getattr(recipe, name)):
                 yield f"{name} is {in_short(value)}, expected {expected}"
+    for name, kind in _CHOICES.items():
+        if (value := getattr(recipe, name)) not in get_args(kind):
+            yield f"{name} is {in_short(value)}, expected one of {get_args(kind)}"
     rates = recipe.final_learning_rate, recipe.learning_rate
     if all(map(_number, rates)) and rates[0] > rates[1] > 0:
         yield "final_learning_rate is {!r}, expected learning_rate, {!r}, or less".format(*rates)
@@ -222,67 +224,43 @@ def _count(value: Any, least: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 <= value <= sys.float_info.max
-    )
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and 0 <= value <= sys.float_info.max
 
 
-def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in get_args(kind), f"one of {get_args(kind)}"
-
-
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (
-        ("epochs", "batch", "accumulate", "adapter_width"),
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epochs batch accumulate adapter_width": (
         lambda value: _count(value, 1),
         "a whole number, at least 1 and below 2¹²⁸",
     ),
-    (("seed", "rand_augment"), lambda value: _count(value, 0), "a whole number, 0 to below 2¹²⁸"),
-    (
-        ("patience",),
+    "seed rand_augment": (lambda value: _count(value, 0), "a whole number, 0 to below 2¹²⁸"),
+    "patience": (
         lambda value: value is None or _count(value, 1),
         "None, or a whole number, at least 1",
     ),
-    (
-        ("rand_augment_magnitude",),
+    "rand_augment_magnitude": (
         lambda value: _count(value, 0) and value <= 30,
         "a whole number, 0 to 30",
     ),
-    (
-        ("learning_rate", "clip", "distill_temperature"),
+    "learning_rate clip distill_temperature": (
         lambda value: _number(value) and value > 0,
         "a number above 0",
     ),
-    (
-        ("weight_decay", "warmup_epochs", "rotate", "final_learning_rate", "noise"),
+    "weight_decay warmup_epochs rotate final_learning_rate noise mixup cutmix": (
         _number,
         "0 or more",
     ),
-    (("mixup", "cutmix"), _number, "0 or more"),
-    (
-        ("label_smoothing", "translate", "drop_path", "ema_decay"),
+    "label_smoothing translate drop_path ema_decay": (
         lambda value: _number(value) and value < 1,
         "a share, 0 to below 1",
     ),
-    (
-        ("erase", "distill_alpha"),
-        lambda value: _number(value) and value <= 1,
-        "a share, 0 to 1",
-    ),
-    (
-        ("crop_scale",),
-        lambda value: _number(value) and 0 < value <= 1,
-        "a share, above 0 to 1",
-    ),
-    (
-        ("augment", "horizontal_flip", "keep_best"),
-        lambda value: isinstance(value, bool),
-        "True or False",
-    ),
-    (("mixed_precision",), *_one_of(Precision)),
-    (("schedule_by",), *_one_of(ScheduleBy)),
-    (("watch",), *_one_of(Watched)),
-    (("tune",), *_one_of(Tuned)),
-)
+    "erase distill_alpha": (lambda value: _number(value) and value <= 1, "a share, 0 to 1"),
+    "crop_scale": (lambda value: _number(value) and 0 < value <= 1, "a share, above 0 to 1"),
+    "augment horizontal_flip keep_best": (lambda value: isinstance(value, bool), "True or False"),
+}
+_CHOICES = {
+    "mixed_precision": Precision,
+    "schedule_by": ScheduleBy,
+    "watch": Watched,
+    "tune": Tuned,
+}

@@ -29,7 +29,7 @@ from circuitvit.train.adapter import AdaptedViT
 from circuitvit.train.batches import EpochBatches
 from circuitvit.train.checkpoint import TrainingCheckpoint
 from circuitvit.train.distillation import Teacher, training_loss
-from circuitvit.train.drop_path import DroppedPaths, dropped_paths
+from circuitvit.train.drop_path import DroppedPaths
 from circuitvit.train.epoch_records import GradientFlow, best_epoch, is_over, tensorboard_curves
 from circuitvit.train.optimizer import WeightAverage, adamw, trained_parameters
 from circuitvit.train.preconditions import check_training, resulting_preprocessing, run_of
@@ -134,7 +134,7 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
         self.history: tuple[dict[str, Any], ...] = ()
         self.best: dict[str, Tensor] = {}
-        self.dropped: DroppedPaths | None = None
+        self.dropped = DroppedPaths(self.body, recipe)
         self.log: Callable[[str], None] | None = None  # of the main process
         self.logs = False  # whether the main process has a log
         # `forward` computes the logits of `model`, in a wrapper where there are several processes.
@@ -157,7 +157,7 @@ class _Loop:
         main = self.accelerator.is_main_process
         total, done = self.recipe.epochs * self.steps, len(self.history) * self.steps
         with (
-            dropped_paths(self.body, self.recipe) as self.dropped,
+            self.dropped,
             tensorboard_curves(tensorboard, self.history, main=main) as add_to_curves,
             progress_bar("training", total, done=done, show=show) as step_done,
         ):
@@ -271,11 +271,10 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         mine = torch.arange(recipe.batch)[accelerator.process_index :: accelerator.num_processes]
-        factors = None if self.dropped is None else self.dropped.drawn(batches.epoch, step)
+        factors = self.dropped.drawn(batches.epoch, step)
         losses, parts = [], mine.tensor_split(recipe.accumulate)
         for number, rows in enumerate(parts, 1):
-            if self.dropped is not None and factors is not None:
-                self.dropped.choose(factors, rows)
+            self.dropped.factors = factors[:, rows]
             last = number == len(parts)
             # Processes exchange gradients once a step, after the last micro-batch.
             with nullcontext() if last else accelerator.no_sync(self.forward):

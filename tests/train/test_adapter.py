@@ -179,7 +179,7 @@ def test_a_resumed_tuning_ends_with_the_same_adapter_to_the_bit(tmp_path, monkey
 
 
 def test_a_dropped_path_drops_its_adapter_too():
-    from circuitvit.train.drop_path import dropped_paths
+    from circuitvit.train.drop_path import DroppedPaths
 
     vit, images = make_vit(), blobs(16).images
     adapted = AdaptedViT(vit, 4, class_names=tuple("abcd")).train()
@@ -188,8 +188,8 @@ def test_a_dropped_path_drops_its_adapter_too():
             block.attention.adapter.up.bias += 1
             block.mlp.adapter.up.bias += 1
     recipe = Recipe(batch=16, drop_path=0.9)
-    with dropped_paths(adapted.backbone, recipe) as dropped:
-        dropped.choose(torch.zeros(2, 16), torch.arange(16))  # the last block's, all of them
+    with DroppedPaths(adapted.backbone, recipe) as dropped:
+        dropped.factors = torch.zeros(2, 16)  # the last block's, all of them
         logits = adapted(images)
     stream = adapted.backbone.blocks[0](vit.embed(images))
     torch.testing.assert_close(logits, adapted.backbone.read_out(stream))

@@ -6,17 +6,16 @@ from small_training import blobs, edge_model, make_vit, same_weights
 
 import circuitvit as cv
 from circuitvit.train import Recipe
-from circuitvit.train.drop_path import dropped_paths
+from circuitvit.train.drop_path import DroppedPaths
 
 RECIPE = Recipe(epochs=2, batch=16, drop_path=0.6)
 
 
 def test_dropped_paths_write_nothing_and_kept_ones_more():
     vit, images = make_vit(depth=3).train(), blobs(16).images
-    with dropped_paths(vit, RECIPE) as dropped:
+    with DroppedPaths(vit, RECIPE) as dropped:
         assert [rate for _, rate in dropped.paths] == pytest.approx([0.3, 0.3, 0.6, 0.6])
-        factors = dropped.drawn(0, 0)
-        dropped.choose(factors, torch.arange(16))
+        dropped.factors = factors = dropped.drawn(0, 0)
         found = vit(images)
     by_block = [torch.ones(2, 16), *factors.double().split(2)]
     expected = []
@@ -32,7 +31,7 @@ def test_dropped_paths_write_nothing_and_kept_ones_more():
 
 
 def test_the_share_that_is_dropped_is_as_asked_for():
-    with dropped_paths(make_vit(depth=3), Recipe(batch=4000, drop_path=0.6)) as dropped:
+    with DroppedPaths(make_vit(depth=3), Recipe(batch=4000, drop_path=0.6)) as dropped:
         factors = dropped.drawn(1, 2)
     assert (factors == 0).float().mean(dim=1).tolist() == pytest.approx(
         [0.3, 0.3, 0.6, 0.6], abs=0.03
@@ -43,8 +42,8 @@ def test_the_share_that_is_dropped_is_as_asked_for():
 def test_hooks_are_gone_afterwards_and_evaluation_drops_nothing():
     vit, images = make_vit().eval(), blobs(16).images
     plain = vit(images)
-    with dropped_paths(vit, RECIPE) as dropped:
-        dropped.choose(dropped.drawn(0, 0), torch.arange(16))
+    with DroppedPaths(vit, RECIPE) as dropped:
+        dropped.factors = dropped.drawn(0, 0)
         assert torch.equal(vit(images), plain)
         vit.train()
         assert not torch.equal(vit(images), plain)
@@ -62,7 +61,7 @@ def test_a_model_trained_with_dropped_paths_is_another():
 
 def test_blocks_without_attention_or_mlp_have_fewer_paths():
     vit = make_vit(depth=3, heads=(2, 0, 2), head_width=4, mlp_width=(16, 16, 0))
-    with dropped_paths(vit, RECIPE) as dropped:
+    with DroppedPaths(vit, RECIPE) as dropped:
         assert [rate for _, rate in dropped.paths] == pytest.approx([0.3, 0.6])
     cv.train(vit, blobs(), blobs(), RECIPE)
 
