@@ -117,11 +117,7 @@ def train(
     if start_from is not None:
         vit, splits = _started(start_from, images, image_size)
     else:
-        if tune != "all":
-            raise CircuitError(
-                f"--tune {tune} doesn't train the rest of the model, and a new one is random. Name "
-                "a trained one with --start-from."
-            )
+        _check_fresh(tune)
         splits = images.splits(teacher, image_size=image_size)
         vit = _fresh(
             splits, images.seed, patch_size=patch_size, width=width, depth=depth, heads=heads,
@@ -144,6 +140,15 @@ def train(
         done = f"{len(result.history)} epochs of at most {epochs}"
         say(f"Saved is epoch {result.best_epoch}, the best of {done}.")
     _save(result.best or result.vit, splits.test, out, start_from)
+
+
+def _check_fresh(tune: str) -> None:
+    """Refuse to train a part of a new model."""
+    if tune != "all":
+        raise CircuitError(
+            f"--tune {tune} doesn't train the rest of the model, and a new one is random. Name a "
+            "trained one with --start-from."
+        )
 
 
 def _fresh(splits: "Splits", seed: int, **shape: Any) -> Any:

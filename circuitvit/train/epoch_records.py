@@ -35,10 +35,10 @@ _OF_MLP = {"ln2", "mlp", "mlp_constant"}
 _OF_HEAD = {"final_norm", "head"}
 
 
-def best_epoch(history: Sequence[dict[str, Any]], recipe: Recipe) -> int | None:
-    """The number, from 1, of the best epoch by `watch`, the first among equals; None before any."""
+def best_epoch(history: Sequence[dict[str, Any]], recipe: Recipe) -> int:
+    """The number, from 1, of the best epoch by `watch`, the first among equals; 0 before any."""
     if not history:
-        return None
+        return 0
     sign = -1 if recipe.watch == "loss" else 1
     return max(history, key=lambda entry: sign * entry[f"validation_{recipe.watch}"])["epoch"]
 
@@ -47,10 +47,8 @@ def is_over(history: Sequence[dict[str, Any]], recipe: Recipe) -> bool:
     """Whether the last epoch is done, or `patience` epochs have passed without a better one."""
     if len(history) >= recipe.epochs:
         return True
-    if recipe.patience is None:
-        return False
-    best = best_epoch(history, recipe)
-    return best is not None and len(history) - best >= recipe.patience
+    patience = recipe.patience
+    return patience is not None and len(history) - best_epoch(history, recipe) >= patience
 
 
 def layer_of(name: str) -> str:

@@ -211,9 +211,7 @@ class _Loop:
         if self.best:
             best = copy.deepcopy(vit)
             best.load_state_dict(self.best)
-        number = best_epoch(self.history, self.recipe)
-        assert number is not None
-        return Training(vit, self.history, best, number)
+        return Training(vit, self.history, best, best_epoch(self.history, self.recipe))
 
     def epoch(self, epoch: int, step_done: Callable[..., None]) -> dict[str, Any]:
         """Train one epoch and return its entry in the history; draws depend on seed and epoch."""
@@ -285,8 +283,7 @@ class _Loop:
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
         self.flow.record()
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        assert norm is not None
+        norm = cast(Tensor, accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip))
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
