@@ -1,8 +1,8 @@
-"""The main job, end to end, on scikit-learn's handwritten digits.
+"""The demo: the whole pipeline on scikit-learn's handwritten digits.
 
-Trains a small ViT, finds its circuit with EAP and with ACDC, draws it, compiles it into a smaller
-ViT, retrains that blueprint from scratch, and measures all on images that chose nothing: models
-learn on the training split, τ is chosen on the validation split, figures come from the test split.
+It trains a small ViT, finds its circuit with EAP and with ACDC, draws it, compiles it into a
+smaller ViT, trains that shape again from scratch, and measures all of them. Models are trained on
+the training split, τ is chosen on the validation split, and results are of the test split.
 """
 
 import os
@@ -32,7 +32,7 @@ SHAPE = ViTConfig(
 )
 TAUS = (0.01, 0.015, 0.02, 0.0225, 0.025, 0.0275, 0.03, 0.04)
 LEAST_SAVING = 0.25
-"""The share of MACs that a circuit must save to be chosen."""
+"""A circuit must save at least this share of the MACs to be chosen."""
 ABLATION = "zero"
 METRIC = "kl"
 DISCOVERY_PAIRS = 128
@@ -42,12 +42,12 @@ RANDOM_CIRCUITS = 15
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found.
+    """The demo's results.
 
     Attributes:
         circuit: the ACDC circuit at the chosen τ.
         report: dense, masked, compiled and retrained models side by side, on the test split.
-        summary: the figures beside the table, as plain JSON values.
+        summary: the numbers that aren't in the report, as plain JSON values.
     """
 
     circuit: Circuit
@@ -69,14 +69,14 @@ def demo(
     epochs: int = 100,
     say: Callable[[str], None] = print,
 ) -> Demo:
-    """Run the main job and write its results.
+    """Run the pipeline and write its results.
 
     Args:
-        folder: gets report.md, report.json, circuit.json, graph.html and the models `dense`,
+        folder: for report.md, report.json, circuit.json, graph.html and the models `dense`,
             `compiled` and `retrained`.
         seed: draws splits, weights, image order, pairs and random circuits.
         epochs: of both trainings.
-        say: told what happens.
+        say: called with a line of text before each step.
     """
     start = time.perf_counter()
     check_folder_writable(folder)
@@ -124,7 +124,7 @@ def _write(
     folder: str | os.PathLike[str], result: Demo, dense: ViT, compiled: ViT, retrained: ViT,
     command: str,
 ) -> None:  # fmt: skip
-    """Write everything, all at once."""
+    """Write all files in one step."""
     with writing_folder(folder) as out:
         result.save(out)
         for name, model in (("dense", dense), ("compiled", compiled), ("retrained", retrained)):
@@ -136,7 +136,9 @@ def _write(
 
 
 def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[str, Any]]]:
-    """The ACDC circuit most faithful on validation pairs, among those that save enough MACs.
+    """The ACDC circuit that is most faithful on validation pairs, if it saves enough MACs.
+
+    Also one entry for each τ that was tried.
 
     Raises:
         CircuitError: none saves enough.
@@ -148,7 +150,7 @@ def choose(vit: ViT, splits: Splits, *, seed: int) -> tuple[Circuit, list[dict[s
     for tau in TAUS:
         circuit = acdc(vit, pairs, tau=tau, metric=METRIC, ablation=ABLATION)
         if not circuit.units():
-            continue  # so large a τ that nothing of the image reaches the logits
+            continue  # τ is too large: nothing of the image reaches the logits
         small = compile(vit, circuit, ablation=ABLATION)
         saved = 1 - macs(small, (1, 8, 8)) / macs(vit, (1, 8, 8))
         top1 = accuracy(small, validation.images, validation.labels).top1
@@ -177,7 +179,7 @@ def held_out_faithfulness(
 ) -> dict[str, Any]:
     """Faithfulness on test pairs: ACDC, EAP and random circuits with the same number of edges.
 
-    `random` are of any edges, `connected` of edges on paths from `embed` to `logits`.
+    `random` circuits have any edges, `connected` ones edges on paths from `embed` to `logits`.
     """
     known = Pairs.by_class(splits.train, count=DISCOVERY_PAIRS, seed=seed)
     unseen = Pairs.by_class(splits.test, count=HELD_OUT_PAIRS, seed=seed)
@@ -206,7 +208,7 @@ def held_out_faithfulness(
 
 
 def as_markdown(report: Report, summary: dict[str, Any]) -> str:
-    """The demo's report for people."""
+    """The demo's report as Markdown."""
     faithful = summary["faithfulness"]
     lines = [
         "# circuitvit on handwritten digits",

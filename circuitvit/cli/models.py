@@ -35,7 +35,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws everything.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of both trainings.")] = 100,
 ) -> None:
-    """The main job on handwritten digits: train, discover, draw, compile, retrain, measure."""
+    """Run all steps on handwritten digits: train, discover, draw, compile, retrain, measure."""
     from circuitvit.demo import demo as run
 
     result = run(out, seed=seed, epochs=epochs, say=typer.echo)

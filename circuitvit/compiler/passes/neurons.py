@@ -17,7 +17,7 @@ from circuitvit.discover import EdgeScores
 from circuitvit.graph.edge_graph import node_named
 from circuitvit.intervene.ablated_run import RemovedNeurons
 from circuitvit.intervene.surgery import keep, rebuilt
-from circuitvit.models.vit import Block, ViT
+from circuitvit.models.vit import ViT
 
 Ratio = float | Mapping[int, float]
 KeptNeurons = dict[int, list[int]]
@@ -80,12 +80,9 @@ def fold_neurons(
     smaller = keep(compiled, neurons=kept)
     if removed is None:
         return smaller
-    weights = smaller.state_dict()
+    weights, whole = smaller.state_dict(), compiled.state_dict()
     for block, neurons in removed.items():
-        whole_block = compiled.blocks[block]
-        assert isinstance(whole_block, Block)
-        assert whole_block.mlp is not None
-        constant = (neurons.values * neurons.gone) @ whole_block.mlp.fc2.weight.T
+        constant = (neurons.values * neurons.gone) @ whole[f"blocks.{block}.mlp.fc2.weight"].T
         constant = constant.expand(compiled.config.tokens, -1)
         name = f"blocks.{block}.mlp_constant"
         weights[name] = weights[name] + constant if name in weights else constant
