@@ -203,7 +203,7 @@ def compile(  # noqa: A001
     target_parameters: Annotated[float | None, typer.Option(help="For parameters.")] = None,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Give new random weights, to train from scratch; no card."),
+        typer.Option("--fresh", help="Make new random weights, to train from scratch; no card."),
     ] = False,
     card: Annotated[
         bool,
@@ -265,7 +265,7 @@ def _written_before(out: Path) -> list[str]:
 
 
 def _keeps_readme(out: Path) -> bool:
-    """Whether a README that isn't a card of circuitvit is kept; a warning tells so."""
+    """Whether there is a README that isn't a card of circuitvit; it is kept, with a warning."""
     keeps = (out / README).exists() and read_card(out) is None
     if keeps:
         warn(f"{out / README} is no model card of circuitvit and stays; no card was written.")
@@ -294,7 +294,7 @@ def export(
         typer.Option(
             "--preprocess",
             help="The file takes bytes [image height width channel] of the model's size, "
-            "normalises them, and gives probabilities.",
+            "normalises them, and returns probabilities.",
         ),
     ] = False,
     quantize: Annotated[

@@ -53,21 +53,21 @@ def corrected(
         CircuitError: `solve` finds no units for the target itself.
     """
     timed, sure = dict[Units, float](), set[Units]()  # sure: timed often enough to be chosen
-    best = last = solve(target)
-    waiting: Units | None = last
-    more: Units | None = None
+    units, timings = solve(target), FEW
     with progress("timing", ROUNDS + 1) as advance:
-        while waiting is not None or best not in sure:
-            if waiting is None:
-                last = best
-                sure.add(last)
-            else:
-                last = waiting
-            timed[last] = measure(last, FEW if waiting is not None else TIMINGS)
-            advance(f"predicted {predict(last):z.3f}, measured {timed[last]:z.3f}")
+        while True:
+            timed[units] = measure(units, timings)
+            if timings == TIMINGS:
+                sure.add(units)
+            advance(f"predicted {predict(units):z.3f}, measured {timed[units]:z.3f}")
             best = _best(target, timed, predict)
-            more = _next(target, last, timed, solve, predict)
-            waiting = more if len(timed) < ROUNDS else None
+            more = _next(target, units, timed, solve, predict)
+            if more is not None and len(timed) < ROUNDS:
+                units, timings = more, FEW
+            elif best not in sure:
+                units, timings = best, TIMINGS
+            else:
+                break
     if timed[best] > target * (1 + CLOSE) or more is not None:
         warn(
             f"target_latency={target:zg} is not met within {CLOSE:z.0%}: the closest model has "

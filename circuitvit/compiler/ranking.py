@@ -11,7 +11,7 @@ other images of the reference.
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ def ranked_units(
     if kept[0] == kept[1]:
         return orders[0]
     apart = effects_problem(vit, ablation, reference, apart=True)
-    return orders[0] if _loss(apart, kept[0]) <= _loss(apart, kept[1]) else orders[1]
+    losses = _losses(apart, kept)
+    return orders[0] if losses[0] <= losses[1] else orders[1]
 
 
 def _is_random(circuit: Circuit) -> bool:
@@ -198,23 +199,23 @@ def _spread(count: int, most: int) -> list[int]:
     return [int(place) for place in torch.linspace(0, count - 1, min(most, count)).round()]
 
 
-@torch.no_grad()
 def node_effects(problem: Problem, units: Units) -> dict[str, float]:
     """The loss that the removal of each of some units adds, while all other units are removed."""
-    gone = set(units_of(problem.vit.config)) - set(units)
-    removed = [set[str](), gone, *(gone | {unit} for unit in units)]
-    with progress("node effects", len(removed) * len(problem.pairs)) as advance:
-        full, kept, *others = logits_without(problem, removed, advance=advance)
-    start = mean_loss(problem, kept, full)
-    return {
-        unit: mean_loss(problem, logits, full) - start
-        for unit, logits in zip(units, others, strict=True)
-    }
+    without_each = [[unit for unit in units if unit != other] for other in units]
+    runs = len(units) + 2
+    with progress("node effects", runs * len(problem.pairs)) as advance:
+        start, *others = _losses(problem, [units, *without_each], advance)
+    return {unit: loss - start for unit, loss in zip(units, others, strict=True)}
 
 
 @torch.no_grad()
-def _loss(problem: Problem, units: Units) -> float:
-    """The loss with some units alone."""
-    gone = set(units_of(problem.vit.config)) - set(units)
-    full, kept = logits_without(problem, [(), gone])
-    return mean_loss(problem, kept, full)
+def _losses(
+    problem: Problem,
+    kept: Iterable[Iterable[str]],
+    advance: Callable[..., None] = lambda steps: None,
+) -> list[float]:
+    """The loss with each of several sets of units alone."""
+    every = set(units_of(problem.vit.config))
+    removed = [set[str](), *(every - set(units) for units in kept)]
+    full, *others = logits_without(problem, removed, advance=advance)
+    return [mean_loss(problem, logits, full) for logits in others]

@@ -72,17 +72,17 @@ def teacher_problems(module: Any, images: ImageSet, classes: int) -> list[str]:
     names = getattr(own, "class_names", None)
     if names is not None and names != images.class_names:
         problems.append(
-            f"the teacher knows other classes ({few(names)}) than the images have "
+            f"the teacher has other classes ({few(names)}) than the images "
             f"({few(images.class_names)}); use a teacher that was trained on the same ones"
         )
     try:
         logits = Teacher(module, images.images[:0]).logits(images.images[:1])
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as cause:
-        return [*problems, f"the teacher can't look at the training images ({cause})"]
+        return [*problems, f"the teacher can't process the training images ({cause})"]
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (1, classes):
         problems.append(
-            f"the teacher gives {shape} for one image, expected logits (1, {classes}) of the "
+            f"the teacher returns {shape} for one image, expected logits (1, {classes}) of the "
             f"{classes} classes that the model has; use a teacher with these classes"
         )
     return problems

@@ -182,7 +182,7 @@ def tensorboard_curves(
 
 
 def _summary_writer() -> Any:
-    """TensorBoard's writer, imported when it is asked for only."""
+    """TensorBoard's writer; it is imported only when it is used."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as cause:

@@ -92,7 +92,7 @@ def _class_problems(vit: ViT | CircuitViT, training: ImageSet) -> Iterator[str]:
             )
     elif known is not None and len(known) == classes:
         yield (
-            f"the images are of other classes ({few(names)}) than the model knows ({few(known)}); "
+            f"the images have other classes ({few(names)}) than the model ({few(known)}); "
             f"{remedy}; or, if these are other names of the same classes in the same order, assign "
             "dataclasses.replace(vit.preprocessing, class_names=…) to vit.preprocessing"
         )

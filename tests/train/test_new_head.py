@@ -95,7 +95,7 @@ def test_a_head_of_other_classes_is_not_renamed(tune, preprocessing):
     recipe = replace(RECIPE, tune=tune)
     with pytest.raises(
         cv.CircuitError,
-        match=r"of other classes \(a, b, c\) than the model knows \(x, y, z\); give it a new head "
+        match=r"other classes \(a, b, c\) than the model \(x, y, z\); give it a new head "
         r"first, cv.with_new_head.vit, classes=3.; or, if these are other names",
     ):
         cv.train(knowing("xyz"), images, images, recipe)

@@ -36,7 +36,7 @@ def test_every_reason_is_named_at_once():
     recipe = Recipe(epochs=1, batch=64, accumulate=65, rand_augment=1)
     with pytest.raises(cv.CircuitError) as caught:
         cv.train(make_vit(), blobs(), blobs(), recipe, teacher=make_vit(classes=3))
-    for words in ("larger than the 48", "65 micro-batches", "RandAugment", "the teacher gives"):
+    for words in ("larger than the 48", "65 micro-batches", "RandAugment", "the teacher returns"):
         assert words in str(caught.value)
 
 

@@ -2,7 +2,8 @@
 
 Readers share a copy if they keep the same live writers and their tables are equal to the bit. Heads
 share a write if the same readers read them. Where pooling takes the class token, a unit that only
-`logits` (or such a unit) reads is run at that token alone; its keys and values are needed at all.
+`logits` (or such a unit) reads is run at that token alone. What keys and values are made of is
+needed at all tokens.
 """
 
 from collections.abc import Iterable, Mapping
