@@ -51,6 +51,7 @@ PATHS = {
     "provenance": "graph.provenance",
     "quantization": "export.quantization",
     "surgery": "intervene.surgery",
+    "train.new_head": "train.adapter",
     "vit": "models.vit",
 }
 
