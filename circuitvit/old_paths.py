@@ -17,6 +17,7 @@ PATHS = {
     "circuit": "graph.circuit",
     "circuit_vit": "models.circuit_vit",
     "controls": "graph.controls",
+    "discover.circuits_by_class": "discover.class_circuits",
     "discover.state": "discover.acdc.engine.circuit_state",
     "edge_graph": "graph.edge_graph",
     "history": "models.history",

@@ -127,3 +127,15 @@ def ordinary(value: Value) -> Value:
 def has_inference_tensors(module: nn.Module) -> bool:
     """Whether a parameter or buffer was made inside `torch.inference_mode`."""
     return any(t.is_inference() for each in (module.parameters, module.buffers) for t in each())
+
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def in_single(values: Tensor) -> Tensor:
+    """The values in single precision where they are in half, else as they are.
+
+    Half precision has 8 or 11 significant bits: a metric, a sum or a difference computed in it can
+    be smaller than its own rounding error.
+    """
+    return values.float() if values.dtype in HALF else values

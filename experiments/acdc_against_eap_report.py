@@ -6,7 +6,7 @@ from typing import Any
 
 from study import origins
 
-from circuitvit.charts.chart import Figure, Series, chart
+from circuitvit.charts.chart import AnyFigure, Series, chart
 from circuitvit.charts.tables import markdown_table
 
 Results = Mapping[str, Any]
@@ -184,7 +184,7 @@ def seconds(results: Results) -> str:
     return "; ".join(f"{stage} took {value:z,.0f} s" for stage, value in spent.items())
 
 
-def tradeoff(results: Results) -> Figure:
+def tradeoff(results: Results) -> AnyFigure:
     """Test accuracy against MACs: a mark for each level, a colour for each method and for random."""
     rows = results["parts"]["evaluate"]["result"]["rows"]
     series = []  # models that are alike are drawn once

@@ -21,10 +21,10 @@ from torch import Tensor
 
 import circuitvit as cv
 from circuitvit.compiler.passes.neurons import kept_neurons
-from circuitvit.discover.acdc.acdc import mean_loss
-from circuitvit.discover.task import Problem
+from circuitvit.discover.task import discovery_task
 from circuitvit.files import read_json, write_json
 from circuitvit.graph.circuit import edges_among
+from circuitvit.intervene.task import PatchingTask
 
 LEVELS = {"blocks": "block", "heads": "node", "neurons": "neuron"}
 """The levels of circuitvit's scores; of nodes, heads alone are looked at."""
@@ -77,9 +77,9 @@ class Search:
         self._measured: dict[Kept, float] = {}
 
     @cached_property
-    def problem(self) -> Problem:
+    def task(self) -> PatchingTask:
         """What ACDC is asked."""
-        return Problem.checked(
+        return discovery_task(
             self.vit, self.pairs, metric="kl", level="node",
             ablation=self.settings["ablation"], reference=self.reference,
         )  # fmt: skip
@@ -92,22 +92,20 @@ class Search:
     @cached_property
     def runs(self) -> MaskedRuns:
         """Runs of the pairs' clean images without some parts."""
-        return MaskedRuns(self.vit, self.problem.pairs.clean, self.ablated)
+        return MaskedRuns(self.vit, self.task.pairs.clean, self.ablated)
 
     def divergence(self, kept: Kept) -> float:
         """Mean KL from the dense model, over the pairs; measured once, whatever τ asks for it."""
         if kept not in self._measured:
             logits: Tensor = self.runs.logits(kept)
-            self._measured[kept] = mean_loss(self.problem, logits, self.runs.full)
+            self._measured[kept] = self.task.mean_loss(logits, self.runs.full)
         return self._measured[kept]
 
     def score(self, level: str) -> dict[str, Any]:
         """Have EAP score blocks, heads and MLPs, or neurons; they go into a file."""
         how = self.settings["eap"][self.settings["loss"]]
         reference = self.reference if how["ablation"] == "mean" else None
-        found = cv.eap(
-            self.vit, self.problem.pairs, level=LEVELS[level], reference=reference, **how
-        )
+        found = cv.eap(self.vit, self.task.pairs, level=LEVELS[level], reference=reference, **how)
         write_json(self.file_of_scores(level), dict(found))
         return {"level": LEVELS[level], "scores": len(found), "pairs": len(self.pairs), **how}
 
@@ -118,7 +116,7 @@ class Search:
     def scores(self, level: str) -> cv.EdgeScores:
         """What `score` found."""
         how, of = self.settings["eap"][self.settings["loss"]], LEVELS[level]
-        origin = self.problem.provenance(method=how["method"], level=of)
+        origin = self.task.provenance(method=how["method"], level=of)
         origin = replace(origin, ablation=how["ablation"], metric=how["metric"])
         values = read_json(self.file_of_scores(level), what="scores")
         return cv.EdgeScores(self.vit.config, values, qkv="split", provenance=origin)
@@ -178,7 +176,7 @@ class Search:
         """All edges among the heads and MLPs that stay, and where they come from."""
         how = self.settings["eap"][self.settings["loss"]]
         method = "acdc" if wanted.method == "acdc" else how["method"]
-        origin = self.problem.provenance(
+        origin = self.task.provenance(
             method=method,
             level=LEVELS[wanted.level],
             tau=wanted.value if method == "acdc" else None,

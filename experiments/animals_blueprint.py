@@ -48,7 +48,7 @@ import circuitvit as cv
 from circuitvit.charts.chart import chart_page
 from circuitvit.errors import CircuitError
 from circuitvit.images import Splits
-from circuitvit.images.classes.animals import categories
+from circuitvit.images.classes.imagenet import categories
 from circuitvit.measure import accuracy, latency, macs
 
 NAME = "animals_blueprint"

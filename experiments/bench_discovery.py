@@ -34,8 +34,9 @@ cv.ViT  # noqa: B018 - the first touch of a torch-backed name makes timm importa
 import timm
 from safetensors.torch import load_file
 
-from circuitvit.discover.acdc.acdc import Question, searched, undecided
+from circuitvit.discover.acdc.acdc import searched, undecided
 from circuitvit.discover.acdc.resume import ResumeFile
+from circuitvit.discover.acdc.settings import SearchSettings
 from circuitvit.files import read_json, write_json
 from circuitvit.graph.edge_graph import edge_names_of
 
@@ -216,20 +217,17 @@ def bisected(vit, pairs, low=1e-5, high=1.0):
 
 def acdc_figures(module, vit, pairs, tau, samples, repeats, record=None):
     """One search, timed in turns with dense forwards, and checked against whole hooked runs."""
-    question = Question.checked(
-        vit, pairs, metric="kl", ablation="patch", level="edge", reference=None, qkv="split",
-        images_at_once=None, within=None, order=None, predict=None, speedups=None,
-    )  # fmt: skip
+    settings = SearchSettings.checked(vit, pairs)
     dense(module, pairs)
     forwards, seconds = [], []
     forget_peak()
     before = memory("VmRSS")
     for _ in range(repeats):
         forwards += [dense(module, pairs) for _ in range(ROUNDS)]
-        decisions = undecided(question, tau)
-        file = None if record is None else ResumeFile(record, question.record(tau))
+        decisions = undecided(settings, tau)
+        file = None if record is None else ResumeFile(record, settings.record(tau))
         taken, circuit = timed(
-            lambda decisions=decisions, file=file: searched(question, decisions, file)
+            lambda decisions=decisions, file=file: searched(settings, decisions, file)
         )
         seconds.append(taken)
         forwards += [dense(module, pairs) for _ in range(ROUNDS)]

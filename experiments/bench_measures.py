@@ -27,9 +27,10 @@ import typer
 
 import circuitvit as cv
 from circuitvit.files import read_json, write_json
+from circuitvit.intervene import circuit_runs
 from circuitvit.intervene.ablated_run import EdgeMask, run_embedded
 from circuitvit.intervene.run_plan import RunPlan
-from circuitvit.measure.circuits import task as examination
+from circuitvit.measure.circuits import losses
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "bench_measures.json"
@@ -73,11 +74,11 @@ def plainly(work):
     """What some work gives with masked runs one after the other."""
     PlainRuns.runs = 0
     with ExitStack() as stack:
-        for module in (examination, sys.modules["circuitvit.discover.acdc.acdc"]):
+        for module in (losses, circuit_runs):
             stack.enter_context(mock.patch.object(module, "RunPlan", PlainPlan))
             stack.enter_context(mock.patch.object(module, "Runs", PlainRuns))
             stack.enter_context(
-                mock.patch.object(module, "images_at_once", return_value=IMAGES_AT_ONCE)
+                mock.patch.object(module, "images_in_chunk", return_value=IMAGES_AT_ONCE)
             )
         return work()
 

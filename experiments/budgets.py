@@ -42,12 +42,12 @@ import typer
 from cifar10_gallery import SEEN
 
 import circuitvit as cv
-from circuitvit.charts.chart import Figure, Series, chart
+from circuitvit.charts.chart import AnyFigure, Series, chart
 from circuitvit.charts.tables import markdown_table
 from circuitvit.compiler.ranking import (
     by_measured_worth,
     by_worth,
-    effects_problem,
+    effects_task,
     node_effects,
     ranked_units,
 )
@@ -59,7 +59,7 @@ from circuitvit.measure import Cost
 from circuitvit.measure.models.accuracy import evaluating
 from circuitvit.measure.models.cost import vit_macs
 from circuitvit.measure.models.cost_table import call_of
-from circuitvit.measure.models.machine import machine_of
+from circuitvit.measure.models.latency import machine_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "budgets.json"
@@ -122,7 +122,7 @@ class Choice:
         self.pairs = cv.Pairs(clean=train.images[some], labels=train.labels[some])
         self.options = {"ablation": "mean", "reference": self.reference}
         self.everything = cv.Circuit.full(vit.config)
-        problem = effects_problem(vit, "mean", self.reference)
+        problem = effects_task(vit, "mean", self.reference)
         self.effects = cache(lambda units: node_effects(problem, units))
 
     def order(self, method, cost, most):
@@ -321,7 +321,7 @@ def verdict(best: str, change: float, low: float, high: float) -> str:
     return f"{100 * change:+z.1f} ({100 * low:+z.1f} to {100 * high:+z.1f}) to {best}: {told}"
 
 
-def figure(name: str, rows: dict) -> Figure:
+def figure(name: str, rows: dict) -> AnyFigure:
     """Accuracy over the share of the time that is left, on test images."""
     dense, drawn = rows["test dense"], []
     places = [at(rows, "test", "latency", share) for share in BUDGETS["latency"]]

@@ -21,7 +21,7 @@ import circuitvit as cv
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json, write_json, write_text
 from circuitvit.images import Splits
-from circuitvit.measure.models.machine import machine_of
+from circuitvit.measure.models.latency import machine_of
 from circuitvit.pretrained import load_saved
 
 HOUSE = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from circuitvit.files.records import checksum, kind_of
+from circuitvit.files.records import checksum, record_kind
 
 NESTED: Any = 1
 for _ in range(50):
@@ -50,5 +50,5 @@ def write(path: Path, body: Any) -> None:
 
 def sealed(body: Any) -> bool:
     """Whether files of its kind carry a checksum."""
-    kind = kind_of(body)
+    kind = record_kind(body)
     return kind is not None and kind.sealed

@@ -8,15 +8,52 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from circuitvit.charts.plotly_library import PlotlyJS, check_plotlyjs, write_page
 from circuitvit.charts.theme import FONT, INK
+from circuitvit.errors import CircuitError, in_short
 from circuitvit.escaping import escape
+from circuitvit.files import write_text, writing_folder
 
 if TYPE_CHECKING:
     import circuitvit.charts.saved_figure
 
+
+PLOTLY_FILE = "plotly.min.js"
+
+PlotlyJS: TypeAlias = bool | Literal["directory"]
+"""True is in the page (5 MB), `"directory"` beside it, one for all pages of a folder."""
+
+
+def check_plotlyjs(plotlyjs: Any) -> None:
+    """Refuse what would leave a page that shows nothing offline.
+
+    Raises:
+        CircuitError: it is neither True nor `"directory"`.
+    """
+    if plotlyjs is not True and plotlyjs != "directory":
+        raise CircuitError(
+            f"plotlyjs is {in_short(plotlyjs)}, expected True (plotly.js in the page) or "
+            "'directory' (beside it, one file for all pages of a folder)."
+        )
+
+
+def write_page(path: str | os.PathLike[str], text: str, plotlyjs: PlotlyJS) -> Path:
+    """Write a page and, if it is to lie beside it, plotly.js; both or neither.
+
+    Raises:
+        CircuitError: they can't be written.
+    """
+    if plotlyjs != "directory":
+        return write_text(path, text)
+    from plotly.offline import get_plotlyjs  # plotly takes longer to import than all the rest
+
+    with writing_folder(Path(path).parent) as beside:
+        write_text(beside / PLOTLY_FILE, get_plotlyjs())
+        write_text(beside / Path(path).name, text)
+    return Path(path)
+
+
 # A name that the rooms above can annotate with, without plotly.
-Figure: TypeAlias = "circuitvit.charts.saved_figure.Figure"
+AnyFigure: TypeAlias = "circuitvit.charts.saved_figure.Figure"
 
 GREY = "#7b8794"
 GRID = "#e4e7eb"
@@ -66,7 +103,7 @@ def chart(
     level: float | None = None,
     level_name: str = "",
     diagonal: bool = False,
-) -> Figure:
+) -> AnyFigure:
     """Draw series in one pair of axes.
 
     Args:
@@ -116,7 +153,9 @@ def chart(
     return drawn
 
 
-def chart_page(path: str | os.PathLike[str], drawn: Figure, *, plotlyjs: PlotlyJS = True) -> Path:
+def chart_page(
+    path: str | os.PathLike[str], drawn: AnyFigure, *, plotlyjs: PlotlyJS = True
+) -> Path:
     """Write a figure as a page that works offline: its texts above it, and it fills the window.
 
     Args:
@@ -270,3 +309,36 @@ def _layout(x_title: str, y_title: str, x_kind: str, basis: dict[str, Any]) -> d
         "xaxis": x_axis,
         "yaxis": {**axis, "title": {"text": escape(y_title)}},
     }  # fmt: skip
+
+
+CURVE = (
+    "f is how much of the model's behaviour a circuit keeps: 1 is the full model, 0 is no edge at "
+    "all. A good ranking comes near 1 with few edges (k is on a logarithmic scale), and lies far "
+    "above random circuits of the same size."
+)
+COMPLETENESS = (
+    "Each dot is a random set K that was removed from the circuit and from the full model. A "
+    "complete circuit suffers as the model does, so its dots lie on the diagonal; dots below it "
+    "tell of parts that stand in for K in the model and are missing from the circuit."
+)
+MINIMALITY = (
+    "Each dot is one kept edge, and its height is the faithfulness that goes with it when it alone "
+    "is removed. Edges whose bar reaches 0 are not clearly of use."
+)
+ABLATIONS = (
+    "f is how much of the model's behaviour a circuit keeps: 1 is the full model, 0 is none of it. "
+    "A circuit whose dots lie at one height does not depend on what removed edges carry."
+)
+OVERLAP = (
+    "Each cell is the share of two circuits' edges that both have (Jaccard): 1 where they are the "
+    "same, 0 where they share none. Compare it with what circuits of these sizes share by chance."
+)
+PANELS = (
+    "Bars and dots further right are more accurate, more confident or larger, as each axis says; "
+    "against cost, better models lie further up and left. Models whose intervals overlap may not "
+    "differ at all."
+)
+GRADIENT_FLOW = (
+    "Each row is a part of the model and each column an epoch; the darker, the larger the gradient "
+    "that reached it. A row that stays far lighter than the others hardly learns."
+)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from circuitvit.charts.chart import GREY, Figure, frame
+from circuitvit.charts.chart import GREY, AnyFigure, frame
 from circuitvit.charts.theme import INK
 from circuitvit.escaping import escape
 
@@ -25,7 +25,7 @@ def heatmap(
     reading: str = "",
     scale_title: str,
     axis_title: str = "",
-) -> Figure:
+) -> AnyFigure:
     """Draw a symmetric matrix of values in 0–1; its diagonal is left out of the colours.
 
     Args:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from circuitvit.charts.chart import GREY, GRID, Figure, frame
+from circuitvit.charts.chart import GREY, GRID, PANELS, AnyFigure, frame
 from circuitvit.charts.heatmap import SCALE
-from circuitvit.charts.readings import PANELS
 from circuitvit.charts.theme import INK
 from circuitvit.escaping import escape
 
@@ -70,7 +69,7 @@ def panels(
     class_names: Sequence[str],
     cost_title: str,
     subtitle: str,
-) -> Figure:
+) -> AnyFigure:
     """Draw accuracy, accuracy against cost, calibration, classes, confidence and size.
 
     Args:

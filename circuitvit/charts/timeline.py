@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from circuitvit.charts.chart import GREY, Figure, frame
+from circuitvit.charts.chart import GREY, AnyFigure, frame
 from circuitvit.charts.heatmap import EMPTY, SCALE
 from circuitvit.escaping import escape
 
@@ -19,7 +19,7 @@ def timeline(
     reading: str = "",
     x_title: str,
     scale_title: str,
-) -> Figure:
+) -> AnyFigure:
     """Draw a row of cells for each name, the first on top.
 
     Args:

@@ -57,7 +57,7 @@ def evaluate(
 ) -> None:
     """Accuracy, calibration, cost and latency of models side by side, and which to deploy."""
     import circuitvit as cv
-    from circuitvit.measure.models.limits import Limits
+    from circuitvit.measure.models.advice import Limits
 
     limits = Limits(max_latency, min_accuracy, max_parameters)
     if out is not None:

@@ -14,7 +14,7 @@ from circuitvit.compiler.validating import Options
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Circuit
-from circuitvit.graph.controls import Cost, Units, least_model, units_within
+from circuitvit.graph.controls import CostOfUnits, Units, least_model, units_within
 from circuitvit.graph.edge_graph import shape_of_units
 from circuitvit.measure.models.cost import vit_macs, vit_parameters
 from circuitvit.measure.models.cost_table import Costs, measure_costs
@@ -139,7 +139,7 @@ def _costs_here(vit: ViT, options: Options) -> Costs:
 
 
 def _within_budget(
-    dense: ViTConfig, order: Units, cost: Cost, target: str, share: float, whole: float
+    dense: ViTConfig, order: Units, cost: CostOfUnits, target: str, share: float, whole: float
 ) -> Units:
     """The units that fit into a share of the dense model's cost, in forward order.
 

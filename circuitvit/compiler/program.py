@@ -20,8 +20,14 @@ from circuitvit.graph.edge_graph import (
     writers_before,
     writers_of,
 )
-from circuitvit.intervene.ablated_run import attention_constants
-from circuitvit.models.vit import PARTS, Block, ViT
+from circuitvit.models.sublayers import (
+    AttentionLayer,
+    MlpLayer,
+    attention_layer,
+    constants_before,
+    mlp_layer,
+)
+from circuitvit.models.vit import PARTS, ViT
 
 ConstantTable = Float[Tensor, "_row width"]
 """Something that is the same for all images: one row a token, or one row for all tokens."""
@@ -76,12 +82,13 @@ class Program:
         first = unit if node_named(unit).kind == "mlp" else f"{unit}.v"
         return first in self.kept and unit not in self.constants
 
-    def block(self, node: Node) -> Block:
-        """The block of a node."""
-        assert node.block is not None
-        block = self.vit.blocks[node.block]
-        assert isinstance(block, Block)
-        return block
+    def attention(self, node: Node) -> AttentionLayer:
+        """The attention of a head."""
+        return attention_layer(self.vit, node.block_index)
+
+    def mlp(self, node: Node) -> MlpLayer:
+        """The MLP of a node."""
+        return mlp_layer(self.vit, node.block_index)
 
     def table(self, reader: str) -> ConstantTable:
         """What a reader reads beside its live writers.
@@ -90,7 +97,7 @@ class Program:
         the constant units that it keeps write.
         """
         node = node_named(reader)
-        total = self._stream_constants(node)
+        total = constants_before(self.vit, self._place(node))
         kept, names = self.kept[reader], writers_of(self.vit.config)
         before = names[: writers_before(self.vit.config)[node.unit]]
         for place, name in enumerate(before):
@@ -100,18 +107,11 @@ class Program:
                 total = total + self.constants[name]
         return total.expand(-1, self.vit.config.width)
 
-    def _stream_constants(self, node: Node) -> ConstantTable:
-        """What is in the stream at a node but belongs to no writer: b_O and constants."""
-        total = self.vit.positions.new_zeros(1, 1)
-        for index, block in enumerate(self.vit.blocks):
-            assert isinstance(block, Block)
-            if node.block == index and node.kind == "head":
-                return total
-            total = total + attention_constants(block)
-            if node.block == index:
-                return total
-            total = total + (0.0 if block.mlp_constant is None else block.mlp_constant)
-        return total
+    def _place(self, node: Node) -> int:
+        """Which sub-layer a reader belongs to, counted from the first."""
+        if node.block is None:
+            return 2 * self.vit.config.depth
+        return 2 * node.block + (node.kind == "mlp")
 
     def ablated_of(self, writer: str) -> ConstantTable:
         """ã of a writer."""

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from circuitvit.compiler.validating import sample_images
-from circuitvit.discover.acdc.acdc import logits_without, mean_loss
-from circuitvit.discover.task import Problem
+from circuitvit.discover.task import discovery_task
 from circuitvit.errors import warn
 from circuitvit.graph.circuit import Ablation, Circuit
-from circuitvit.graph.controls import Cost, Units, units_within
+from circuitvit.graph.controls import CostOfUnits, Units, units_within
 from circuitvit.graph.edge_graph import units_of
 from circuitvit.images import Pairs
+from circuitvit.intervene.circuit_runs import logits_without
+from circuitvit.intervene.task import PatchingTask
 from circuitvit.models.vit import ViT
 from circuitvit.progress import progress
 
@@ -38,7 +39,7 @@ SCANS = 4
 def ranked_units(
     vit: ViT,
     circuit: Circuit,
-    cost: Cost,
+    cost: CostOfUnits,
     most: float,
     *,
     ablation: Ablation,
@@ -60,19 +61,19 @@ def ranked_units(
     if not measures_effects(circuit):
         return by_worth({unit: circuit.scores[unit] for unit in units}, cost)
 
-    problem = effects_problem(vit, ablation, reference)
-    effects = {units: node_effects(problem, units)}
+    task = effects_task(vit, ablation, reference)
+    effects = {units: node_effects(task, units)}
 
     def measure(left: Units) -> Mapping[str, float]:
         if left not in effects:
-            effects[left] = node_effects(problem, left)
+            effects[left] = node_effects(task, left)
         return effects[left]
 
     orders = by_worth(measure(units), cost), by_measured_worth(units, measure, cost, most)
     kept = [units_within(vit.config, order, cost, most) for order in orders]
     if kept[0] == kept[1]:
         return orders[0]
-    apart = effects_problem(vit, ablation, reference, apart=True)
+    apart = effects_task(vit, ablation, reference, apart=True)
     losses = _losses(apart, kept)
     return orders[0] if losses[0] <= losses[1] else orders[1]
 
@@ -123,7 +124,7 @@ def _random_order(circuit: Circuit, units: Units) -> Units:
     return order
 
 
-def by_worth(effects: Mapping[str, float], cost: Cost) -> Units:
+def by_worth(effects: Mapping[str, float], cost: CostOfUnits) -> Units:
     """Units by effect ÷ saving, best first; ties are broken by the pinned order.
 
     A unit whose removal saves nothing is dropped last, or first if its effect is negative. Heads of
@@ -151,7 +152,7 @@ def _worth(effect: float, saved: float) -> float:
 
 
 def by_measured_worth(
-    units: Units, measure: Callable[[Units], Mapping[str, float]], cost: Cost, most: float
+    units: Units, measure: Callable[[Units], Mapping[str, float]], cost: CostOfUnits, most: float
 ) -> Units:
     """Units by worth, best first, with effects measured again after each dropped quarter.
 
@@ -172,9 +173,9 @@ def by_measured_worth(
     return gone
 
 
-def effects_problem(
+def effects_task(
     vit: ViT, ablation: Ablation, reference: Tensor | None, *, apart: bool = False
-) -> Problem:
+) -> PatchingTask:
     """KL to the dense model on some images of the reference, spread evenly over it.
 
     Args:
@@ -188,7 +189,7 @@ def effects_problem(
     if apart and len(images) > len(places):
         others = sorted(set(range(len(images))) - set(places))
         places = [others[place] for place in _spread(len(others), DECISION_IMAGES)]
-    return Problem.checked(
+    return discovery_task(
         vit, Pairs(clean=images[torch.tensor(places, device=images.device)]), metric="kl",
         ablation=ablation, level="node", reference=reference,
     )  # fmt: skip
@@ -199,23 +200,23 @@ def _spread(count: int, most: int) -> list[int]:
     return [int(place) for place in torch.linspace(0, count - 1, min(most, count)).round()]
 
 
-def node_effects(problem: Problem, units: Units) -> dict[str, float]:
-    """The loss that the removal of each of some units adds, while all other units are removed."""
+def node_effects(task: PatchingTask, units: Units) -> dict[str, float]:
+    """The loss that removing one of some units adds, for each; units not among them stay removed."""
     without_each = [[unit for unit in units if unit != other] for other in units]
     runs = len(units) + 2
-    with progress("node effects", runs * len(problem.pairs)) as advance:
-        start, *others = _losses(problem, [units, *without_each], advance)
+    with progress("node effects", runs * len(task.pairs)) as advance:
+        start, *others = _losses(task, [units, *without_each], advance)
     return {unit: loss - start for unit, loss in zip(units, others, strict=True)}
 
 
 @torch.no_grad()
 def _losses(
-    problem: Problem,
+    task: PatchingTask,
     kept: Iterable[Iterable[str]],
     advance: Callable[..., None] = lambda steps: None,
 ) -> list[float]:
     """The loss with each of several sets of units alone."""
-    every = set(units_of(problem.vit.config))
+    every = set(units_of(task.vit.config))
     removed = [set[str](), *(every - set(units) for units in kept)]
-    full, *others = logits_without(problem, removed, advance=advance)
-    return [mean_loss(problem, logits, full) for logits in others]
+    full, *others = logits_without(task, removed, advance=advance)
+    return [task.mean_loss(logits, full) for logits in others]

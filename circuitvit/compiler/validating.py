@@ -20,8 +20,8 @@ from circuitvit.errors import CircuitError, warn
 from circuitvit.graph.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.graph.edge_graph import Qkv
 from circuitvit.intervene.ablated_run import EdgeMask, RemovedNeurons, run_embedded
+from circuitvit.intervene.batching import IMAGES_AT_ONCE
 from circuitvit.intervene.input_checks import check_circuit, check_vit
-from circuitvit.intervene.writer_outputs import IMAGES_AT_ONCE
 from circuitvit.measure.models.cost_table import Costs
 from circuitvit.models.history import check_history
 from circuitvit.models.vit import ViT

@@ -2,8 +2,7 @@
 
 from circuitvit.discover.acdc.acdc import acdc, acdc_sweep
 from circuitvit.discover.acdc.engine.circuit_state import Speedups
-from circuitvit.discover.circuits_by_class import ClassCircuits
-from circuitvit.discover.class_circuits import class_circuits
+from circuitvit.discover.class_circuits import ClassCircuits, class_circuits
 from circuitvit.discover.eap.eap import METHODS, eap
 from circuitvit.discover.scores import EdgeScores
 

@@ -13,11 +13,18 @@ import numpy as np
 
 from circuitvit.charts.theme import FONT, GHOST, HEAD, INK
 from circuitvit.escaping import escape
-from circuitvit.explore.drawing import MLP_ROW, Drawing, Unit, read
-from circuitvit.explore.strokes import NEGATIVE, POSITIVE, strokes
+from circuitvit.explore.drawing import (
+    MLP_ROW,
+    NEGATIVE,
+    POSITIVE,
+    Drawing,
+    Unit,
+    read_graph,
+    strokes,
+)
 
 DRAWN_EDGES = 1500
-Place = Callable[[np.ndarray], np.ndarray]  # from the drawing's coordinates to pixels
+ToPixels = Callable[[np.ndarray], np.ndarray]  # from the drawing's coordinates to pixels
 _WIDTH, _TOP, _LEFT = 960, 64, 64
 
 
@@ -28,7 +35,7 @@ def notebook_html(graph: nx.DiGraph, *, title: str) -> str:
         graph: a graph that `edge_graph` or `Circuit.graph` made.
         title: the heading; it is shown literally.
     """
-    drawing = read(graph)
+    drawing = read_graph(graph)
     data = base64.b64encode(_svg(drawing, title).encode()).decode()
     return (
         f'<img alt="{escape(title)}" style="max-width:100%;width:{_WIDTH}px;background:#fff" '
@@ -56,7 +63,7 @@ def _svg(drawing: Drawing, title: str) -> str:
     )
 
 
-def _frame(drawing: Drawing, place: Place, height: int, title: str) -> list[str]:
+def _frame(drawing: Drawing, place: ToPixels, height: int, title: str) -> list[str]:
     """Title, block bands and the names of the rows."""
     total = len(drawing.score)
     title = title if len(title) <= 80 else f"{title[:79]}…"
@@ -88,7 +95,7 @@ def _frame(drawing: Drawing, place: Place, height: int, title: str) -> list[str]
     return parts
 
 
-def _edges(drawing: Drawing, place: Place) -> list[str]:
+def _edges(drawing: Drawing, place: ToPixels) -> list[str]:
     """One path a stroke, out of the strongest edges."""
     rank = np.where(drawing.dangling, -1.0, drawing.size)
     chosen = np.sort(np.argsort(-rank, kind="stable")[:DRAWN_EDGES])

@@ -17,12 +17,20 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from circuitvit.charts.plotly_library import PLOTLY_FILE, PlotlyJS, check_plotlyjs, write_page
+from circuitvit.charts.chart import PLOTLY_FILE, PlotlyJS, check_plotlyjs, write_page
 from circuitvit.charts.theme import GHOST
 from circuitvit.escaping import escape, json_in_script
-from circuitvit.explore.drawing import Drawing, read
+from circuitvit.explore.drawing import (
+    IDLE,
+    NEGATIVE,
+    NEUTRAL,
+    POSITIVE,
+    Drawing,
+    Stroke,
+    read_graph,
+    strokes,
+)
 from circuitvit.explore.plotly_figure import SVG_EDGES, figure_of
-from circuitvit.explore.strokes import IDLE, NEGATIVE, NEUTRAL, POSITIVE, Stroke, strokes
 
 _HERE = Path(__file__).parent
 
@@ -55,7 +63,7 @@ def page(
     check_plotlyjs(plotlyjs)
     from plotly.offline import get_plotlyjs  # plotly takes longer to import than all the rest
 
-    drawing = read(graph)
+    drawing = read_graph(graph)
     js = _resource("graph.js") + _resource("page.js")
     library, sources = get_plotlyjs(), [_hash(js)]
     if plotlyjs == "directory":

@@ -8,8 +8,7 @@ import numpy as np
 
 from circuitvit.charts.theme import FONT, GHOST, HEAD, INK
 from circuitvit.escaping import escape
-from circuitvit.explore.drawing import MLP_ROW, Drawing, Unit, read
-from circuitvit.explore.strokes import Stroke, strokes
+from circuitvit.explore.drawing import MLP_ROW, Drawing, Stroke, Unit, read_graph, strokes
 
 if TYPE_CHECKING:
     import circuitvit.charts.saved_figure
@@ -29,7 +28,7 @@ def figure(graph: nx.DiGraph, *, title: str) -> "circuitvit.charts.saved_figure.
         graph: a graph that `edge_graph` or `Circuit.graph` made.
         title: the heading; it is shown literally.
     """
-    drawing = read(graph)
+    drawing = read_graph(graph)
     drawn = figure_of(drawing, strokes(drawing.score, drawing.dangling))
     drawn.update_layout(
         title={"text": escape(title), "x": 0.02, "font": {"size": 16}}, margin_t=56, height=640

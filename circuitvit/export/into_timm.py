@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.export.library_export import (
     check_same,
-    check_vit,
-    filled,
-    refuse,
+    exportable_vit,
+    refuse_export,
     shape_problems,
     split_heads,
+    with_zero_biases,
 )
 from circuitvit.models.vit import ViT
 from circuitvit.preprocessing import Preprocessing
@@ -39,9 +39,9 @@ def to_timm(vit: ViT) -> nn.Module:
     Raises:
         CircuitError: timm has no model of this shape; every reason is named.
     """
-    vit = check_vit(vit)
+    vit = exportable_vit(vit)
     config = vit.config
-    refuse(_problems(config), "timm")
+    refuse_export(_problems(config), "timm")
     timm = imported("timm")
     distilled = config.pooling == "class_distillation"
     models = timm.models
@@ -128,7 +128,7 @@ def _each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 def _state(vit: ViT) -> dict[str, Tensor]:
     """Timm's state dict of our weights."""
-    config, old = vit.config, filled(vit.state_dict(), vit.config)
+    config, old = vit.config, with_zero_biases(vit.state_dict(), vit.config)
     new = {"patch_embed.proj.weight": old["patch.weight"], "pos_embed": old["positions"][None]}
     if config.embed_norm:  # timm's patches have no bias then; it joins their positions
         new["pos_embed"][:, config.prefix_tokens :] += old["patch.bias"]

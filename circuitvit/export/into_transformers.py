@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.export.library_export import (
     check_same,
-    check_vit,
-    filled,
-    refuse,
+    exportable_vit,
+    refuse_export,
     shape_problems,
     split_heads,
+    with_zero_biases,
 )
 from circuitvit.models.vit import PARTS, ViT
 from circuitvit.preprocessing import Preprocessing
@@ -38,9 +38,9 @@ def to_transformers(vit: ViT) -> nn.Module:
     Raises:
         CircuitError: transformers has no model of this shape; every reason is named.
     """
-    vit = check_vit(vit)
+    vit = exportable_vit(vit)
     family = _family(vit.config)
-    refuse(_problems(vit.config, family), "transformers")
+    refuse_export(_problems(vit.config, family), "transformers")
     assert family is not None
     library = imported("transformers")
     settings = getattr(library, f"{family}Config")(**_options(vit, family))
@@ -119,7 +119,7 @@ def _options(vit: ViT, family: str) -> dict[str, Any]:
 
 def _state(vit: ViT, module: nn.Module) -> dict[str, Tensor]:
     """The module's state dict of our weights, whatever layout its version has."""
-    config, old = vit.config, filled(vit.state_dict(), vit.config)
+    config, old = vit.config, with_zero_biases(vit.state_dict(), vit.config)
     roles = dict(old)
     _spread_tokens(roles, config)
     for block in range(config.depth):

@@ -17,7 +17,7 @@ CLOSE = 1e-6
 """Largest difference of logits in single precision, in units of the largest."""
 
 
-def check_vit(vit: object) -> ViT:
+def exportable_vit(vit: object) -> ViT:
     """Refuse anything but a `ViT`; one with forward hooks is copied without them.
 
     Raises:
@@ -32,7 +32,7 @@ def check_vit(vit: object) -> ViT:
     return without_hooks(copy.deepcopy(vit)) if any(map(has_hooks, vit.modules())) else vit
 
 
-def refuse(problems: list[str], library: str) -> None:
+def refuse_export(problems: list[str], library: str) -> None:
     """Raise if there are reasons against it.
 
     Raises:
@@ -71,7 +71,7 @@ def _ragged(config: ViTConfig) -> Iterator[str]:
             yield f"no block has {'attention' if name == 'heads' else 'an MLP'} ({name} is 0)"
 
 
-def filled(weights: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+def with_zero_biases(weights: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """Copies of the weights, with zeros for an output bias that a block lacks."""
     copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
     for block in range(config.depth):

@@ -19,7 +19,7 @@ from circuitvit.export.into_timm import (
     to_timm,
 )
 from circuitvit.export.into_transformers import processor_dict, to_transformers
-from circuitvit.export.library_export import check_vit
+from circuitvit.export.library_export import exportable_vit
 from circuitvit.files import finish_save, read_json, write_json, writing_folder
 from circuitvit.files.locks import is_staging
 from circuitvit.models.vit import ViT
@@ -55,7 +55,7 @@ def write_folder(
     """
     target = Path(folder)
     _check_target(target, to)
-    ours = copy.deepcopy(check_vit(vit)).to(device="cpu", dtype=dtype).eval()
+    ours = copy.deepcopy(exportable_vit(vit)).to(device="cpu", dtype=dtype).eval()
     ours.preprocessing = ours.fitting_preprocessing()
     module = to_timm(ours) if to == "timm" else to_transformers(ours)
     if to == "timm" and architecture_of(ours.config) is None:

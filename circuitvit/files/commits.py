@@ -15,9 +15,8 @@ from pathlib import Path, PurePosixPath
 from circuitvit.errors import CircuitError
 from circuitvit.files.locks import held, staging
 from circuitvit.files.reading import read_json
-from circuitvit.files.syncing import files_in, sync
 from circuitvit.files.troubles import bad_path, in_one_line
-from circuitvit.files.writing import write_json
+from circuitvit.files.writing import files_in, sync, write_json
 
 COMMIT = ".circuitvit-commit"
 PLAN, FILES = "plan.json", "files"

@@ -18,8 +18,8 @@ from pathlib import Path
 from circuitvit.errors import CircuitError
 from circuitvit.files.commits import commit, finish_save
 from circuitvit.files.locks import clear_litter, make_folders, remove_empty, staging
-from circuitvit.files.syncing import files_in, sync, sync_tree, with_ordinary_mode
 from circuitvit.files.troubles import checked_path, in_one_line
+from circuitvit.files.writing import files_in, sync, sync_tree, with_ordinary_mode
 
 _AT_CURRENT, _EXCHANGE = -100, 2
 

@@ -20,7 +20,7 @@ from circuitvit.files.troubles import bad_path
 
 
 @dataclass(frozen=True)
-class Kind:
+class RecordKind:
     """A kind of file.
 
     Attributes:
@@ -104,7 +104,7 @@ class Kind:
         source = self.place(path)
         finish_save(source.parent)
         body = self._json(source)
-        if kind_of(body) is not self:
+        if record_kind(body) is not self:
             told = recognised(source)
             raise CircuitError(
                 f"{source} is not {self.named}: it lacks the mark {self.mark!r}. "
@@ -147,53 +147,53 @@ class Kind:
             raise CircuitError(f"cannot read the {self.noun} at {source}: it is {told}.") from cause
 
 
-CIRCUIT = Kind(
+CIRCUIT = RecordKind(
     "circuitvit.circuit", "a circuit", "Circuit.load", "find the circuit again", sealed=True
 )
-SCORES = Kind(
+SCORES = RecordKind(
     "circuitvit.scores", "a table of scores", "EdgeScores.load", "score the edges again",
     short="score", sealed=True,
 )  # fmt: skip
-CLASS_CIRCUITS = Kind(
+CLASS_CIRCUITS = RecordKind(
     "circuitvit.class_circuits", "a list of circuits by class", "ClassCircuits.load",
     "find the circuits again", short="list", file="classes.json",
 )  # fmt: skip
-OVERLAP = Kind(
+OVERLAP = RecordKind(
     "circuitvit.overlap", "an overlap of circuits", "Overlap.load",
     "compare the circuits again", short="overlap", file="overlap.json",
 )  # fmt: skip
-CURVE = Kind(
+CURVE = RecordKind(
     "circuitvit.faithfulness_curve", "a faithfulness curve", "Curve.load", "draw the curve again",
     short="curve",
 )  # fmt: skip
-COMPLETENESS = Kind(
+COMPLETENESS = RecordKind(
     "circuitvit.completeness", "a test of completeness", "Completeness.load",
     "test the circuit again", short="completeness",
 )  # fmt: skip
-MINIMALITY = Kind(
+MINIMALITY = RecordKind(
     "circuitvit.minimality", "a test of minimality", "Minimality.load", "test the circuit again",
     short="minimality",
 )  # fmt: skip
-ACROSS_ABLATIONS = Kind(
+ACROSS_ABLATIONS = RecordKind(
     "circuitvit.across_ablations", "a comparison of ablations", "AcrossAblations.load",
     "compare the ablations again", short="comparison",
 )  # fmt: skip
-REPORT = Kind(
+REPORT = RecordKind(
     "circuitvit.report", "a report", "Report.load", "measure the models again",
     file="report.json", fields=frozenset({"rows", "baseline", "null", "machine"}),
 )  # fmt: skip
-EVALUATION = Kind(
+EVALUATION = RecordKind(
     "circuitvit.evaluation", "an evaluation", "Evaluation.load", "evaluate the models again",
     file="report.json",
 )  # fmt: skip
-COSTS = Kind(
+COSTS = RecordKind(
     "circuitvit.costs", "a table of costs", "Costs.load", "measure again", short="cost"
 )  # fmt: skip
-SAVINGS = Kind(
+SAVINGS = RecordKind(
     "circuitvit.savings", "a table of savings", "Savings.load", "compute the savings again",
     short="savings", file="savings.json", fields=frozenset({"rows", "dense", "left", "batch"}),
 )  # fmt: skip
-SEARCH = Kind(
+SEARCH = RecordKind(
     "circuitvit.acdc", "a record of a search", "acdc(…, resume=path)",
     "remove the file to start anew", short="search",
 )  # fmt: skip
@@ -237,7 +237,7 @@ def without(value: Any, places: Collection[str]) -> Any:
     return kept(value, "") if places else value
 
 
-def kind_of(body: object) -> Kind | None:
+def record_kind(body: object) -> RecordKind | None:
     """The kind of a record, by its mark; by its fields where it was written before marks were."""
     if not isinstance(body, dict):
         return None
@@ -300,7 +300,7 @@ def _records_in(folder: Path) -> str:
 
 
 def _record(body: object) -> str | None:
-    kind = kind_of(body)
+    kind = record_kind(body)
     if kind is not None:
         return f"{kind.named}, which circuitvit.{kind.reader} reads"
     if not isinstance(body, dict):

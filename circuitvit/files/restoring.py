@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from circuitvit.errors import CircuitError, in_short, printable, warn
 from circuitvit.files import plain_json
-from circuitvit.files.records import Kind
+from circuitvit.files.records import RecordKind
 
-Made = TypeVar("Made")
+Restored = TypeVar("Restored")
 
 MOST = 2**128
 """Whole numbers are smaller than this, with either sign."""
@@ -27,8 +27,12 @@ class UnfitError(ValueError):
 
 
 def load_record(
-    path: str | os.PathLike[str], kind: Kind, made: type[Made], *, derived: Collection[str] = ()
-) -> Made:
+    path: str | os.PathLike[str],
+    kind: RecordKind,
+    made: type[Restored],
+    *,
+    derived: Collection[str] = (),
+) -> Restored:
     """Read a record that holds the fields of a dataclass.
 
     It warns of fields that are not known, and of those that should follow from the others but
@@ -88,7 +92,7 @@ def _is_near(one: Any, other: Any) -> bool:
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
+def naming(path: str | os.PathLike[str], kind: RecordKind) -> Iterator[None]:
     """Say of what goes wrong inside that a file is not whole.
 
     Raises:
@@ -122,8 +126,8 @@ def warn_of_surplus(path: str | os.PathLike[str], surplus: Collection[str]) -> N
 
 
 def restored(
-    wanted: type[Made], value: Any, *, where: str = "", surplus: list[str] | None = None
-) -> Made:
+    wanted: type[Restored], value: Any, *, where: str = "", surplus: list[str] | None = None
+) -> Restored:
     """A value as an annotation describes it, made of plain JSON values.
 
     Args:

@@ -30,7 +30,7 @@ THREADS = 2
 """That copy and hash tensors at once; more gain nothing, since memory is the limit."""
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Converted = TypeVar("Converted")
 Form = Literal["safetensors", "torch", "other", "unknown"]
 
 _ARCHIVE = "{} archive: unpack it first, and give the file inside"
@@ -145,7 +145,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise OSError(f"{os.fspath(path)} is no file")
 
 
-def _each(items: Iterable[Item], work: Callable[[Item], Made]) -> list[Made]:
+def _each(items: Iterable[Item], work: Callable[[Item], Converted]) -> list[Converted]:
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(work, items))
 

@@ -27,7 +27,7 @@ from circuitvit.graph.edge_graph import (
 )
 
 Units = tuple[str, ...]
-Cost = Callable[[Sequence[str]], float]
+CostOfUnits = Callable[[Sequence[str]], float]
 """What a model with only some units costs."""
 
 PATIENCE = 200
@@ -99,7 +99,7 @@ def random_units(
     return tuple(drawn)
 
 
-def units_within(config: ViTConfig, order: Sequence[str], cost: Cost, most: float) -> Units:
+def units_within(config: ViTConfig, order: Sequence[str], cost: CostOfUnits, most: float) -> Units:
     """The units that fit into a cost, best first; in forward order.
 
     A unit that doesn't fit beside those before it is skipped, and the next is tried. If what fits
@@ -117,7 +117,7 @@ def units_within(config: ViTConfig, order: Sequence[str], cost: Cost, most: floa
     return tuple(unit for unit in units_of(config) if unit in inside)
 
 
-def _from(start: Iterable[str], order: Sequence[str], cost: Cost, most: float) -> set[str]:
+def _from(start: Iterable[str], order: Sequence[str], cost: CostOfUnits, most: float) -> set[str]:
     """A start, and what still fits; anew as long as anything does, since a constant may go."""
     kept, before = list(start), -1
     while before < len(kept):
@@ -150,7 +150,7 @@ def _starts(config: ViTConfig, order: Sequence[str]) -> Iterator[Units]:
         yield tuple(unit for unit in order if unit.startswith(f"{block}."))
 
 
-def least_model(config: ViTConfig, order: Sequence[str], cost: Cost) -> tuple[float, Units]:
+def least_model(config: ViTConfig, order: Sequence[str], cost: CostOfUnits) -> tuple[float, Units]:
     """The cost of the cheapest model of `units_within`, and its units; infinity without any."""
     priced = [(cost(start), start) for start in _starts(config, order)]
     return min(priced, key=lambda pair: pair[0], default=(math.inf, ()))

@@ -17,7 +17,7 @@ from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
 
 Qkv = Literal["split", "joint"]
-Kind = Literal["embed", "head", "mlp", "logits"]
+NodeKind = Literal["embed", "head", "mlp", "logits"]
 ORDER = "reverse-topological"
 MOST_EDGES = 2**26
 """A graph with more edges is refused; a ViT-22B has 8 million with split q, k and v."""
@@ -38,7 +38,7 @@ class Node:
     """
 
     name: str
-    kind: Kind
+    kind: NodeKind
     block: int | None = None
     head: int | None = None
     part: Literal["q", "k", "v"] | None = None
@@ -47,6 +47,18 @@ class Node:
     def unit(self) -> str:
         """The name of the unit it belongs to: `a2.h1.q` belongs to `a2.h1`."""
         return self.name.removesuffix(f".{self.part}") if self.part else self.name
+
+    @property
+    def block_index(self) -> int:
+        """The block of a head or an MLP."""
+        assert self.block is not None
+        return self.block
+
+    @property
+    def head_index(self) -> int:
+        """The head of a head or one of its readers."""
+        assert self.head is not None
+        return self.head
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from circuitvit.charts.chart import Figure, chart_page
+from circuitvit.charts.chart import OVERLAP as READING
+from circuitvit.charts.chart import AnyFigure, chart_page
 from circuitvit.charts.heatmap import heatmap
-from circuitvit.charts.readings import OVERLAP as READING
 from circuitvit.charts.tables import html_table, markdown_table
 from circuitvit.errors import CircuitError
 from circuitvit.files import write_text, writing_folder
@@ -201,7 +201,7 @@ class Overlap:
         """Everything as plain JSON values."""
         return OVERLAP.marked(asdict(self))
 
-    def figure(self) -> Figure:
+    def figure(self) -> AnyFigure:
         """Jaccard of every two circuits as a plotly heatmap; the counts are in the hover text."""
         found = {(pair.one, pair.other): pair for pair in self.pairs}
         chance = [pair.jaccard_expected for pair in self.pairs]

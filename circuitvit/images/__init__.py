@@ -1,6 +1,6 @@
 """Images: loading them, splitting them, and pairing clean with corrupt ones."""
 
-from circuitvit.images.classes.animals import ANIMALS, Animal, categories
+from circuitvit.images.classes.imagenet import ANIMALS, Animal, categories
 from circuitvit.images.image_set import ImageSet, Splits
 from circuitvit.images.loading import load_splits
 from circuitvit.images.pairs.pairs import Pairs

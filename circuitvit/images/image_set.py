@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, in_short, printable
-from circuitvit.images.classes.class_order import warn_of_order
-from circuitvit.images.classes.labels import UNLABELLED, matched
+from circuitvit.images.classes.labels import UNLABELLED, matched, warn_of_order
 from circuitvit.images.decoding.pixels import decode
 from circuitvit.images.decoding.view_settings import Viewer, asked_for
 from circuitvit.images.sources.arrays import arrays_table

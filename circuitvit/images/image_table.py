@@ -22,7 +22,7 @@ Raw = Mapping[str, Any] | np.ndarray | None
 """A picture as stored: its file as `bytes`, else its `path`, or Pillow's own as `image`; or bytes
 or floats in [0, 1], [height width channel]; None where there is none."""
 
-Read = Callable[[np.ndarray], Sequence[Raw]]
+PictureReader = Callable[[np.ndarray], Sequence[Raw]]
 """From positions in a split to its pictures."""
 
 
@@ -41,7 +41,7 @@ class Table:
 
     labels: np.ndarray
     class_names: tuple[str, ...]
-    splits: Mapping[str, tuple[int, Read]]
+    splits: Mapping[str, tuple[int, PictureReader]]
     channels: int = 3
     is_declared: bool = True
     unreadable: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ def files_table(
     return Table(labels, class_names, readers, is_declared=names is not None)
 
 
-def _files(paths: Sequence[Path]) -> Read:
+def _files(paths: Sequence[Path]) -> PictureReader:
     def read(places: np.ndarray) -> list[Raw]:
         return [{"path": str(paths[place]), "bytes": None} for place in places]
 
@@ -158,7 +158,7 @@ def _called(value: Any, names: Sequence[str] | None) -> str | None:
     return str(value if names is None or isinstance(value, str) else names[value])
 
 
-def _reader(split: "Dataset", column: str) -> Read:
+def _reader(split: "Dataset", column: str) -> PictureReader:
     import datasets
 
     undecoded = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))

@@ -12,14 +12,11 @@ import torch
 
 from circuitvit.checks import is_number, is_whole
 from circuitvit.errors import CircuitError, in_short, warn
-from circuitvit.images.classes.class_order import ClassOrder, order_problems
-from circuitvit.images.classes.labels import Classes, some
-from circuitvit.images.decoding.cache import remembered
-from circuitvit.images.decoding.pixels import Decoded, Look, decode
+from circuitvit.images.classes.labels import Classes, ClassOrder, order_problems, some
+from circuitvit.images.decoding.pixels import Decoded, Look, decode, remembered
 from circuitvit.images.decoding.view_settings import Viewer, asked_for
 from circuitvit.images.image_set import ImageSet, Splits
 from circuitvit.images.image_table import Table
-from circuitvit.images.sampling import balanced, stratified
 from circuitvit.images.sources.arrays import digits_table, npz_table
 from circuitvit.images.sources.class_choice import (
     Parts,
@@ -28,9 +25,15 @@ from circuitvit.images.sources.class_choice import (
     warn_of_lost_classes,
     with_classes,
 )
-from circuitvit.images.sources.source_kinds import Draw, given_table, source_table
+from circuitvit.images.sources.source_kinds import (
+    Draw,
+    given_table,
+    is_tiny_imagenet,
+    source_table,
+    tiny_imagenet_table,
+)
 from circuitvit.images.sources.split_expressions import PARTS, Split, own_parts
-from circuitvit.images.sources.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_table
+from circuitvit.images.tensor_checks import balanced, stratified
 from circuitvit.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

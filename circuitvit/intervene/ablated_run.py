@@ -23,7 +23,8 @@ from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Circuit
 from circuitvit.graph.edge_graph import Node, Qkv, node_named, places_of, writers_before
 from circuitvit.images import Pairs
-from circuitvit.intervene.circuit_runs import Runs, images_in_chunk
+from circuitvit.intervene.batching import images_in_chunk
+from circuitvit.intervene.circuit_runs import Runs
 from circuitvit.intervene.input_checks import (
     check_ablation,
     check_circuit,
@@ -34,9 +35,9 @@ from circuitvit.intervene.run_plan import RunPlan
 from circuitvit.intervene.writer_outputs import (
     ablated_values,
     ablated_writes,
-    attention_constants,
 )
-from circuitvit.models.vit import PARTS, Attention, Block, ViT
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, sublayers
+from circuitvit.models.vit import PARTS, Attention, ViT
 from circuitvit.torch_modes import default_modes, ordinary, without_gradients
 
 
@@ -112,7 +113,7 @@ class RemovedNeurons:
 
 
 @dataclass(frozen=True)
-class Run:
+class AblatedRun:
     """What an ablated run computed.
 
     Attributes:
@@ -132,7 +133,7 @@ def run_embedded(
     *,
     on_read: Callable[[str, Tensor], None] | None = None,
     neurons: Mapping[int, RemovedNeurons] | None = None,
-) -> Run:
+) -> AblatedRun:
     """The ablated run, from what `embed` wrote on.
 
     Args:
@@ -149,21 +150,19 @@ def run_embedded(
     tell = on_read or (lambda _name, _read: None)
     live = [embedded]
     constants = embedded.new_zeros(())
-    for index, block in enumerate(vit.blocks):
-        assert isinstance(block, Block)
-        if block.attention is not None:
-            reads = _read(mask.attention[index], live, ablated) + constants
-            tell(f"a{index}", reads)
-            live.extend(head_values(block, reads).unbind())
-        constants = constants + attention_constants(block)
-        if block.mlp is not None:
-            reads = _read(mask.mlp[index], live, ablated) + constants
-            tell(f"m{index}", reads)
-            live.append(mlp_value(block, reads, removed.get(index)))
-        constants = constants + (0 if block.mlp_constant is None else block.mlp_constant)
+    for layer in sublayers(vit):
+        if isinstance(layer, AttentionLayer):
+            reads = _read(mask.attention[layer.block], live, ablated) + constants
+            tell(layer.name, reads)
+            live.extend(head_values(layer, reads).unbind())
+        elif isinstance(layer, MlpLayer):
+            reads = _read(mask.mlp[layer.block], live, ablated) + constants
+            tell(layer.name, reads)
+            live.append(mlp_value(layer, reads, removed.get(layer.block)))
+        constants = constants + layer.constants
     reads = _read(mask.logits, live, ablated) + constants
     tell("logits", reads)
-    return Run(vit.read_out(reads), torch.stack(live))
+    return AblatedRun(vit.read_out(reads), torch.stack(live))
 
 
 def _read(
@@ -179,14 +178,13 @@ def _read(
 
 
 def head_values(
-    block: Block, reads: Float[Tensor, "part head image token width"]
+    layer: AttentionLayer, reads: Float[Tensor, "part head image token width"]
 ) -> Float[Tensor, "head image token width"]:
     """What each head writes, given what its q, k and v read (before the LayerNorm)."""
-    attention, norm = block.attention, block.ln1
-    assert attention is not None
-    assert norm is not None
-    q, k, v = (project(attention, part, norm(x)) for part, x in zip(PARTS, reads, strict=True))
-    return head_writes(attention, q, k, v)
+    q, k, v = (
+        project(layer.attention, part, layer.norm(x)) for part, x in zip(PARTS, reads, strict=True)
+    )
+    return head_writes(layer.attention, q, k, v)
 
 
 def project(
@@ -216,17 +214,15 @@ def head_writes(
 
 
 def mlp_value(
-    block: Block,
+    layer: MlpLayer,
     reads: Float[Tensor, "image token width"],
     removed: RemovedNeurons | None = None,
 ) -> Float[Tensor, "image token width"]:
     """What the MLP writes, given what it reads (before the LayerNorm)."""
-    assert block.mlp is not None
-    assert block.ln2 is not None
-    post = block.mlp.neurons(block.ln2(reads))
+    post = layer.neurons(reads)
     if removed is not None:
         post = torch.where(removed.gone, removed.values, post)
-    return block.mlp.fc2(post)
+    return layer.mlp.fc2(post)
 
 
 @without_gradients

@@ -12,18 +12,22 @@ What is read is put together in the cheapest of three ways:
 Heads of a block that read the same share their LayerNorm and their projection.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.graph.edge_graph import node_named, writers_of
+from circuitvit.graph.edge_graph import edges_of, node_named, writers_of
+from circuitvit.images import Pairs
+from circuitvit.intervene.batching import images_in_chunk, images_that_fit, in_batches
 from circuitvit.intervene.needed_tokens import Rows, narrowed
-from circuitvit.intervene.run_plan import RunPlan, Write
-from circuitvit.intervene.writer_outputs import IMAGES_AT_ONCE, Writes, attention_constants
-from circuitvit.models.vit import PARTS, Attention, Block, ViT
+from circuitvit.intervene.run_plan import PlannedWrite, RunPlan
+from circuitvit.intervene.task import PatchingTask
+from circuitvit.intervene.writer_outputs import Writes
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, attention_layer, sublayers
+from circuitvit.models.vit import PARTS, Attention, ViT
 
 FEW = 4
 """Up to so many writers are added one by one; more in one product for all readers."""
@@ -32,16 +36,8 @@ LEAST = 0.01
 NUMBERS_HELD = 2**27
 """How many numbers may be held from one circuit for those after it."""
 
-NUMBERS_AT_ONCE = {"cpu": 2**19, "cuda": 2**22}
-"""Numbers that one reader reads in a chunk of images; on a CPU more leaves the cache."""
 
-Stream = Float[Tensor, "image _row width"]
-
-
-def images_in_chunk(vit: ViT) -> int:
-    """How many images are in a chunk."""
-    most = NUMBERS_AT_ONCE.get(vit.positions.device.type, NUMBERS_AT_ONCE["cuda"])
-    return max(1, min(IMAGES_AT_ONCE, most // vit.positions.numel()))
+RunStream = Float[Tensor, "image _row width"]
 
 
 class Runs:
@@ -62,13 +58,13 @@ class Runs:
         ablated: Writes,
     ) -> None:
         self._vit, self._plan = vit, plan
-        self._blocks = [block for block in vit.blocks if isinstance(block, Block)]
+        self._layers = sublayers(vit)
         self._nodes = [node_named(name) for name in writers_of(vit.config)]
         self._images = len(clean)
         self._ablated = ablated
         self._writes = {0: vit.embed(clean)}  # of heads, z
-        self._reads: dict[int, Stream] = {}
-        self._differences: dict[tuple[int, Rows], tuple[int, Stream]] = {}
+        self._reads: dict[int, RunStream] = {}
+        self._differences: dict[tuple[int, Rows], tuple[int, RunStream]] = {}
         self._table = self._writes[0].new_empty(len(self._nodes), *self._writes[0].shape)
         self._filled = set[int]()
         self._bases = self._sums()
@@ -95,7 +91,7 @@ class Runs:
         total = self._ablated.embed.double()
         total = total.expand(-1, len(self._vit.positions), -1)
         sums = list[Tensor]()
-        for layer in range(2 * len(self._blocks)):
+        for layer in range(len(self._layers)):
             sums.append(total.to(self._vit.positions.dtype))
             total = total + self._added(layer, {}, "all")
         return [*sums, total.to(self._vit.positions.dtype)]
@@ -109,12 +105,8 @@ class Runs:
         if node.block is None:
             return self._ablated.embed
         if node.head is None:
-            value = self._ablated.mlp[node.block]
-            assert value is not None
-            return value
-        z = self._ablated.z[node.block]
-        assert z is not None
-        return z[:, node.head]
+            return self._ablated.mlp_of(node.block)
+        return self._ablated.z_of(node.block)[:, node.head]
 
     def _make(self, writes: Sequence[int]) -> None:
         """Run units of one sub-layer, those that have not been run yet."""
@@ -123,31 +115,31 @@ class Runs:
             return
         reads = self._streams({read for write in missing.values() for read in write.reads})
         node = self._nodes[next(iter(missing.values())).place]
-        assert node.block is not None
-        block = self._blocks[node.block]
-        if node.kind == "mlp":
-            self._writes |= {n: self._mlp(block, reads, write) for n, write in missing.items()}
+        layer = self._layers[2 * node.block_index + (node.kind == "mlp")]
+        if isinstance(layer, MlpLayer):
+            self._writes |= {n: self._mlp(layer, reads, write) for n, write in missing.items()}
             return
+        assert isinstance(layer, AttentionLayer)
         needed: set[Rows] = {write.rows for write in missing.values()}
         for rows in needed:
             alike = {n: write for n, write in missing.items() if write.rows == rows}
-            z = self._heads(block, reads, [*alike.values()], rows)
+            z = self._heads(layer, reads, [*alike.values()], rows)
             self._writes |= dict(zip(alike, z, strict=True))
 
-    def _mlp(self, block: Block, reads: dict[int, Stream], write: Write) -> Stream:
-        assert block.mlp is not None
-        assert block.ln2 is not None
-        hidden = block.mlp.neurons(block.ln2(reads[write.reads[0]]))
+    def _mlp(self, layer: MlpLayer, reads: dict[int, RunStream], write: PlannedWrite) -> RunStream:
+        hidden = layer.neurons(reads[write.reads[0]])
         has = "all" if write.rows == "mean" else write.rows
-        return block.mlp.fc2(self._narrow(hidden, has, write.rows))
+        return layer.mlp.fc2(self._narrow(hidden, has, write.rows))
 
     def _heads(
-        self, block: Block, reads: dict[int, Stream], writes: list[Write], rows: Rows
+        self,
+        layer: AttentionLayer,
+        reads: dict[int, RunStream],
+        writes: list[PlannedWrite],
+        rows: Rows,
     ) -> tuple[Tensor, ...]:
         """Z of heads of one block that are needed at the same rows."""
-        attention, norm = block.attention, block.ln1
-        assert attention is not None
-        assert norm is not None
+        attention, norm = layer.attention, layer.norm
         together: dict[int, list[int]] = {}
         for part in range(len(PARTS)):
             for write in writes:
@@ -164,9 +156,9 @@ class Runs:
         z = F.scaled_dot_product_attention(q, k, v)
         return self._narrow(z, "all" if rows == "mean" else rows, rows).unbind(dim=1)
 
-    def _streams(self, reads: set[int]) -> dict[int, Stream]:
+    def _streams(self, reads: set[int]) -> dict[int, RunStream]:
         """What some readers of one sub-layer read."""
-        made, rest = dict[int, Stream](), list[int]()
+        made, rest = dict[int, RunStream](), list[int]()
         for index in sorted(reads):
             if index in self._reads or self._plan.parents[index] is not None:
                 made[index] = self._stream(index)
@@ -179,7 +171,7 @@ class Runs:
                 self._reads[index] = made[index]
         return made
 
-    def _stream(self, index: int) -> Stream:
+    def _stream(self, index: int) -> RunStream:
         """What one reader reads."""
         if index not in self._reads:
             parent = self._plan.parents[index]
@@ -189,7 +181,7 @@ class Runs:
             self._reads[index] = x
         return self._reads[index]
 
-    def _onward(self, index: int, parent: int) -> Stream:
+    def _onward(self, index: int, parent: int) -> RunStream:
         """What is read, from what an earlier sub-layer read and all that was written since."""
         read, start = self._plan.reads[index], self._plan.reads[parent]
         x = self._narrow(self._stream(parent), start.rows, read.rows)
@@ -208,22 +200,20 @@ class Runs:
             else self._narrow(self._ablated_write(place), "all", rows)
             for place in places
         ]
-        if layer % 2 or not writes:
+        step = self._layers[layer]
+        if not isinstance(step, AttentionLayer):
             return sum(writes, start=constant)
-        attention = self._blocks[layer // 2].attention
-        assert attention is not None
         z = torch.stack(torch.broadcast_tensors(*writes), dim=-2).flatten(-2)
-        return F.linear(z, attention.out.weight) + constant
+        return F.linear(z, step.attention.out.weight) + constant
 
     def _constant(self, layer: int, rows: Rows) -> Tensor | float:
         """What a sub-layer adds that belongs to no writer."""
-        block = self._blocks[layer // 2]
-        constant = block.mlp_constant if layer % 2 else attention_constants(block)
+        constant = self._layers[layer].constants
         if not isinstance(constant, Tensor):
             return 0.0
         return self._narrow(constant.expand(len(self._vit.positions), -1), "all", rows)
 
-    def _difference(self, index: int, rows: Rows) -> Stream:
+    def _difference(self, index: int, rows: Rows) -> RunStream:
         """How a write differs from ã in the stream, at some rows; one for each writer is held.
 
         Those of all tokens lie behind one another in one table, for `_summed_together`.
@@ -236,16 +226,14 @@ class Runs:
         ablated = self._narrow(self._ablated_write(write.place), "all", rows)
         value = self._narrow(self._writes[index], write.rows, rows) - ablated
         if node.head is not None:
-            attention = self._blocks[node.block or 0].attention
-            assert attention is not None
-            value = value @ attention.output_weight()[node.head]
+            value = value @ attention_layer(self._vit, node.block_index).output_weight(node.head)
         if rows == "all":
             value = self._table[write.place].copy_(value)
             self._filled.add(write.place)
         self._differences[write.place, rows] = index, value
         return value
 
-    def _nearly(self, index: int, made: dict[int, Stream]) -> bool:
+    def _nearly(self, index: int, made: dict[int, RunStream]) -> bool:
         """Make what is read from a read that keeps a few writers more or fewer, if there is one."""
         reads, rows = self._plan.reads, self._plan.reads[index].rows
         near = [other for other in made if reads[other].rows in ("all", rows)]
@@ -265,9 +253,9 @@ class Runs:
         made[index] = x
         return True
 
-    def _summed(self, reads: Sequence[int]) -> dict[int, Stream]:
+    def _summed(self, reads: Sequence[int]) -> dict[int, RunStream]:
         """What is read, each as the sum of all ablated values and of a − ã of what is kept."""
-        made = dict[int, Stream]()
+        made = dict[int, RunStream]()
         needed: set[Rows] = {self._plan.reads[index].rows for index in reads}
         for rows in needed:
             alike = [index for index in reads if self._plan.reads[index].rows == rows]
@@ -283,7 +271,7 @@ class Runs:
                 made |= self._summed_together(many, rows)
         return made
 
-    def _summed_together(self, reads: list[int], rows: Rows) -> dict[int, Stream]:
+    def _summed_together(self, reads: list[int], rows: Rows) -> dict[int, RunStream]:
         """The same in one product."""
         kept = [self._plan.reads[index].kept for index in reads]
         values = {
@@ -315,12 +303,12 @@ class Runs:
         return self._vit.head(self._vit.final_norm(x[:, 0]))
 
 
-def _squares(x: Stream) -> Float[Tensor, "image _row"]:
+def _squares(x: RunStream) -> Float[Tensor, "image _row"]:
     return torch.linalg.vector_norm(x, dim=-1).square_()
 
 
 def _projected(
-    attention: Attention, normalized: Stream, rows: list[int]
+    attention: Attention, normalized: RunStream, rows: list[int]
 ) -> list[Float[Tensor, "image _row head_width"]]:
     """Some queries, keys and values, named by part · heads + head, of one normalised stream."""
     weight, bias = attention.qkv.weight, attention.qkv.bias
@@ -329,3 +317,41 @@ def _projected(
         bias = None if bias is None else bias.view(-1, attention.head_width)[rows].flatten()
     projected = F.linear(normalized, weight, bias)
     return list(projected.unflatten(-1, (len(rows), attention.head_width)).unbind(dim=-2))
+
+
+def logits_without(
+    task: PatchingTask,
+    removed: Iterable[Iterable[str]],
+    images: int | None = None,
+    advance: Callable[..., None] = lambda steps: None,
+) -> list[Float[Tensor, "image class"]]:
+    """The logits for all pairs when some units write their ablated value everywhere.
+
+    Args:
+        task: the model, pairs and ablation.
+        removed: sets of units; each set is removed on its own.
+        images: how many pairs go at once.
+        advance: called after each run, with its number of pairs as `steps`.
+
+    Raises:
+        CircuitError: memory does not suffice for one pair.
+    """
+    vit = task.vit
+    plan = RunPlan(vit.config, consistent=task.ablation == "patch")
+    for units in map(set, removed):
+        plan.add(e.name for e in edges_of(vit.config) if e.writer not in units)
+
+    def work(chunk: Pairs) -> list[Tensor]:
+        found: list[Tensor] = []
+        try:
+            for logits in Runs(vit, plan, chunk.clean, task.ablated_writes(chunk)).logits():
+                found.append(logits)
+                advance(steps=len(chunk))
+        except (RuntimeError, MemoryError):
+            advance(steps=-len(found) * len(chunk))
+            raise
+        return found
+
+    images = images or min(images_in_chunk(vit), images_that_fit(vit))
+    chunks = [found for _, found in in_batches(task.pairs, images, work)]
+    return [torch.cat(some) for some in zip(*chunks, strict=True)]

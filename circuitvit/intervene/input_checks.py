@@ -11,7 +11,7 @@ from circuitvit.graph.circuit import Ablation, Circuit, same_edge_set
 from circuitvit.images import Pairs
 from circuitvit.models.circuit_vit import CircuitViT
 from circuitvit.models.vit import ViT
-from circuitvit.precision import HALF, in_single
+from circuitvit.torch_modes import HALF, in_single
 
 
 def check_vit(vit: object) -> None:

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitvit.errors import CircuitError
-from circuitvit.precision import in_single
+from circuitvit.torch_modes import in_single
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class LabelledPairs(Protocol):
     """The part of `Pairs` that metrics look at."""
 
     @property
@@ -28,10 +28,10 @@ class Labelled(Protocol):
         ...
 
 
-Metric = str | Callable[[Tensor, Labelled], Tensor]
+Metric = str | Callable[[Tensor, LabelledPairs], Tensor]
 """A name of `NAMES`, or a callable from logits [image class] and pairs to values [image]."""
 
-Loss = Callable[[Float[Tensor, "image class"], Labelled, Float[Tensor, "image class"]], Tensor]
+Loss = Callable[[Float[Tensor, "image class"], LabelledPairs, Float[Tensor, "image class"]], Tensor]
 """The metric of some logits, given their pairs and the full model's logits on the clean images."""
 
 _NEEDS = {
@@ -49,7 +49,7 @@ def metric_name(metric: Metric) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
-def loss_of(metric: Metric, pairs: Labelled, classes: int) -> Loss:
+def loss_of(metric: Metric, pairs: LabelledPairs, classes: int) -> Loss:
     """The loss that a metric stands for, checked against the pairs it is to be used with.
 
     * `logit_difference`: −(logit[label] − logit[corrupt_label])
@@ -114,7 +114,7 @@ def _check_labels(labels: Tensor | None, name: str, metric: str, classes: int) -
         )
 
 
-def _named_loss(metric: str, logits: Tensor, pairs: Labelled, full: Tensor) -> Tensor:
+def _named_loss(metric: str, logits: Tensor, pairs: LabelledPairs, full: Tensor) -> Tensor:
     if metric == "kl":
         reference, own = F.log_softmax(full, dim=-1), F.log_softmax(logits, dim=-1)
         return (reference.exp() * (reference - own)).sum(dim=-1)
@@ -136,10 +136,10 @@ def _at(
     return values.gather(-1, labels[:, None])[:, 0]
 
 
-def _checked(metric: Callable[[Tensor, Labelled], Tensor], count: int | None) -> Loss:
+def _checked(metric: Callable[[Tensor, LabelledPairs], Tensor], count: int | None) -> Loss:
     """The loss of a callable, whose answers are checked; `count` is how many pairs there are."""
 
-    def loss(logits: Tensor, pairs: Labelled, full: Tensor) -> Tensor:
+    def loss(logits: Tensor, pairs: LabelledPairs, full: Tensor) -> Tensor:
         try:
             signature(metric).bind(logits, pairs)
         except TypeError as cause:

@@ -24,7 +24,7 @@ from circuitvit.graph.edge_graph import (
 )
 from circuitvit.intervene.needed_tokens import Rows, rows_of_logits, rows_read, rows_together
 
-Kept = dict[str, list[int]]
+KeptWriters = dict[str, list[int]]
 """By reader (q, k and v apart), the indices of the writers that it reads, ascending."""
 
 
@@ -32,7 +32,7 @@ MANY = 8
 """With fewer writers kept than these, and than half of all, their sum is quicker made afresh."""
 
 
-class Read(NamedTuple):
+class PlannedRead(NamedTuple):
     """What a reader reads.
 
     Attributes:
@@ -46,7 +46,7 @@ class Read(NamedTuple):
     kept: tuple[int, ...]
 
 
-class Write(NamedTuple):
+class PlannedWrite(NamedTuple):
     """What a writer writes.
 
     Attributes:
@@ -94,14 +94,14 @@ class RunPlan:
     def __init__(self, config: ViTConfig, *, consistent: bool) -> None:
         self.config = config
         self._consistent = consistent
-        self.reads: list[Read] = []
+        self.reads: list[PlannedRead] = []
         self.parents: list[int | None] = []
-        self.writes = [Write(0, "all", ())]
+        self.writes = [PlannedWrite(0, "all", ())]
         self.circuits: list[Steps] = []
         self.last_read: dict[int, int] = {}
         self.last_write: dict[int, int] = {}
-        self._reads: dict[Read, int] = {}
-        self._writes: dict[Write, int] = {}
+        self._reads: dict[PlannedRead, int] = {}
+        self._writes: dict[PlannedWrite, int] = {}
         before = writers_before(config)
         self._layers = _layers(config)
         firsts = [before[units[0].unit] if units else None for units in self._layers]
@@ -126,14 +126,14 @@ class RunPlan:
                 if self._consistent and not any(self.reads[read].kept for read in reads):
                     continue
                 place = places[unit.name]
-                made[place] = self._write(Write(place, rows[unit.name], reads))
+                made[place] = self._write(PlannedWrite(place, rows[unit.name], reads))
                 step.append(made[place])
             steps.append(tuple(step))
         final = self._read(len(self._layers) - 1, rows["logits"], kept["logits"], made)
         self.last_write |= dict.fromkeys(made.values(), len(self.circuits))
         self.circuits.append(Steps(tuple(steps), final))
 
-    def _rows(self, kept: Kept) -> dict[str, Rows]:
+    def _rows(self, kept: KeptWriters) -> dict[str, Rows]:
         """Which rows are needed of what each unit writes; units that reach no logits are absent."""
         logits = rows_of_logits(self.config, pooled=True)
         rows: dict[str, Rows] = {"logits": logits}
@@ -151,14 +151,14 @@ class RunPlan:
                     needs.setdefault(earlier, set()).add(read)
         return rows
 
-    def _write(self, write: Write) -> int:
+    def _write(self, write: PlannedWrite) -> int:
         if write not in self._writes:
             self._writes[write] = len(self.writes)
             self.writes.append(write)
         return self._writes[write]
 
     def _read(self, layer: int, rows: Rows, places: list[int], made: dict[int, int]) -> int:
-        read = Read(layer, rows, tuple(made[place] for place in places if place in made))
+        read = PlannedRead(layer, rows, tuple(made[place] for place in places if place in made))
         if read not in self._reads:
             self._reads[read] = len(self.reads)
             self.parents.append(self._parent(read))
@@ -169,7 +169,7 @@ class RunPlan:
             self.last_read[parent] = len(self.circuits)
         return index
 
-    def _parent(self, read: Read) -> int | None:
+    def _parent(self, read: PlannedRead) -> int | None:
         """What one of the two sub-layers before reads, if it keeps the same and that is much."""
         if len(read.kept) < min(MANY, self.before[read.layer] / 2):
             return None
@@ -177,7 +177,7 @@ class RunPlan:
         for layer in reversed(present[-2:]):
             end = bisect_left(read.kept, self.before[layer], key=lambda w: self.writes[w].place)
             for rows in ("all", read.rows):
-                earlier = self._reads.get(Read(layer, rows, read.kept[:end]))
+                earlier = self._reads.get(PlannedRead(layer, rows, read.kept[:end]))
                 if earlier is not None:
                     return earlier
         return None
@@ -198,9 +198,9 @@ def _readers(unit: Node) -> tuple[Node, ...]:
     return tuple(node_named(f"{unit.name}.{part}") for part in "qkv")
 
 
-def _kept(config: ViTConfig, edges: Iterable[str], qkv: Qkv) -> Kept:
+def _kept(config: ViTConfig, edges: Iterable[str], qkv: Qkv) -> KeptWriters:
     places = places_of(config)
-    kept: Kept = {name: [] for name in readers_of(config, qkv)}
+    kept: KeptWriters = {name: [] for name in readers_of(config, qkv)}
     for name in edges:
         writer, reader = name.split("->")
         kept[reader].append(places[writer])

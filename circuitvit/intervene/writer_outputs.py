@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.graph.circuit import Ablation
+from circuitvit.intervene.batching import IMAGES_AT_ONCE
 from circuitvit.intervene.input_checks import check_ablation, check_finite
-from circuitvit.models.vit import Block, ViT
-
-IMAGES_AT_ONCE = 64
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, sublayers
+from circuitvit.models.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,29 @@ class Writes:
     def values(self, vit: ViT) -> Float[Tensor, "writer image token width"]:
         """All of them in forward order, the heads by W_O."""
         values = [self.embed[None]]
-        for block, z, mlp in zip(vit.blocks, self.z, self.mlp, strict=True):
-            assert isinstance(block, Block)
-            if z is not None:
-                assert block.attention is not None
-                weight = block.attention.output_weight()
-                values.append(torch.einsum("ihtd,hdw->hitw", z, weight))
-            if mlp is not None:
-                values.append(mlp[None])
+        for layer in sublayers(vit):
+            if isinstance(layer, AttentionLayer):
+                weight = layer.attention.output_weight()
+                values.append(torch.einsum("ihtd,hdw->hitw", self.z_of(layer.block), weight))
+            elif isinstance(layer, MlpLayer):
+                values.append(self.mlp_of(layer.block)[None])
         return torch.cat(values)
+
+    def z_of(self, block: int) -> Float[Tensor, "image _head token _head_width"]:
+        """What the heads of a block that has some write before W_O."""
+        return _present(self.z[block])
+
+    def mlp_of(self, block: int) -> Float[Tensor, "image token width"]:
+        """What the MLP of a block that has one writes."""
+        return _present(self.mlp[block])
 
     def _each(self) -> list[Tensor]:
         return [t for t in (self.embed, *self.z, *self.mlp) if t is not None]
+
+
+def _present(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
 
 
 def writes(
@@ -65,34 +76,20 @@ def writes(
     """
     tell = on_post or (lambda _block, _post: None)
     stream = embed = vit.embed(images)
-    zs: list[Tensor | None] = []
-    mlps: list[Tensor | None] = []
-    for index, block in enumerate(vit.blocks):
-        assert isinstance(block, Block)
-        z = mlp = None
-        if block.attention is not None and block.ln1 is not None:
-            z = block.attention.mix(block.ln1(stream))
-            stream = stream + block.attention.write(z, block.output_bias)
-        elif block.output_bias is not None:
-            stream = stream + block.output_bias
-        if block.attention_constant is not None:
-            stream = stream + block.attention_constant
-        if block.mlp is not None and block.ln2 is not None:
-            post = block.mlp.neurons(block.ln2(stream))
-            tell(index, post)
-            mlp = block.mlp.fc2(post)
-            stream = stream + mlp
-        if block.mlp_constant is not None:
-            stream = stream + block.mlp_constant
-        zs.append(z)
-        mlps.append(mlp)
+    zs: list[Tensor | None] = [None] * vit.config.depth
+    mlps: list[Tensor | None] = [None] * vit.config.depth
+    for layer in sublayers(vit):
+        if isinstance(layer, AttentionLayer):
+            zs[layer.block] = z = layer.mix(stream)
+            stream = layer.after_writes(stream, z)
+        elif isinstance(layer, MlpLayer):
+            post = layer.neurons(stream)
+            tell(layer.block, post)
+            mlps[layer.block] = write = layer.mlp.fc2(post)
+            stream = layer.after_writes(stream, write)
+        else:
+            stream = layer.after(stream)
     return Writes(embed, tuple(zs), tuple(mlps)), vit.read_out(stream)
-
-
-def attention_constants(block: Block) -> Tensor | float:
-    """What the block adds after its heads that belongs to no writer: b_O and the constant."""
-    parts = [c for c in (block.output_bias, block.attention_constant) if c is not None]
-    return sum(parts[1:], start=parts[0]) if parts else 0.0
 
 
 def ablated_writes(

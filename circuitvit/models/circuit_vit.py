@@ -21,23 +21,23 @@ from circuitvit.models.circuit_plan import (
     EMBED,
     BlockPlan,
     Call,
+    CopyPlan,
+    HeadWrites,
     MLPPlan,
-    Part,
     Plan,
     Projection,
-    Read,
-    Write,
+    QkvPart,
+    explanation,
 )
-from circuitvit.models.explanation import explanation
 from circuitvit.models.saved_model import SavedModel
 from circuitvit.models.vit import PARTS, ViT, activate
 
 FORMAT = "circuitvit.CircuitViT"
 
-Stream = Float[Tensor, "image _row width"]
+CopiedStream = Float[Tensor, "image _row width"]
 
 
-class Run(NamedTuple):
+class BatchState(NamedTuple):
     """What is at hand while a batch runs.
 
     Attributes:
@@ -48,17 +48,17 @@ class Run(NamedTuple):
 
     images: int
     tables: list[Float[Tensor, "_row width"]]
-    values: dict[int, Stream]
+    values: dict[int, CopiedStream]
 
 
-class Reading(nn.Module):
+class StreamCopy(nn.Module):
     """A copy of the stream: values added up, and a table."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: CopyPlan) -> None:
         super().__init__()
         self.read = read
 
-    def forward(self, run: "Run") -> Stream:
+    def forward(self, run: "BatchState") -> CopiedStream:
         """The copy; its sum is put among the values, if others need it."""
         table = None if self.read.table is None else run.tables[self.read.table]
         parts = [run.values[index] for index in self.read.values]
@@ -77,10 +77,10 @@ class Projecting(nn.Module):
     def __init__(self, config: ViTConfig, plan: Projection, head_width: int) -> None:
         super().__init__()
         self.slots, self.eps = plan.slots, config.layer_norm_eps
-        self.reading = Reading(plan.read)
+        self.reading = StreamCopy(plan.read)
         self.linear = nn.Linear(config.width, plan.slots * head_width)
 
-    def forward(self, run: Run) -> Float[Tensor, "image slot _row head_width"]:
+    def forward(self, run: BatchState) -> Float[Tensor, "image slot _row head_width"]:
         """One slot for the queries, keys or values of a head."""
         x = normalized(self.reading(run), self.eps)
         return self.linear(x).unflatten(-1, (self.slots, -1)).transpose(1, 2)
@@ -108,7 +108,7 @@ class CircuitAttention(nn.Module):
     ) -> Float[Tensor, "image head _row head_width"]:
         """What the heads mix (z): their values, mixed by their patterns."""
 
-        def of(part: Part) -> Tensor:
+        def of(part: QkvPart) -> Tensor:
             return self._taken(part, projected, norms.get(part), images)
 
         v = of("v")
@@ -117,7 +117,7 @@ class CircuitAttention(nn.Module):
         return F.scaled_dot_product_attention(of("q"), of("k"), v, scale=self.scale)
 
     def _taken(
-        self, part: Part, projected: list[Tensor], norm: nn.Module | None, images: int
+        self, part: QkvPart, projected: list[Tensor], norm: nn.Module | None, images: int
     ) -> Float[Tensor, "image head _row head_width"]:
         """The queries, keys or values, from where the plan says."""
         table = {"q": self.q_table, "k": self.k_table, "v": self.v_table}[part]
@@ -138,13 +138,13 @@ class CircuitAttention(nn.Module):
 class Writing(nn.Module):
     """What some heads write together."""
 
-    def __init__(self, config: ViTConfig, plan: Write, head_width: int) -> None:
+    def __init__(self, config: ViTConfig, plan: HeadWrites, head_width: int) -> None:
         super().__init__()
         self.plan = plan
         self.linear = nn.Linear(plan.heads * head_width, config.width, bias=False)
         self.table = _table(plan.table, config.width)
 
-    def forward(self, z: Float[Tensor, "image head _row head_width"]) -> Stream:
+    def forward(self, z: Float[Tensor, "image head _row head_width"]) -> CopiedStream:
         """Their z by their W_O, and the table."""
         z = z[:, self.plan.start : self.plan.start + self.plan.heads]
         written = self.linear(z.transpose(1, 2).flatten(2))
@@ -157,12 +157,12 @@ class CircuitMLP(nn.Module):
     def __init__(self, config: ViTConfig, plan: MLPPlan) -> None:
         super().__init__()
         self.activation, self.eps = config.activation, config.layer_norm_eps
-        self.reading = Reading(plan.read)
+        self.reading = StreamCopy(plan.read)
         self.fc1 = nn.Linear(config.width, plan.neurons)
         self.fc2 = nn.Linear(plan.neurons, config.width, bias=False)
         self.table = nn.Parameter(torch.zeros(plan.table, config.width))
 
-    def forward(self, run: Run) -> Stream:
+    def forward(self, run: BatchState) -> CopiedStream:
         """What it writes; its bias is in the table."""
         hidden = self.fc1(normalized(self.reading(run), self.eps))
         hidden = activate(self.activation, hidden)
@@ -192,7 +192,7 @@ class CircuitBlock(nn.Module):
             {part: nn.LayerNorm(width, config.layer_norm_eps) for part in norms}
         )
 
-    def forward(self, run: Run) -> None:
+    def forward(self, run: BatchState) -> None:
         """Run the block on the values, and put its own among them."""
         projected = [projection(run) for projection in self.projections]
         norms = dict(self.norms.items())
@@ -221,7 +221,7 @@ class CircuitViT(SavedModel):
         with torch.inference_mode(False):  # its tensors could not be trained
             self.ends = ViT(without_blocks(config))  # whole, even where nobody reads the embedding
             self.blocks = nn.ModuleList(CircuitBlock(config, block) for block in plan.blocks)
-            self.logits = Reading(plan.logits)
+            self.logits = StreamCopy(plan.logits)
             self.tables = nn.ParameterList(torch.zeros(rows, config.width) for rows in plan.tables)
         self._done: list[list[int]] = [[] for _ in range(len(plan.blocks) + 1)]
         for value, block in plan.last_uses().items():
@@ -236,7 +236,7 @@ class CircuitViT(SavedModel):
         """
         self.check_images(images)
         values = {EMBED: self.ends.embed(images)} if self._embeds else {}
-        run = Run(images.shape[0], list(self.tables), values)
+        run = BatchState(images.shape[0], list(self.tables), values)
         for block, done in zip(self.blocks, self._done[:-1], strict=True):
             block(run)
             for value in done:
@@ -289,7 +289,7 @@ class CircuitViT(SavedModel):
         return cls(config, plan)
 
 
-def normalized(x: Stream, eps: float) -> Stream:
+def normalized(x: CopiedStream, eps: float) -> CopiedStream:
     """A LayerNorm without scale and shift."""
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 

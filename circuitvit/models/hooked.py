@@ -18,8 +18,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError, warn
 from circuitvit.models.vit import PARTS, Attention, Block, ViT, activate, pooled
-from circuitvit.precision import in_single
-from circuitvit.torch_modes import ordinary
+from circuitvit.torch_modes import in_single, ordinary
 
 MUCH = 2**30
 """Bytes; before a cache takes more, a warning says so."""

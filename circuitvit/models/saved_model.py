@@ -44,7 +44,7 @@ NAMES_OF_HEAD = (
     "vit.preprocessing, with a name for each logit."
 )
 
-Model = TypeVar("Model", bound="SavedModel")
+SavedModelType = TypeVar("SavedModelType", bound="SavedModel")
 
 
 class SavedModel(
@@ -96,7 +96,7 @@ class SavedModel(
         raise NotImplementedError
 
     @classmethod
-    def of_shape(cls: type[Model], shape: Any) -> Model:
+    def of_shape(cls: type[SavedModelType], shape: Any) -> SavedModelType:
         """A model of what `shape_as_dict` gave.
 
         Raises:
@@ -206,12 +206,12 @@ class SavedModel(
     @classmethod
     @in_default_modes
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls: type[Model],
+        cls: type[SavedModelType],
         folder: str | os.PathLike[str],
         *,
         device: str | torch.device = "cpu",
         **hub: Any,
-    ) -> Model:
+    ) -> SavedModelType:
         """Load a model that `save_pretrained` wrote, in eval mode and in its own dtype.
 
         Args:
@@ -261,7 +261,9 @@ class SavedModel(
         model.card = read_card(source)
         return model.eval()
 
-    def take_over(self: Model, weights: dict[str, Tensor], *, source: str) -> Model:
+    def take_over(
+        self: SavedModelType, weights: dict[str, Tensor], *, source: str
+    ) -> SavedModelType:
         """Take over a state dict whole, with its dtype and device; made on the meta device.
 
         Raises:
@@ -288,7 +290,7 @@ class SavedModel(
             self.load_state_dict({n: ordinary(w) for n, w in weights.items()}, assign=True)
             return self.requires_grad_(True)
 
-    def _apply(self: Model, fn: Any, recurse: bool = True) -> Model:
+    def _apply(self: SavedModelType, fn: Any, recurse: bool = True) -> SavedModelType:
         """Convert or move the weights; inside `torch.inference_mode`, too, they can be trained."""
         if not torch.is_inference_mode_enabled():
             return super()._apply(fn, recurse)
@@ -304,7 +306,7 @@ class SavedModel(
         return digest.hexdigest()[:16]
 
 
-def without_hooks(model: Model) -> Model:
+def without_hooks(model: SavedModelType) -> SavedModelType:
     """A model of one's own copying, in eval mode, now without forward hooks."""
     for part in model.modules():
         part._forward_hooks.clear()

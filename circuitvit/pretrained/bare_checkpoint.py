@@ -19,7 +19,7 @@ from circuitvit.files.tensor_files import told_in
 from circuitvit.models.saved_model import CONFIG_KEY
 from circuitvit.models.vit import ViT
 from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
-from circuitvit.pretrained.fitting import filled, replaced_in
+from circuitvit.pretrained.fitting import filled_with, replaced_in
 from circuitvit.pretrained.libraries.imports import imported
 from circuitvit.pretrained.libraries.timm import mlp_ratio
 from circuitvit.pretrained.opened import Checkpoint, Opened
@@ -52,7 +52,7 @@ def from_checkpoint(file: Checkpoint, heads: int | None) -> Opened:
         f"load_vit('{library}:NAME', checkpoint={str(path)!r}), or the module in the name's place."
     )
     assumption = f"assumed, as tensors don't tell: {assumed}"
-    return filled(Opened(module, str(path), None, (assumption,), (guess,)), weights)
+    return filled_with(Opened(module, str(path), None, (assumption,), (guess,)), weights)
 
 
 def _ours(weights: Weights, heads: int | None) -> Opened:

@@ -13,13 +13,220 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from circuitvit.config import ViTConfig
 from circuitvit.errors import CircuitError
-from circuitvit.models.vit import ViT
-from circuitvit.precision import HALF
-from circuitvit.pretrained.assembly import assembled
-from circuitvit.pretrained.libraries.reading import Library, Reading, replaced_layers
-from circuitvit.pretrained.libraries.recognition import refuse
-from circuitvit.torch_modes import default_modes
+from circuitvit.models.vit import PARTS, ViT
+from circuitvit.pretrained.libraries.reading import Library, LibraryReading, replaced_layers
+from circuitvit.pretrained.libraries.recognition import refuse_model
+from circuitvit.torch_modes import HALF, default_modes
+
+
+def assembled(
+    reading: LibraryReading,
+) -> tuple[ViTConfig, dict[str, Tensor], tuple[str, ...], list[str]]:
+    """The config, our state dict, what was folded, and the roles that were not used.
+
+    Raises:
+        CircuitError: a layer is missing, or there are other positions than tokens.
+    """
+    _check_whole(reading)
+    old = dict(reading.parts)
+    work = _Assembly(old, {}, [], old["patch.weight"].shape[0])
+    depth = len(reading.heads)
+    prefix = work.tokens()
+    patches = (reading.image_size // old["patch.weight"].shape[-1]) ** 2
+    work.positions(prefix, patches)
+    for name in ("patch", *(["embed_norm"] if "embed_norm.weight" in old else [])):
+        work.move(name)
+    for block in range(depth):
+        work.block(f"blocks.{block}.")
+    work.note_scales(depth)
+    work.move("final_norm")
+    work.heads()
+    work.note_missing()
+    return _config(reading, work.new), work.new, tuple(work.folded), sorted(old)
+
+
+def _check_whole(reading: LibraryReading) -> None:
+    """Refuse a reading without the weight of a layer, before anything is made of it."""
+    parts = reading.parts
+    needed = ["patch.weight", "head.weight"]
+    for block in range(len(reading.heads)):
+        at = f"blocks.{block}."
+        split = any(f"{at}attention.{part}.weight" in parts for part in PARTS)
+        inner = PARTS if split else ("qkv",)
+        needed += [f"{at}attention.{name}.weight" for name in (*inner, "out")]
+        needed += [f"{at}mlp.fc1.weight", f"{at}mlp.fc2.weight"]
+    missing = [name for name in needed if name not in parts]
+    if missing:
+        there = sorted(n for n in parts if n.startswith(missing[0].rpartition(".")[0]))
+        shown = f" In the first one's place there is {', '.join(there[:4])}." if there else ""
+        raise CircuitError(
+            f"this {reading.source} has no {', '.join(missing[:4])}{', …' * (len(missing) > 4)}, "
+            "as circuitvit calls what its library's plain model has there: the layer was taken "
+            f"out or replaced.{shown} Put the plain layer back, or merge what replaced it into "
+            "the layer's weights first."
+        )
+
+
+class _Assembly:
+    """Tensors on their way from the old names to the new ones."""
+
+    def __init__(
+        self, old: dict[str, Tensor], new: dict[str, Tensor], folded: list[str], width: int
+    ) -> None:
+        self.old, self.new, self.folded, self.width = old, new, folded, width
+        self.like = old["patch.weight"]
+        self.missing: list[str] = []
+        self.scaled = 0
+
+    def move(self, name: str) -> None:
+        """Weight and bias of a layer; a bias, or a LayerNorm's weight, may be missing."""
+        weight = self.old.pop(f"{name}.weight", None)
+        if weight is None:
+            weight = self.like.new_ones(self.width)
+            self.missing.append(f"{name}.weight")
+        bias = self.old.pop(f"{name}.bias", None)
+        if bias is None:
+            bias = weight.new_zeros(len(weight))
+            self.missing.append(f"{name}.bias")
+        self.new[f"{name}.weight"], self.new[f"{name}.bias"] = weight, bias
+
+    def tokens(self) -> int:
+        """Class token, then distillation token and registers; how many they are."""
+        given = self.old.pop("class_token", None)
+        if given is not None:
+            self.new["class_token"] = given.reshape(self.width)
+        names = ("distillation_token", "register_tokens")
+        registers = [self.old.pop(n).reshape(-1, self.width) for n in names if n in self.old]
+        registers = [rows for rows in registers if len(rows)]
+        if registers:
+            self.new["register_tokens"] = torch.cat(registers)
+        return int(given is not None) + sum(map(len, registers))
+
+    def positions(self, prefix: int, patches: int) -> None:
+        """A row for every token; those for which the source has none get zeros."""
+        given = self.old.pop("positions", None)
+        if given is None:
+            self.new["positions"] = self.like.new_zeros(prefix + patches, self.width)
+            self.folded.append(f"zero positions for all {prefix + patches} tokens (it has none)")
+            return
+        rows = given.reshape(-1, self.width)
+        covered = len(rows) - patches
+        if not 0 <= covered <= prefix:
+            raise CircuitError(
+                f"there are {len(rows)} positions for {patches} patches and {prefix} tokens before "
+                "them. Give a model whose positions fit its image size."
+            )
+        zeros = rows.new_zeros(prefix - covered, self.width)
+        self.new["positions"] = torch.cat([rows[:covered], zeros, rows[covered:]])
+        if len(zeros):
+            self.folded.append(
+                f"zero positions for {_count(len(zeros), 'prefix token')}, which have none in it"
+            )
+
+    def block(self, at: str) -> None:
+        """One block, its LayerScale folded into what it writes."""
+        for name in ("ln1", "ln2", "mlp.fc1"):
+            self.move(at + name)
+        self.qkv(f"{at}attention.")
+        for norm in ("attention.q_norm", "attention.k_norm"):
+            if f"{at}{norm}.weight" in self.old:
+                self.move(at + norm)
+        first, second = (self.old.pop(f"{at}scale{number}", None) for number in (1, 2))
+        self.scaled += first is not None or second is not None
+        out = self.old.pop(f"{at}attention.out.weight")
+        self.new[f"{at}attention.out.weight"] = _scaled(out, first)
+        bias = self.old.pop(f"{at}attention.out.bias", None)
+        if bias is not None:
+            self.new[f"{at}output_bias"] = _scaled(bias, first)
+        self.move(f"{at}mlp.fc2")
+        for name in (f"{at}mlp.fc2.weight", f"{at}mlp.fc2.bias"):
+            self.new[name] = _scaled(self.new[name], second)
+
+    def qkv(self, at: str) -> None:
+        """One projection for queries, keys and values; where only some have a bias, zeros."""
+        if f"{at}q.weight" in self.old:
+            rows = [self.old.pop(f"{at}{part}.weight") for part in PARTS]
+            biases = [self.old.pop(f"{at}{part}.bias", None) for part in PARTS]
+            self.old[f"{at}qkv.weight"] = torch.cat(rows)
+            if any(bias is not None for bias in biases):
+                pairs = zip(rows, biases, strict=True)
+                filled = [r.new_zeros(len(r)) if b is None else b for r, b in pairs]
+                self.old[f"{at}qkv.bias"] = torch.cat(filled)
+        self.new[f"{at}qkv.weight"] = self.old.pop(f"{at}qkv.weight")
+        if f"{at}qkv.bias" in self.old:
+            self.new[f"{at}qkv.bias"] = self.old.pop(f"{at}qkv.bias")
+
+    def heads(self) -> None:
+        """The classifier; two that are averaged are halved and stand side by side."""
+        self.move("head")
+        if "head_distillation.weight" not in self.old:
+            return
+        second = self.old.pop("head_distillation.weight")
+        bias = self.old.pop("head_distillation.bias", second.new_zeros(len(second)))
+        self.new["head.weight"] = torch.cat([self.new["head.weight"], second], dim=1) / 2
+        self.new["head.bias"] = (self.new["head.bias"] + bias) / 2
+        self.folded.append("two heads averaged into one, on the class and distillation tokens")
+
+    def note_scales(self, depth: int) -> None:
+        """Say that LayerScale was folded."""
+        if self.scaled:
+            of_all = "" if self.scaled == depth else f", of {depth}"
+            blocks = _count(self.scaled, "block") + of_all
+            self.folded.append(f"LayerScale into W_O, b_O, W2, b2 ({blocks})")
+
+    def note_missing(self) -> None:
+        """Say which biases and LayerNorm weights the source lacks."""
+        if self.missing:
+            shown = ", ".join(self.missing[:4]) + (", …" if len(self.missing) > 4 else "")
+            self.folded.append(
+                f"neutral values for {_count(len(self.missing), 'parameter')} it has not: {shown}"
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
+    """Rows times LayerScale's factors."""
+    if scale is None:
+        return tensor
+    return tensor * (scale[:, None] if tensor.ndim == 2 else scale)
+
+
+def _config(reading: LibraryReading, new: dict[str, Tensor]) -> ViTConfig:
+    """The shape, most of it read from the tensors; adds qkv biases that only some blocks have."""
+    blocks = [f"blocks.{index}." for index in range(len(reading.heads))]
+    rows = [len(new[f"{at}attention.qkv.weight"]) for at in blocks]
+    biased = [f"{at}attention.qkv.bias" in new for at in blocks]
+    if any(biased):
+        for at in blocks:
+            weight = new[f"{at}attention.qkv.weight"]
+            new.setdefault(f"{at}attention.qkv.bias", weight.new_zeros(len(weight)))
+    width, channels, _, patch = new["patch.weight"].shape
+    return ViTConfig(
+        image_size=reading.image_size,
+        patch_size=patch,
+        channels=channels,
+        classes=len(new["head.weight"]),
+        width=width,
+        heads=reading.heads,
+        head_width=tuple(n // 3 // heads for n, heads in zip(rows, reading.heads, strict=True)),
+        mlp_width=tuple(len(new[f"{at}mlp.fc1.weight"]) for at in blocks),
+        class_token="class_token" in new,
+        register_tokens=len(new.get("register_tokens", ())),
+        embed_norm="embed_norm.weight" in new,
+        pooling=reading.pooling,
+        fc_norm=reading.fc_norm,
+        qkv_bias=any(biased) or not blocks,
+        qk_norm=any(f"{at}attention.q_norm.weight" in new for at in blocks),
+        output_bias=tuple(f"{at}output_bias" in new for at in blocks),
+        layer_norm_eps=reading.layer_norm_eps,
+        activation=reading.activation,
+    )
+
 
 SHARE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference to the source's logits, by dtype, in units of the largest logit."""
@@ -67,7 +274,7 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
     source = module.eval()
     problems = library.problems(source)
     problems += [*_weight_problems(source), *replaced_layers(source, library.RENAMES)]
-    refuse(source, problems)
+    refuse_model(source, problems)
     resampled = ()
     if image_size is not None:
         resampled = _resize(source, library, image_size)
@@ -85,7 +292,7 @@ def convert(module: nn.Module, library: Library, *, image_size: int | None = Non
     return Examination(reading.source, vit, folded, reading.guessed, reading.unused, difference)
 
 
-def _made(reading: Reading) -> tuple[ViT, tuple[str, ...]]:
+def _made(reading: LibraryReading) -> tuple[ViT, tuple[str, ...]]:
     """The model of a reading, and what was folded.
 
     Raises:

@@ -8,10 +8,8 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.plain_weights import few
-from circuitvit.pretrained.checkpoint_head import straight_heads
-from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
-from circuitvit.pretrained.libraries import timm, torchvision
-from circuitvit.pretrained.libraries import transformers as huggingface
+from circuitvit.pretrained.checkpoints import Weights, read_checkpoint, straight_heads
+from circuitvit.pretrained.libraries import timm, torchvision, transformers
 from circuitvit.pretrained.libraries.reading import PUT_BACK, Renames, renamed
 from circuitvit.pretrained.opened import Checkpoint, Opened
 
@@ -37,10 +35,10 @@ def fitted(found: Opened, checkpoint: Checkpoint) -> Opened:
     """
     weights = read_checkpoint(checkpoint.path, checkpoint.weights)
     name = f"{found.name} with {checkpoint.path}" if found.name else str(checkpoint.path)
-    return filled(replace(found, name=name), weights)
+    return filled_with(replace(found, name=name), weights)
 
 
-def filled(found: Opened, weights: Weights) -> Opened:
+def filled_with(found: Opened, weights: Weights) -> Opened:
     """What was opened, its module now with these weights.
 
     Raises:
@@ -131,6 +129,6 @@ def _layout_of(module: nn.Module) -> tuple[Renames, str]:
     """
     if torchvision.knows(module):
         return torchvision.RENAMES, "(?!)"
-    if huggingface.knows(module):
-        return huggingface.RENAMES, huggingface.UNUSED
+    if transformers.knows(module):
+        return transformers.RENAMES, transformers.UNUSED
     return (), "(?!)"

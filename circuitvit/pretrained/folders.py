@@ -24,9 +24,8 @@ from circuitvit.pretrained.claims import (
     check_shards,
     check_size,
 )
-from circuitvit.pretrained.fitting import filled, fitted, of_another_model
-from circuitvit.pretrained.libraries import timm, torchvision
-from circuitvit.pretrained.libraries import transformers as huggingface
+from circuitvit.pretrained.fitting import filled_with, fitted, of_another_model
+from circuitvit.pretrained.libraries import timm, torchvision, transformers
 from circuitvit.pretrained.libraries.imports import imported, quiet_transformers
 from circuitvit.pretrained.libraries.recognition import check_readable
 from circuitvit.pretrained.opened import Checkpoint, Opened, refuse_choice, unwrapped
@@ -131,7 +130,7 @@ def _timm(
         notes = (f"images are {size} pixels, as the weights' positions are, not {told}",)
         module = _timm_made(folder, config, img_size=size, **options)
     name = str(folder) if checkpoint is None else f"{folder} with {path}"
-    return filled(Opened(module, name, None, notes), weights)
+    return filled_with(Opened(module, name, None, notes), weights)
 
 
 def _timm_made(folder: Path, config: Mapping[str, Any], **options: Any) -> nn.Module:
@@ -253,10 +252,10 @@ def _check_loading(
     left = [
         name.removeprefix("timm_model.")
         for name in surplus
-        if not re.search(huggingface.UNUSED, name)
+        if not re.search(transformers.UNUSED, name)
     ]
     missing = sorted(str(name) for name in told.get("missing_keys") or ())
-    problems = [f"{n} is missing" for n in missing if not re.search(huggingface.UNUSED, n)]
+    problems = [f"{n} is missing" for n in missing if not re.search(transformers.UNUSED, n)]
     mismatched: Any = told.get("mismatched_keys") or ()
     whole = not problems and not mismatched
     fatal = of_another_model(inner, left) if whole else left
@@ -286,7 +285,7 @@ def _transformers_with(folder: Path, cls: Any, settings: Any, file: Checkpoint) 
             f"transformers can't make a {cls.__name__} of {folder / 'config.json'}: "
             f"{reason_of(cause)}."
         ) from cause
-    return filled(unwrapped(module, f"{folder} with {file.path}"), weights)
+    return filled_with(unwrapped(module, f"{folder} with {file.path}"), weights)
 
 
 def image_size_in(positions: Tensor | None, module: nn.Module) -> int | None:

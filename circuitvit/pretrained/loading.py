@@ -9,14 +9,83 @@ import torch.nn.functional as F
 from torch import nn
 
 from circuitvit.errors import CircuitError
+from circuitvit.files import readable_path
 from circuitvit.models.vit import ViT
+from circuitvit.plain_weights import plain_copy
 from circuitvit.preprocessing import Preprocessing, fitting, misfits
+from circuitvit.pretrained.bare_checkpoint import from_checkpoint
 from circuitvit.pretrained.checkpoints import CHOICES
 from circuitvit.pretrained.conversion import Examination, check_image_size, convert
-from circuitvit.pretrained.dispatch import opened
-from circuitvit.pretrained.libraries.recognition import READABLE, library_of, name_of
-from circuitvit.pretrained.opened import Opened
+from circuitvit.pretrained.fitting import fitted
+from circuitvit.pretrained.folders import from_folder
+from circuitvit.pretrained.libraries.recognition import READABLE, check_layers, library_of, name_of
+from circuitvit.pretrained.names import LIBRARIES, from_name
+from circuitvit.pretrained.opened import Checkpoint, Opened, refuse_choice, unwrapped
 from circuitvit.torch_modes import in_default_modes
+
+
+def open_source(
+    source: nn.Module | str | Path,
+    *,
+    checkpoint: str | Path | None,
+    heads: int | None,
+    weights: str | None = None,
+) -> Opened:
+    """Find a model by what was given; the module is not the caller's.
+
+    Raises:
+        CircuitError: there is none, or it can't be read.
+    """
+    if source == "":
+        raise CircuitError(
+            "the source is an empty string. Give a folder ('.' is the current one), a checkpoint "
+            "file, or a name such as 'timm:NAME'."
+        )
+    text = "" if isinstance(source, nn.Module) else str(source)
+    path = readable_path(text, "model")
+    is_name = isinstance(source, nn.Module) or (":" in text and text.partition(":")[0] in LIBRARIES)
+    if heads is not None and (is_name or path.is_dir()):
+        raise CircuitError(
+            "heads= is for a bare checkpoint file, which doesn't tell them; this source does. "
+            "Leave it out."
+        )
+    file = None
+    if checkpoint is not None:
+        file = Checkpoint(readable_path(checkpoint, "checkpoint"), weights)
+    if isinstance(source, nn.Module):
+        found = _of_module(source, file)
+    elif ":" in text and text.partition(":")[0] in LIBRARIES:
+        refuse_choice(weights if file is None else None, text)
+        found = from_name(text, file)
+    elif path.is_dir():
+        found = from_folder(path, file, weights=weights)
+    elif checkpoint is None and path.is_file():
+        found = from_checkpoint(Checkpoint(path, weights), heads)
+    else:
+        raise CircuitError(_nothing_there(text, path, checkpoint))
+    return found
+
+
+def _nothing_there(text: str, path: Path, checkpoint: str | Path | None) -> str:
+    if path.is_file():
+        return (
+            f"{text} is a file of weights, and so is checkpoint={str(checkpoint)!r}. Give one, "
+            "or an architecture such as 'timm:NAME' beside checkpoint=."
+        )
+    hint = f" If you mean a repository on the hub, say 'hf:{text}'." if text.count("/") == 1 else ""
+    return (
+        f"no model at {text}: there is no such folder or file. Names start with the library: "
+        f"'timm:NAME', 'hf:REPOSITORY' or 'torchvision:NAME'.{hint}"
+    )
+
+
+def _of_module(module: nn.Module, checkpoint: Checkpoint | None) -> Opened:
+    """A copy of a module that was given, with a file's weights if need be."""
+    check_layers(module)
+    found = unwrapped(module)
+    copied, folded = plain_copy(found.model)
+    found = replace(found, model=copied, folded=(*found.folded, *folded))
+    return found if checkpoint is None else fitted(found, checkpoint)
 
 
 @in_default_modes
@@ -43,7 +112,7 @@ def examine(
         CircuitError: the source can't be represented or read; every reason is named.
     """
     _check_kinds(source, checkpoint, preprocessing, weights)
-    found = opened(source, checkpoint=checkpoint, heads=heads, weights=weights)
+    found = open_source(source, checkpoint=checkpoint, heads=heads, weights=weights)
     return _examined(found, image_size, checkpoint is not None, preprocessing)
 
 

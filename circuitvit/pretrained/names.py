@@ -12,7 +12,7 @@ from circuitvit.errors import CircuitError, reason_of
 from circuitvit.files import unwritable_cache
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.checkpoints import read_checkpoint
-from circuitvit.pretrained.fitting import filled
+from circuitvit.pretrained.fitting import filled_with
 from circuitvit.pretrained.folders import from_folder, image_size_in, timm_options
 from circuitvit.pretrained.libraries import timm as timm_model
 from circuitvit.pretrained.libraries.imports import closest, imported
@@ -158,7 +158,7 @@ def _timm_with(timm: Any, text: str, name: str, file: Checkpoint) -> Opened:
     if size is not None:
         with torch.device("meta"):
             module = _created(timm, name, img_size=size, **options)
-    return filled(Opened(module, f"{text} with {file.path}"), weights)
+    return filled_with(Opened(module, f"{text} with {file.path}"), weights)
 
 
 def _torchvision(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
@@ -218,4 +218,4 @@ def _torchvision_with(models: Any, text: str, name: str, file: Checkpoint) -> Op
     if size is not None:
         with torch.device("meta"):
             module = models.get_model(name, weights=None, image_size=size, **options)
-    return filled(Opened(module, f"{text} with {file.path}"), weights)
+    return filled_with(Opened(module, f"{text} with {file.path}"), weights)

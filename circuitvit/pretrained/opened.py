@@ -8,7 +8,7 @@ from torch import nn
 from circuitvit.errors import CircuitError
 from circuitvit.plain_weights import WRAPPERS
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.libraries.timm_wrapper import said_by
+from circuitvit.pretrained.libraries.timm import said_by
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ from circuitvit.intervene.input_checks import check_vit
 from circuitvit.models.classifier import Classifier
 from circuitvit.models.history import after
 from circuitvit.models.vit import ViT
-from circuitvit.precision import HALF
 from circuitvit.preprocessing import Preprocessing, misfits
-from circuitvit.torch_modes import in_default_modes
+from circuitvit.torch_modes import HALF, in_default_modes
 
 ADAPTER_FILE = "adapter.safetensors"
 SCHEMA = 1

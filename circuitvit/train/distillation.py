@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from circuitvit.images import ImageSet
 from circuitvit.plain_weights import few, plain_copy
-from circuitvit.precision import in_single
+from circuitvit.torch_modes import in_single
 from circuitvit.train.recipe import Recipe
 
 

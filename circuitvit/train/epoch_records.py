@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from circuitvit.charts.chart import Figure
-from circuitvit.charts.readings import GRADIENT_FLOW
+from circuitvit.charts.chart import GRADIENT_FLOW, AnyFigure
 from circuitvit.charts.timeline import timeline
 from circuitvit.errors import CircuitError
 from circuitvit.files import check_folder_writable
@@ -104,7 +103,7 @@ class GradientFlow:
         return {k: v for k, v in zip(self.layers, means, strict=True) if math.isfinite(v)}
 
 
-def gradient_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+def gradient_figure(history: Sequence[Mapping[str, Any]]) -> AnyFigure:
     """Layers by epochs, coloured by the logarithm of the mean |gradient|.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from circuitvit.charts.chart import Figure
+from circuitvit.charts.chart import AnyFigure
 from circuitvit.models.circuit_vit import CircuitViT
 from circuitvit.models.history import after
 from circuitvit.models.saved_model import SavedModel
@@ -49,7 +49,7 @@ class Training(Generic[Trained]):
         vit: Any = self.vit
         return vit.adapter if isinstance(vit, AdaptedViT) else None
 
-    def gradient_flow(self) -> Figure:
+    def gradient_flow(self) -> AnyFigure:
         """How much gradient reached each layer in each epoch, on a logarithmic scale.
 
         Raises:

@@ -14,7 +14,7 @@ from circuitvit.compiler.blueprint import Blueprint
 from circuitvit.compiler.ranking import (
     by_measured_worth,
     by_worth,
-    effects_problem,
+    effects_task,
     node_effects,
     ranked_units,
 )
@@ -245,7 +245,7 @@ def test_units_of_an_edge_circuit_rank_by_their_effect_on_the_logits(ablation, i
 
     whole = divergence(units)
     expected = {u: divergence([v for v in units if v != u]) - whole for u in units}
-    effects = node_effects(effects_problem(vit, ablation, reference), units)
+    effects = node_effects(effects_task(vit, ablation, reference), units)
     assert effects == pytest.approx(expected, abs=1e-10)
     cost = real_cost("target_macs", vit, None, ablation=ablation, reference=reference)
     left, order = units, []

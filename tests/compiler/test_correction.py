@@ -12,7 +12,7 @@ from small_circuits import invented, scored
 import circuitvit as cv
 from circuitvit.compiler import blueprint, correction
 from circuitvit.compiler.correction import corrected
-from circuitvit.measure.models.cost_table import parts_of
+from circuitvit.measure.models.cost_table import cost_parts
 
 
 def settle(target, sizes, slower):
@@ -130,7 +130,7 @@ def test_without_costs_these_are_measured_and_the_choice_is_corrected(monkeypatc
     assert slower(vit, plain.config, 64, 7) < share <= 0.612
     assert len(asked) == 1
     assert asked[0]["dtype"] == torch.float64
-    table = {part for config in asked[0]["shapes"] for part in parts_of(config)}
+    table = {part for config in asked[0]["shapes"] for part in cost_parts(config)}
     assert {row[:2] for row in table} == {
         ("embed", ()), ("addition", ()), ("read_out", ()), ("attention", (1, 4)),
         ("attention", (2, 4)), ("mlp", (6,)),

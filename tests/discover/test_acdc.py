@@ -5,6 +5,7 @@ from random_models import SHAPES, TINY, random_images, random_pairs, random_vit,
 from thresholds import SPEEDUPS, is_telling, telling_circuits
 
 import circuitvit as cv
+from circuitvit.discover.acdc.reference import reference_acdc
 from circuitvit.graph.edge_graph import edge_names_of, units_of
 
 ABLATIONS = ("patch", "zero", "mean")
@@ -208,3 +209,15 @@ def test_a_model_without_blocks_has_one_edge():
     vit = random_vit(cv.ViTConfig(**TINY, heads=(), mlp_width=(), head_width=(), pooling="mean"))
     circuit = cv.acdc(vit, random_pairs(vit, 3), tau=1e-6)
     assert circuit.edges == ("embed->logits",)
+
+
+@pytest.mark.parametrize("qkv", ["split", "joint"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_plain_form_decides_like_the_engine_and_the_oracle(ablation, qkv):
+    vit = random_vit(shape("ragged"), seed=13)
+    pairs, reference = random_pairs(vit, 3), random_images(vit, 4, seed=50)
+    wanted = {"ablation": ablation, "qkv": qkv, "reference": reference}
+    for tau, circuit in telling_circuits(vit, pairs, 2, **wanted).items():
+        rises = reference_acdc(vit, pairs, tau=tau, **wanted)
+        assert tuple(rises) == circuit.edges == oracles.acdc(vit, pairs, tau, **wanted)
+        assert rises == pytest.approx(circuit.scores, abs=1e-10)

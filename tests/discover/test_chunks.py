@@ -1,20 +1,19 @@
 """Pairs that do not fit at once give the same decisions, and so does memory that runs out."""
 
-import sys
-
 import pytest
 import torch
 from random_models import random_images, random_pairs, random_vit, shape
 from thresholds import SEEDS
 
 import circuitvit as cv
-from circuitvit.discover.acdc import chunks
-from circuitvit.discover.acdc.chunks import images_that_fit, numbers_an_image
 from circuitvit.discover.acdc.decisions import Decisions
 from circuitvit.discover.acdc.engine.circuit_state import Speedups
 from circuitvit.discover.acdc.engine.incremental import IncrementalRun
 from circuitvit.discover.acdc.search import EdgeSearch
-from circuitvit.discover.task import Problem
+from circuitvit.discover.acdc.settings import SearchSettings
+from circuitvit.discover.task import discovery_task
+from circuitvit.intervene import batching, circuit_runs
+from circuitvit.intervene.batching import images_that_fit, numbers_an_image
 
 TAU = 0.02
 
@@ -79,13 +78,13 @@ def test_chunks_of_nodes_give_the_same_circuit():
 @torch.no_grad()
 def test_exact_scores_are_the_same_chunk_by_chunk():
     vit, pairs, _ = question(count=3)
-    problem = Problem.checked(
-        vit, pairs, metric="kl", ablation="patch", level="edge", reference=None
-    )
+    task = discovery_task(vit, pairs, metric="kl", ablation="patch", level="edge", reference=None)
     found = []
     for images in (None, 1, 2):
         decisions = Decisions(tau=-torch.inf, tie=0.0)
-        search = EdgeSearch(problem, decisions, qkv="joint", keep_all=True, images=images)
+        search = EdgeSearch(
+            SearchSettings(task, qkv="joint", images=images), decisions, keep_all=True
+        )
         search.edges(lambda note="", steps=1: None)
         found.append(decisions.rises)
     exact = cv.eap(vit, pairs, method="exact", metric="kl", qkv="joint")
@@ -187,19 +186,16 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch):
 
 
 def free(monkeypatch, available):
-    monkeypatch.setattr(chunks, "free_memory", lambda device: available)
+    monkeypatch.setattr(batching, "free_memory", lambda device: available)
 
 
 def test_as_many_pairs_are_held_as_the_free_memory_takes(monkeypatch, sizes):
     vit, pairs, options = question()
-    problem = Problem.checked(
-        vit, pairs, metric="kl", ablation="patch", level="edge", reference=None
-    )
     one = 8 * numbers_an_image(vit.config)
     counts = []
     for available in (1, 2 * one, 4 * one, 40 * one):
         free(monkeypatch, available)
-        counts.append(images_that_fit(problem))
+        counts.append(images_that_fit(vit))
     assert counts == [1, 1, 2, 28]
     whole = cv.acdc(vit, pairs, **options)
     assert set(sizes) == {4}
@@ -232,7 +228,7 @@ def test_the_chunks_of_a_limited_address_space_give_the_same_circuit(monkeypatch
     one = 8 * numbers_an_image(vit.config)
     for pairs_left, taken in ((6, {6}), (3, {2})):
         sizes.clear()
-        monkeypatch.setattr(chunks, "address_space_left", lambda device, n=pairs_left: n * one)
+        monkeypatch.setattr(batching, "address_space_left", lambda device, n=pairs_left: n * one)
         is_the_same(cv.acdc(vit, pairs, **options), whole)
         assert set(sizes) == taken
 
@@ -243,6 +239,6 @@ def test_memory_that_does_not_suffice_for_one_pair_of_a_node_search_is_an_error(
     def refused(*given):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes")
 
-    monkeypatch.setattr(sys.modules["circuitvit.discover.acdc.acdc"], "Runs", refused)
+    monkeypatch.setattr(circuit_runs, "Runs", refused)
     with pytest.raises(cv.CircuitError, match="memory ran out with a single pair"):
         cv.acdc(vit, pairs, level="node", **options)

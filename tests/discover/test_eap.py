@@ -329,10 +329,10 @@ def test_kl_is_refused_because_its_gradient_really_is_zero():
 
 
 def test_means_are_taken_once_however_many_images_there_are(monkeypatch):
-    from circuitvit.discover import task as problem
+    from circuitvit.intervene import task as module
 
-    calls, real = [], problem.ablated_writes
-    monkeypatch.setattr(problem, "ablated_writes", lambda *a, **k: calls.append(1) or real(*a, **k))
+    calls, real = [], module.ablated_writes
+    monkeypatch.setattr(module, "ablated_writes", lambda *a, **k: calls.append(1) or real(*a, **k))
     vit = random_vit(shape())
     cv.eap(vit, random_pairs(vit, 40), ablation="mean", reference=random_images(vit, 5))
     assert len(calls) == 1

@@ -13,7 +13,8 @@ from circuitvit.discover.acdc.engine.folded_weights import (
     inverse_deviation,
     squares,
 )
-from circuitvit.discover.acdc.engine.unit_forward import Units
+from circuitvit.discover.acdc.engine.unit_forward import UnitForward
+from circuitvit.models.sublayers import attention_layer, mlp_layer
 from circuitvit.models.vit import PARTS
 
 SHAPES = ("uniform", "ragged", "registers, q/k norm, no qkv bias, tanh")
@@ -35,10 +36,11 @@ def stream(vit, seed=0):
 @pytest.mark.parametrize("name", SHAPES)
 def test_heads_on_their_own_do_what_they_do_in_their_block(name, folded):
     vit = random_vit(shape(name), seed=90)
-    units, x = Units(vit, folded=folded), stream(vit)
+    units, x = UnitForward(vit, folded=folded), stream(vit)
     for index, block in enumerate(vit.blocks):
         if block.attention is None:
-            assert units.heads[index] is None
+            with pytest.raises(KeyError):
+                units.heads_of(index)
             continue
         whole = block.attention.mix(block.ln1(x))
         for heads in ([0], list(range(vit.config.heads[index]))):
@@ -54,8 +56,8 @@ def test_heads_on_their_own_do_what_they_do_in_their_block(name, folded):
 def test_products_and_lengths_stand_for_what_is_read(name):
     vit = random_vit(shape(name), seed=91)
     x = centred(stream(vit))
-    heads = Heads.of(vit.blocks[0], folded=True)
-    neurons = Neurons.of(vit.blocks[0], folded=True)
+    heads = Heads.of(attention_layer(vit, 0), folded=True)
+    neurons = Neurons.of(mlp_layer(vit, 0), folded=True)
     for part in PARTS:
         products = x @ heads.of_part(part)[0].T
         stands = Projected(products[None], squares(x)[None])
@@ -73,10 +75,11 @@ def test_products_and_lengths_stand_for_what_is_read(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_mlp_on_its_own_does_what_it_does_in_its_block(name, folded):
     vit = random_vit(shape(name), seed=92)
-    units, x = Units(vit, folded=folded), stream(vit)
+    units, x = UnitForward(vit, folded=folded), stream(vit)
     for index, block in enumerate(vit.blocks):
         if block.mlp is None:
-            assert units.neurons[index] is None
+            with pytest.raises(KeyError):
+                units.neurons_of(index)
             continue
         wanted = units.plain(block.mlp(block.ln2(x)))
         read = units.measured(units.plain(x))
@@ -92,7 +95,7 @@ def test_z_in_the_stream_is_what_the_head_writes(folded):
     vit = random_vit(shape("ragged"), seed=93)
     attention = vit.blocks[2].attention
     z = attention.mix(vit.blocks[2].ln1(stream(vit)))
-    heads = Heads.of(vit.blocks[2], folded=folded)
+    heads = Heads.of(attention_layer(vit, 2), folded=folded)
     written = torch.einsum("ihtd,hdw->hitw", z, attention.output_weight())
     for some in ([1], [2, 0]):
         wanted = centred(written[some]) if folded else written[some]
@@ -111,7 +114,7 @@ def test_the_models_own_weights_are_left_alone():
     vit = random_vit(shape(), seed=95)
     before = {name: p.clone() for name, p in vit.named_parameters()}
     logits = vit(random_images(vit, 2))
-    units = Units(vit, folded=True)
+    units = UnitForward(vit, folded=True)
     for weights in (units.heads_of(0), units.neurons_of(0)):
         for tensor in vars(weights).values():
             if isinstance(tensor, torch.Tensor):

@@ -189,11 +189,11 @@ def test_searches_have_in_common_what_comes_before_the_first_decision_that_diffe
 
 def test_decisions_are_signed_and_ties_are_told():
     decisions = Decisions(tau=0.1, tie=TIE[torch.float64])
-    assert decisions.goes("a", -0.5)  # a fall is no rise
-    assert not decisions.goes("b", -0.35)
-    assert not decisions.goes("c", -0.5 + 0.1 + 1e-14)
+    assert decisions.decide("a", -0.5)  # a fall is no rise
+    assert not decisions.decide("b", -0.35)
+    assert not decisions.decide("c", -0.5 + 0.1 + 1e-14)
     decisions.drop()
-    assert decisions.goes("d", -0.5 + 0.1 - 1e-9)
+    assert decisions.decide("d", -0.5 + 0.1 - 1e-9)
     assert decisions.ties == ["c"]
     assert decisions.evaluations == 4
     assert list(decisions.rises) == ["b", "c"]
@@ -203,7 +203,7 @@ def test_decisions_are_signed_and_ties_are_told():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_metric_that_becomes_nan_names_the_edge(value):
     with pytest.raises(cv.CircuitError, match="became NaN or infinite without embed->m0"):
-        Decisions(tau=0.1, tie=0.0).goes("embed->m0", value)
+        Decisions(tau=0.1, tie=0.0).decide("embed->m0", value)
 
 
 def test_a_metric_that_becomes_nan_only_without_an_edge_stops_the_search():

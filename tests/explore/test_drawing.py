@@ -10,7 +10,7 @@ from drawn_circuits import config, dangling_circuit
 
 from circuitvit.escaping import escape
 from circuitvit.explore import figure
-from circuitvit.explore.strokes import IDLE
+from circuitvit.explore.drawing import IDLE
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.edge_graph import edge_graph
 

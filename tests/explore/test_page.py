@@ -15,7 +15,7 @@ from drawn_circuits import circuit, config, dangling_circuit
 from circuitvit.errors import CircuitError
 from circuitvit.escaping import escape
 from circuitvit.explore import figure, notebook_html, page
-from circuitvit.explore.strokes import IDLE, NEGATIVE, NEUTRAL, POSITIVE
+from circuitvit.explore.drawing import IDLE, NEGATIVE, NEUTRAL, POSITIVE
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.edge_graph import edge_graph
 

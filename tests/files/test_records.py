@@ -12,7 +12,7 @@ from random_models import random_pairs, random_vit, shape
 
 import circuitvit as cv
 from circuitvit.files import write_json
-from circuitvit.files.records import KINDS, kind_of, recognised
+from circuitvit.files.records import KINDS, recognised, record_kind
 
 HOUSE = Path(__file__).parents[2]
 SAVED = [
@@ -128,7 +128,7 @@ def test_a_saved_score_that_is_no_number_is_refused(files, tmp_path):
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_another_kind_of_file_is_told_with_what_reads_it(name, files):
     for other in ONE_OF_EACH:
-        kind = kind_of(json.loads(files[other][1].read_text()))
+        kind = record_kind(json.loads(files[other][1].read_text()))
         assert type(made(other)).__name__ == kind.reader.split(".")[0]
         if other != name:
             with pytest.raises(cv.CircuitError, match=f"[Ii]t is {kind.named}, which circuitvit.{kind.reader} reads"):  # fmt: skip
@@ -283,7 +283,7 @@ def test_every_committed_result_file_loads_or_says_what_it_lacks():
     for path in sorted(
         [*HOUSE.glob("graphs/**/*.json"), *HOUSE.glob("experiments/results/*.json")]
     ):
-        kind = kind_of(json.loads(path.read_text()))
+        kind = record_kind(json.loads(path.read_text()))
         marked[path] = None if kind is None else kind.reader.split(".")[0]
     assert {"Circuit", "ClassCircuits", "Evaluation", "Overlap", None} <= set(marked.values())
     for path, reader in marked.items():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from circuitvit.errors import CircuitError, reason_of
 from circuitvit.images import ImageSet, load_splits
-from circuitvit.images.decoding.pictures import kind_of
+from circuitvit.images.decoding.pictures import file_kind
 
 HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
 
@@ -82,7 +82,7 @@ def test_short_files_of_any_bytes_are_sorted_out_without_an_error(tmp_path):
     draw = np.random.default_rng(0)
     for count in range(200):
         (tmp_path / "x").write_bytes(draw.bytes(count // 4))
-        assert kind_of(tmp_path / "x")[0] in ("picture", "unreadable", "stranger")
+        assert file_kind(tmp_path / "x")[0] in ("picture", "unreadable", "stranger")
 
 
 def test_a_folder_or_class_of_unreadable_pictures_says_so(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from circuitvit.errors import CircuitError, in_short
 from circuitvit.images import Splits, load_splits
-from circuitvit.images.sampling import balanced, stratified
+from circuitvit.images.tensor_checks import balanced, stratified
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from random_models import random_images, random_vit, shape
 
 from circuitvit.errors import CircuitError
 from circuitvit.images import ImageSet, Pairs
-from circuitvit.images.pairs.correctness import Judge
-from circuitvit.images.pairs.pairing import class_index
+from circuitvit.images.pairs.pairing import Judge, class_index
 
 NAMES = ("beagle", "robin", "trout", "poodle")
 CATEGORIES = {"beagle": "dog", "poodle": "dog", "robin": "bird", "trout": "fish"}

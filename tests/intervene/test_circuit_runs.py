@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from circuitvit.graph.edge_graph import edge_names_of, edges_of, units_of
 from circuitvit.intervene import circuit_runs as runs
 from circuitvit.intervene.ablated_run import EdgeMask, run_embedded
-from circuitvit.intervene.circuit_runs import Runs, images_in_chunk
+from circuitvit.intervene.batching import images_in_chunk
+from circuitvit.intervene.circuit_runs import Runs
 from circuitvit.intervene.run_plan import RunPlan
 from circuitvit.intervene.writer_outputs import ablated_writes
 

@@ -84,7 +84,7 @@ def test_a_metric_with_labels_from_outside_is_told_to_take_the_batchs(which, mon
     pairs = random_pairs(VIT, 6)
     metric = outside(pairs.labels)[which]
     cv.eap(VIT, pairs, metric=metric)  # all at once
-    monkeypatch.setattr("circuitvit.discover.batching.MOST_IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr("circuitvit.intervene.batching.MOST_IMAGES_AT_ONCE", 4)
     told = r"given 4 of the 6 pairs, .*: take labels from the second argument \(pairs.labels"
     with pytest.raises(cv.CircuitError, match=told):
         cv.eap(VIT, pairs, metric=metric)

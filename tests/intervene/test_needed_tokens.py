@@ -1,4 +1,4 @@
-"""Units run only at the tokens that somebody needs."""
+"""UnitForward run only at the tokens that somebody needs."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from random_models import random_pairs, random_vit, shape
 from thresholds import SEEDS
 from walks import Walk
 
-from circuitvit.discover.acdc.engine.circuit_state import Units
+from circuitvit.discover.acdc.engine.circuit_state import UnitForward
 from circuitvit.discover.acdc.engine.folded_weights import Neurons
 from circuitvit.graph.edge_graph import node_named
 from circuitvit.intervene.needed_tokens import narrowed, rows_of_logits, rows_read, rows_together
@@ -112,14 +112,14 @@ def test_an_mlp_that_a_later_key_reads_is_run_on_all_rows(tokens):
 @pytest.mark.parametrize(("name", "rows"), [("uniform", 1), (FC_NORM, 1), ("mean", 5)])
 def test_the_heads_of_the_last_block_write_only_what_is_read(name, rows, monkeypatch):
     """With `m2` gone, the heads of the last block write for `logits` alone."""
-    shapes, real = [], Units.run_heads
+    shapes, real = [], UnitForward.run_heads
 
     def run_heads(units, *args):
         made = real(units, *args)
         shapes.append(made["z"].shape[-2])
         return made
 
-    monkeypatch.setattr(Units, "run_heads", run_heads)
+    monkeypatch.setattr(UnitForward, "run_heads", run_heads)
     walk = opened(name, True, ["logits"])
     walk.kept["m2"].clear()
     walk.run.open("m2")

@@ -4,7 +4,7 @@ import pytest
 from random_models import shape
 
 from circuitvit.graph.edge_graph import edge_names_of, edges_of, units_of
-from circuitvit.intervene.run_plan import Read, RunPlan
+from circuitvit.intervene.run_plan import PlannedRead, RunPlan
 
 
 def planned(config, *circuits, consistent=True, qkv="split"):
@@ -83,7 +83,7 @@ def test_rows_are_those_of_the_readers():
     assert {write.rows for write in plan.writes[1:]} == {"class"}
     layer = {layer for layer, rows, kept in plan.reads if rows == "class"}
     assert layer == {1, 2, 4}
-    assert Read(2, "all", (0,)) in plan.reads  # the key
+    assert PlannedRead(2, "all", (0,)) in plan.reads  # the key
     deeper = planned(config, ["embed->m0", "m0->logits", "m0->a1.h0.k", "a1.h0->logits"])
     assert deeper.writes[1].rows == "all"
 

@@ -8,7 +8,7 @@ from evaluated_models import IMAGES, LABELS, told, untimed
 import circuitvit as cv
 from circuitvit.files import plain_json
 from circuitvit.files.records import EVALUATION
-from circuitvit.measure.models.evaluation_file import MOST_ROUNDS
+from circuitvit.measure.models.evaluation_report import MOST_ROUNDS
 from circuitvit.measure.models.latency import Latency, paired_ratio
 
 BATCH, BASE_MS = 8, 100.0

@@ -5,7 +5,7 @@ from scipy.stats import entropy
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score
 
 import circuitvit as cv
-from circuitvit.measure.models.classification import classification
+from circuitvit.measure.models.accuracy import classification
 
 
 def drawn(images=400, classes=7, scale=2.0, seed=0):

@@ -103,13 +103,13 @@ def test_a_dangling_edge_costs_nothing_and_is_needless():
 
 
 def test_more_circuits_than_fit_at_once_come_out_the_same(monkeypatch):
-    from circuitvit.measure.circuits import task as examination
+    from circuitvit.measure.circuits import losses
 
     vit = telling_vit()
     circuit, pairs = random_scores(vit).top(20), telling_pairs(vit, 5)
     whole = cv.minimality(vit, circuit, pairs, bootstrap=10)
-    monkeypatch.setattr(examination, "CIRCUITS_AT_ONCE", 3)
-    monkeypatch.setattr(examination, "images_in_chunk", lambda vit: 2)
+    monkeypatch.setattr(losses, "CIRCUITS_AT_ONCE", 3)
+    monkeypatch.setattr(losses, "images_in_chunk", lambda vit: 2)
     for name, cost in cv.minimality(vit, circuit, pairs, bootstrap=10).costs.items():
         assert cost.metric == pytest.approx(whole.costs[name].metric, abs=1e-12)
 

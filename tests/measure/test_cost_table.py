@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import circuitvit as cv
 from circuitvit.measure import Cost
 from circuitvit.measure.models.cost import vit_macs
-from circuitvit.measure.models.cost_table import call_of, parts_of
+from circuitvit.measure.models.cost_table import call_of, cost_parts
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -77,7 +77,7 @@ def test_only_the_parts_that_are_needed_are_measured():
     some = [dataclasses.replace(config, heads=(2, 0)), dataclasses.replace(config, mlp_width=0)]
     costs = cv.measure_costs(config, shapes=some, batch=2, rounds=3, dtype=torch.float64)
     assert {(row.op, row.shape) for row in costs.rows} == {
-        part for one in (config, *some) for part in parts_of(one)
+        part for one in (config, *some) for part in cost_parts(one)
     }
     assert costs.dtype == "float64"
     many = [dataclasses.replace(config, mlp_width=n) for n in range(3, 40)]
@@ -93,7 +93,7 @@ def test_only_the_parts_that_are_needed_are_measured():
 def test_the_timed_calls_do_the_multiplications_of_the_model(name):
     """As torch counts them: parts that did less or more than theirs would not add up."""
     config, counted = shape(name), 0
-    for part in parts_of(config):
+    for part in cost_parts(config):
         call = call_of(config, part, 3, torch.device("cpu"), torch.float32)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
             call()

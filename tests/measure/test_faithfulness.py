@@ -9,10 +9,10 @@ from telling_pairs import slow_faithfulness, slow_metric, telling_pairs, telling
 
 import circuitvit as cv
 from circuitvit.graph.edge_graph import edge_names_of
+from circuitvit.intervene.task import PatchingTask
 from circuitvit.measure import across_ablations, faithfulness
 from circuitvit.measure.bootstrap import Estimate, KnownEstimate, Spread, resampled_means
-from circuitvit.measure.circuits.outcome import Outcome
-from circuitvit.measure.circuits.task import Examination
+from circuitvit.measure.circuits.losses import Outcome, outcome_of
 
 
 def test_faithfulness_is_one_for_the_full_and_zero_for_the_empty_circuit():
@@ -230,8 +230,12 @@ def test_faithfulness_equals_hooked_runs_under_every_ablation_and_metric(name, q
     for metric in ("kl", "logit_difference", "cross_entropy", "probability"):
         for ablation in ("patch", "zero", "mean"):
             question = {"metric": metric, "ablation": ablation, "reference": reference}
-            outcome = Examination.checked(vit, pairs, **question).outcome(
-                [circuit], count=1, what="", undefined=True
+            outcome = outcome_of(
+                PatchingTask.checked(vit, pairs, **question),
+                [circuit],
+                count=1,
+                what="",
+                undefined=True,
             )
             slow = [
                 slow_metric(vit, names, pairs, metric, ablation, reference, qkv)
@@ -248,7 +252,7 @@ def test_faithfulness_equals_hooked_runs_under_every_ablation_and_metric(name, q
 
 
 def test_faithfulness_takes_callables_and_accuracy_and_any_number_of_images(monkeypatch):
-    from circuitvit.measure.circuits import task as examination
+    from circuitvit.measure.circuits import losses
 
     vit = telling_vit()
     pairs = telling_pairs(vit, 11)
@@ -260,7 +264,7 @@ def test_faithfulness_takes_callables_and_accuracy_and_any_number_of_images(monk
         return -logits.log_softmax(-1).gather(-1, chunk.labels[:, None])[:, 0]
 
     for images in (64, 4, 1):  # the last batch is short at 4
-        monkeypatch.setattr(examination, "images_in_chunk", lambda vit, images=images: images)
+        monkeypatch.setattr(losses, "images_in_chunk", lambda vit, images=images: images)
         assert faithfulness(vit, circuit, pairs, metric=surprise) == pytest.approx(whole)
         assert faithfulness(vit, circuit, pairs, metric="accuracy") == hits
 

@@ -25,7 +25,7 @@ from circuitvit.measure import (
 )
 from circuitvit.measure.bootstrap import KnownEstimate, Spread
 from circuitvit.measure.circuits.across_ablations import Comparison
-from circuitvit.measure.circuits.minimality import Cost
+from circuitvit.measure.circuits.minimality import EdgeCost
 from circuitvit.measure.models.cost import counted_macs, vit_macs, vit_parameters
 from circuitvit.measure.models.latency import bootstrap_interval
 from circuitvit.measure.models.report import Row, changed
@@ -240,7 +240,7 @@ def test_nothing_is_shown_as_minus_zero():
     assert "| 0.000 |" in report.markdown()
     conditions = made("curve").conditions
     known = KnownEstimate(-1e-5, -2e-4, -0.0)
-    cost = Cost(-0.0, known)
+    cost = EdgeCost(-0.0, known)
     found = cv.Minimality(conditions, known, {"embed->m0": cost, "m0->logits": cost})
     estimates = {"zero": tiny, "mean": tiny}
     gaps = AcrossAblations(conditions, {"c": Comparison(3, "zero", {"zero": 3}, estimates, tiny)})

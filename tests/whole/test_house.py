@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
+import networkx as nx
 import pytest
 
 HOUSE = Path(__file__).parents[2]
@@ -66,9 +68,54 @@ def test_the_floors_would_notice_a_stray_file(tmp_path):
     assert "circuitvit.utils" in done.stdout
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.name)
-def test_files_stay_under_400_lines(path):
-    assert len(path.read_text().splitlines()) < 400
+def test_there_are_no_circles():
+    """Neither among modules nor among rooms, imports inside functions and for types included."""
+    imported = nx.DiGraph()
+    graph = grimp.build_graph("circuitvit", cache_dir=None)
+    for module in graph.modules - {"circuitvit"}:
+        for other in graph.find_modules_directly_imported_by(module) - {"circuitvit"}:
+            imported.add_edge(module, other)
+            here, there = (name.split(".")[1] for name in (module, other))
+            if here != there:
+                imported.add_edge(f"room {here}", f"room {there}")
+    circles = [group for group in nx.strongly_connected_components(imported) if len(group) > 1]
+    assert circles == []
+
+
+SAME_INTERFACE = {"knows", "preprocessing_of", "problems", "read", "resize"}
+"""What each module of `pretrained.libraries` defines for its library."""
+COMMANDS = {"class_circuits", "compile", "demo", "evaluate", "export", "train"}
+"""Functions of the command line that are named like public ones."""
+
+
+def test_no_name_stands_for_two_things():
+    """Classes, functions and aliases of modules have names of their own in the whole package."""
+    homes = {}
+    for path in SOURCES:
+        for item in ast.parse(path.read_text()).body:
+            names = [getattr(item, "name", None)]
+            if isinstance(item, ast.Assign):
+                names = [target.id for target in item.targets if isinstance(target, ast.Name)]
+            elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                names = [item.target.id]
+            for name in names:
+                if name and not name.startswith("_") and not name.isupper():
+                    homes.setdefault(name, set()).add(path.relative_to(HOUSE / "circuitvit"))
+    twice = {name: places for name, places in homes.items() if len(places) > 1}
+    for name, places in twice.items():
+        rooms = {place.parts[0] for place in places}
+        libraries = all(place.parts[:2] == ("pretrained", "libraries") for place in places)
+        assert (name in SAME_INTERFACE and libraries) or (
+            name in COMMANDS and "cli" in rooms and len(places) == 2
+        ), f"{name} is in {sorted(map(str, places))}"
+
+
+def test_tests_mirror_the_rooms():
+    rooms = {path.name for path in (HOUSE / "circuitvit").iterdir() if path.is_dir()}
+    rooms -= {"__pycache__"}
+    extra = {"attack", "demo", "experiments", "ground", "whole"}
+    found = {path.parent.name for path in TESTS if path.name.startswith("test_")}
+    assert rooms <= found <= rooms | extra
 
 
 def test_functions_stay_near_40_lines():

@@ -26,7 +26,7 @@ def fold_constants(program: Program) -> Program:
             program = _with_head(program, node)
         elif name in program.kept and not program.live(name):
             read = program.table(name)[None]
-            value = mlp_value(program.block(node), read)[0]
+            value = mlp_value(program.mlp(node), read)[0]
             program = _with_constant(program, name, value, [name])
     return program
 
@@ -62,12 +62,9 @@ def _with_head(program: Program, node: Node) -> Program:
 
 def _part(program: Program, node: Node, part: str) -> Float[Tensor, "_row head_width"]:
     """The queries, keys or values of a head that read a table."""
-    block, head = program.block(node), node.head
-    assert block.attention is not None
-    assert block.ln1 is not None
-    assert head is not None
-    read = block.ln1(program.table(f"{node.name}.{part}"))[None, None]
-    return project(block.attention, part, read, slice(head, head + 1))[0, 0]
+    layer, head = program.attention(node), node.head_index
+    read = layer.norm(program.table(f"{node.name}.{part}"))[None, None]
+    return project(layer.attention, part, read, slice(head, head + 1))[0, 0]
 
 
 def _pattern(
@@ -94,7 +91,4 @@ def _constant_z(
 
 
 def _output_weight(program: Program, node: Node) -> Float[Tensor, "head_width width"]:
-    attention = program.block(node).attention
-    assert attention is not None
-    assert node.head is not None
-    return attention.output_weight()[node.head]
+    return program.attention(node).output_weight(node.head_index)

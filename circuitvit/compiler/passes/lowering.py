@@ -19,15 +19,16 @@ from circuitvit.models.circuit_plan import (
     EMBED,
     BlockPlan,
     Call,
+    CopyPlan,
+    HeadWrites,
     MLPPlan,
     Plan,
     Projection,
-    Read,
     Source,
-    Write,
 )
 from circuitvit.models.circuit_vit import CircuitViT
-from circuitvit.models.vit import PARTS, Attention, Block, ViT
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, SubLayer, sublayers_of
+from circuitvit.models.vit import PARTS, Attention, ViT
 
 
 def lower(shared: Shared, dtype: torch.dtype) -> CircuitViT:
@@ -115,7 +116,7 @@ class _Lowering:
         self._next += 1
         return self._next - 1
 
-    def _read(self, copy: Copy) -> Read:
+    def _read(self, copy: Copy) -> CopyPlan:
         """How a copy is made of what there is: the largest sums that are part of it first."""
         wanted = frozenset(self._values[name] for name in copy.writers)
         rest, values = wanted, list[int]()
@@ -133,7 +134,7 @@ class _Lowering:
             self._sums[own] = wanted
             self._anywhere |= set() if copy.first else {own}
         held = 1 if table is None else len(self.tables[table])
-        return Read(tuple(values), table, max(rows, held), copy.first, own)
+        return CopyPlan(tuple(values), table, max(rows, held), copy.first, own)
 
     def _table(self, copy: Copy) -> int | None:
         """The number of a copy's table; tables that are the same are one."""
@@ -149,8 +150,7 @@ class _Lowering:
         return len(self.tables) - 1
 
     def _block(self, index: int, shared: SharedBlock) -> BlockPlan:
-        block = self.program.vit.blocks[index]
-        assert isinstance(block, Block)
+        attention, mlp_place = sublayers_of(self.program.vit, index)
         prefix = f"blocks.{index}."
         slots = [_slots(copy, shared.groups) for copy in shared.copies]
         projections = tuple(
@@ -158,7 +158,7 @@ class _Lowering:
             for copy, readers in zip(shared.copies, slots, strict=True)
         )
         for number, readers in enumerate(slots):
-            weight, bias = _projection(block, readers)
+            weight, bias = _projection(attention, readers)
             self.weights[f"{prefix}projections.{number}.linear.weight"] = weight
             self.weights[f"{prefix}projections.{number}.linear.bias"] = bias
         rows = [projection.read.rows for projection in projections]
@@ -166,9 +166,13 @@ class _Lowering:
             self._call(f"{prefix}calls.{number}.", group, slots, rows)
             for number, group in enumerate(shared.groups)
         )
-        self._norms(prefix, block, calls)
-        writes = tuple(self._writes(prefix, block, shared.groups, calls))
-        mlp = None if shared.mlp is None else self._mlp(f"{prefix}mlp.", block, shared.mlp)
+        writes = tuple[HeadWrites, ...]()
+        if isinstance(attention, AttentionLayer):
+            self._norms(prefix, attention.attention, calls)
+            writes = tuple(self._writes(prefix, attention.attention, shared.groups, calls))
+        mlp = None
+        if shared.mlp is not None and isinstance(mlp_place, MlpLayer):
+            mlp = self._mlp(f"{prefix}mlp.", mlp_place, shared.mlp)
         constant = (n for n in self.program.constants if node_named(n).block == index)
         width = self.program.vit.config.head_width[index]
         return BlockPlan(width, projections, calls, writes, mlp, tuple(constant))
@@ -209,26 +213,28 @@ class _Lowering:
             tables = [table[:1] for table in tables]
         return torch.stack(tables)
 
-    def _norms(self, prefix: str, block: Block, calls: tuple[Call, ...]) -> None:
+    def _norms(self, prefix: str, attention: Attention, calls: tuple[Call, ...]) -> None:
         """The LayerNorms of those queries and keys that are projected."""
         for part in ("q", "k"):
-            norm = {"q": block.attention and block.attention.q_norm,
-                    "k": block.attention and block.attention.k_norm}[part]  # fmt: skip
+            norm = {"q": attention.q_norm, "k": attention.k_norm}[part]
             projected = any(s.projection is not None for c in calls for s in c.sources(part))
             if norm is not None and projected:
                 self.weights[f"{prefix}norms.{part}.weight"] = norm.weight
                 self.weights[f"{prefix}norms.{part}.bias"] = norm.bias
 
     def _writes(
-        self, prefix: str, block: Block, groups: tuple[HeadGroup, ...], calls: tuple[Call, ...]
-    ) -> Iterator[Write]:
+        self,
+        prefix: str,
+        attention: Attention,
+        groups: tuple[HeadGroup, ...],
+        calls: tuple[Call, ...],
+    ) -> Iterator[HeadWrites]:
         number = 0
         for index, (group, call) in enumerate(zip(groups, calls, strict=True)):
             start = 0
             for heads in group.writes:
-                assert block.attention is not None
-                own = [node_named(name).head or 0 for name in heads]
-                weight = block.attention.output_weight()[own].flatten(0, 1).T
+                own = [node_named(name).head_index for name in heads]
+                weight = attention.output_weight()[own].flatten(0, 1).T
                 self.weights[f"{prefix}writes.{number}.linear.weight"] = weight
                 shifts = [self.shift(name, first=group.first) for name in heads]
                 table = _added([shift for shift in shifts if shift is not None])
@@ -237,7 +243,7 @@ class _Lowering:
                     self.shifts += table.numel()
                 held = 0 if table is None else len(table)
                 value = self._written(heads, max(call.rows, held), group.first)
-                yield Write(index, start, len(heads), value, held)
+                yield HeadWrites(index, start, len(heads), value, held)
                 start, number = start + len(heads), number + 1
 
     def _written(self, units: tuple[str, ...], rows: int, first: bool) -> int:
@@ -247,18 +253,17 @@ class _Lowering:
         self._values |= dict.fromkeys(units, value)
         return value
 
-    def _mlp(self, prefix: str, block: Block, copy: Copy) -> MLPPlan:
-        mlp, norm = block.mlp, block.ln2
-        assert mlp is not None
-        assert norm is not None
+    def _mlp(self, prefix: str, layer: MlpLayer, copy: Copy) -> MLPPlan:
+        mlp = layer.mlp
+        weight, bias = layer.folded()
         name = copy.readers[0]
         read = self._read(copy)
         shift = self.shift(name, first=copy.first)
         table = mlp.fc2.bias[None] if shift is None else mlp.fc2.bias + shift
         self.shifts += 0 if shift is None else table.numel()
         self.weights |= {
-            f"{prefix}fc1.weight": mlp.fc1.weight * norm.weight,
-            f"{prefix}fc1.bias": mlp.fc1.bias + mlp.fc1.weight @ norm.bias,
+            f"{prefix}fc1.weight": weight,
+            f"{prefix}fc1.bias": bias,
             f"{prefix}fc2.weight": mlp.fc2.weight,
             f"{prefix}table": table,
         }
@@ -288,22 +293,15 @@ def _sources(group: HeadGroup, part: str, slots: list[list[str]]) -> tuple[Sourc
     return tuple(found)
 
 
-def _projection(block: Block, readers: list[str]) -> tuple[Tensor, Tensor]:
+def _projection(layer: SubLayer, readers: list[str]) -> tuple[Tensor, Tensor]:
     """Weight and bias of some queries, keys and values, the LayerNorm before them folded."""
-    attention, norm = block.attention, block.ln1
-    assert isinstance(attention, Attention)
-    assert norm is not None
-    weights, biases = list[Tensor](), list[Tensor]()
-    for name in readers:
-        node = node_named(name)
-        assert node.part is not None
-        assert node.head is not None
-        weight, bias = (x if x is None else x[node.head] for x in attention.projection(node.part))
-        assert weight is not None
-        shift = weight @ norm.bias
-        weights.append(weight * norm.weight)
-        biases.append(shift if bias is None else bias + shift)
-    return torch.cat(weights), torch.cat(biases)
+    assert isinstance(layer, AttentionLayer)
+    weight, bias = layer.folded()
+    shape = (len(PARTS), layer.attention.heads, layer.attention.head_width)
+    weight, bias = weight.unflatten(0, shape), bias.unflatten(0, shape)
+    places = [(PARTS.index(node.part or ""), node.head_index) for node in map(node_named, readers)]
+    rows = [(weight[place], bias[place]) for place in places]
+    return torch.cat([row for row, _ in rows]), torch.cat([shift for _, shift in rows])
 
 
 def _added(tables: list[ConstantTable]) -> ConstantTable | None:
@@ -313,7 +311,7 @@ def _added(tables: list[ConstantTable]) -> ConstantTable | None:
 def _without_unused_sums(plan: Plan) -> Plan:
     used = set(plan.last_uses())
 
-    def pruned(read: Read) -> Read:
+    def pruned(read: CopyPlan) -> CopyPlan:
         return read if read.sum in used else replace(read, sum=None)
 
     blocks = tuple(

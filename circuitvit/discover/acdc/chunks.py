@@ -1,30 +1,120 @@
 """One search on all pairs of images: at once where memory allows, else chunk by chunk.
 
-Where not all pairs fit, many decisions are looked at in one pass over the chunks (`passes`); they
-are those of all pairs at once. When memory runs out all the same, chunks are halved and the
-question is asked again.
+Where not all pairs fit, many decisions are looked at in one pass over the chunks. A chunk's run
+costs as much as some hundred decisions, so it must not be built for each of them. In a pass the
+first chunk runs ahead and decides by its own pairs; the others follow the same decisions, one chunk
+after the other. Their values are averaged, and hold up to the first decision that all of them
+together take otherwise; the next pass begins there. What a pass has found about later edges is the
+best guess of the next one. When memory runs out all the same, chunks are halved and the question is
+asked again.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from circuitvit.config import ViTConfig
+from circuitvit.discover.acdc.decisions import Decisions, Seen
 from circuitvit.discover.acdc.engine.circuit_state import Speedups
 from circuitvit.discover.acdc.engine.incremental import IncrementalRun, Trial
-from circuitvit.discover.acdc.passes import SearchPasses
-from circuitvit.discover.batching import NO_MEMORY, is_out_of_memory
-from circuitvit.discover.task import Problem
 from circuitvit.errors import CircuitError
-from circuitvit.graph.edge_graph import node_named, readers_of, writers_of
+from circuitvit.graph.edge_graph import writers_of
 from circuitvit.images import Pairs
-from circuitvit.memory import address_space_left, free_memory
+from circuitvit.intervene.batching import (
+    NO_MEMORY,
+    images_that_fit,
+    is_out_of_memory,
+)
+from circuitvit.intervene.task import PatchingTask
 
-SHARE_OF_MEMORY = 0.7
-"""How much of the free memory may be taken."""
+SHORTEST, LONGEST = 128, 4096
+"""Decisions in one pass."""
+
+
+LookAhead = Callable[[PatchingTask, Tensor, list[float], Mapping[str, bool], int], list[Seen]]
+"""Follows a search from where it is, on some of its pairs.
+
+Its arguments are the problem with these pairs alone, the model's logits of them, their own D at
+each decision so far, which edges go (of others these pairs decide), and how many decisions to look
+at.
+"""
+
+
+@dataclass
+class SearchPasses:
+    """The passes of a search.
+
+    Attributes:
+        task: what is asked, of all pairs.
+        full: the model's logits, of all pairs.
+        decisions: those taken so far, over all pairs; the caller's, who adds to them.
+        look_ahead: follows the search on some pairs.
+        images: how many pairs at once.
+    """
+
+    task: PatchingTask
+    full: Tensor
+    decisions: Decisions
+    look_ahead: LookAhead
+    images: int
+    _ahead: deque[tuple[Seen, list[float]]] = field(default_factory=deque)
+    _own: list[list[float]] = field(default_factory=list)
+    _rises: dict[str, float] = field(default_factory=dict)
+    _length: int = 2 * SHORTEST
+
+    def value(self, edge: str) -> float:
+        """D without an edge, which is the next to be decided on, over all pairs."""
+        if not self._ahead:
+            self._pass()
+        seen, _ = self._ahead[0]
+        assert seen.edge == edge
+        return seen.value
+
+    def settle(self, removed: bool) -> None:
+        """Record whether the edge that was asked for last is removed."""
+        seen, values = self._ahead.popleft()
+        for own, value in zip(self._own, values, strict=True):
+            own.append(value)
+        if seen.removed == removed:
+            return
+        self._length = max(SHORTEST, self._length // 2)
+        self._ahead.clear()
+
+    def _pass(self) -> None:
+        pairs, count = self.task.pairs, math.ceil(len(self.task.pairs) / self.images)
+        measured = [value for value in self.decisions.measured if value is not None]
+        self._own = self._own or [list(measured) for _ in range(count)]
+        guesses = {edge: rise < self.decisions.tau for edge, rise in self._rises.items()}
+        total, chunks = [0.0] * self._length, list[list[Seen]]()
+        for own, start in zip(self._own, range(0, len(pairs), self.images), strict=True):
+            some = slice(start, start + self.images)
+            task = replace(self.task, pairs=pairs.subset(some))
+            seen = self.look_ahead(task, self.full[some], own, guesses, self._length)
+            if not chunks:
+                guesses |= {each.edge: each.removed for each in seen}
+            chunks.append(seen)
+            share = len(task.pairs) / len(pairs)
+            total = [a + share * b.value for a, b in zip(total, seen, strict=False)]
+        self._note(total, chunks)
+
+    def _note(self, total: list[float], chunks: list[list[Seen]]) -> None:
+        """Keep what a pass has seen, and guess from it what comes after the first surprise."""
+        current, surprise = self.decisions.current, False
+        for value, *seen in zip(total, *chunks, strict=False):
+            led = seen[0]
+            rise = value - current
+            self._rises[led.edge] = rise
+            current = value if led.removed else current
+            surprise = surprise or led.removed != (rise < self.decisions.tau)
+            self._ahead.append((replace(led, value=value), [each.value for each in seen]))
+        if not surprise:
+            self._length = min(LONGEST, 2 * self._length)
+
+
 SHARE_OF_ADDRESSES = 1.2
 """How much of what an address space has left may be planned for, where one run takes all pairs.
 
@@ -45,7 +135,7 @@ class Chunks:
     """The incremental runs of all pairs.
 
     Args:
-        problem: what is asked.
+        task: what is asked.
         kept: the kept edges, by split reader; the caller's, who removes what is settled.
         opened: units that were tried before.
         images: how many pairs at once; None goes by the memory that is free.
@@ -56,7 +146,7 @@ class Chunks:
 
     def __init__(
         self,
-        problem: Problem,
+        task: PatchingTask,
         kept: Mapping[str, Collection[int]],
         *,
         opened: Collection[str] = (),
@@ -65,9 +155,9 @@ class Chunks:
         full: Tensor | None = None,
         passes: MakePasses | None,
     ) -> None:
-        self._problem, self._kept, self._speedups = problem, kept, speedups
-        self._images = _alike(len(problem.pairs), images or _planned(problem))
-        self._names = writers_of(problem.vit.config)
+        self._task, self._kept, self._speedups = task, kept, speedups
+        self._images = _alike(len(task.pairs), images or _planned(task))
+        self._names = writers_of(task.vit.config)
         self._opened = list(opened)
         self.unit: str | None = None
         self._readers: Sequence[str] = ()
@@ -77,12 +167,12 @@ class Chunks:
         self._make_passes = passes
         self._passes: SearchPasses | None = None
         self._full = self._logits_of_model() if full is None else full
-        pairs = problem.pairs
+        pairs = task.pairs
         if self._images == len(pairs):
             self._whole = self._within_memory(lambda: self._run(pairs))
 
     def _logits_of_model(self) -> Tensor:
-        vit, clean = self._problem.vit, self._problem.pairs.clean
+        vit, clean = self._task.vit, self._task.pairs.clean
         return self._insisted(
             lambda: torch.cat([vit(images) for images in clean.split(self._images)])
         )
@@ -95,8 +185,8 @@ class Chunks:
                 return answer
 
     def _run(self, pairs: Pairs) -> IncrementalRun:
-        ablated = self._problem.ablated_writes(pairs)
-        vit, opened = self._problem.vit, self._opened
+        ablated = self._task.ablated_writes(pairs)
+        vit, opened = self._task.vit, self._opened
         return IncrementalRun(
             vit, pairs.clean, ablated, self._kept, opened=opened, speedups=self._speedups
         )
@@ -121,7 +211,7 @@ class Chunks:
 
     def loss_of_model(self) -> float:
         """The metric of the untouched model, over all pairs."""
-        return self._loss(self._full, self._problem.pairs, self._full)
+        return self._loss(self._full, self._task.pairs, self._full)
 
     def loss_now(self) -> float:
         """The metric of the circuit as it stands, over all pairs."""
@@ -129,18 +219,18 @@ class Chunks:
         def logits() -> Tensor:
             if self._whole is not None:
                 return self._whole.logits
-            chunks = self._problem.chunks(self._images)
+            chunks = self._task.chunks(self._images)
             return torch.cat([self._run(pairs).logits for pairs in chunks])
 
-        return self._loss(self._insisted(logits), self._problem.pairs, self._full)
+        return self._loss(self._insisted(logits), self._task.pairs, self._full)
 
     def largest_logit(self) -> float:
         """The largest |logit| of the untouched model."""
         return float(self._full.abs().max())
 
     def _loss(self, logits: Tensor, pairs: Pairs, full: Tensor) -> float:
-        losses = self._problem.loss(logits, pairs, full)
-        return float(losses.double().sum()) / len(self._problem.pairs)
+        losses = self._task.loss(logits, pairs, full)
+        return float(losses.double().sum()) / len(self._task.pairs)
 
     def open(self, unit: str) -> None:
         """Take up a unit; those before it are done with."""
@@ -167,7 +257,7 @@ class Chunks:
 
     def _batch(self, run: IncrementalRun) -> int:
         """How many removals go through one run in one batch."""
-        kind = self._problem.vit.positions.device.type
+        kind = self._task.vit.positions.device.type
         most = NUMBERS_AT_ONCE.get(kind, NUMBERS_AT_ONCE["cuda"])
         return max(1, min(MOMENTS, most // run.numbers_read()))
 
@@ -181,7 +271,7 @@ class Chunks:
             if self._whole is None:
                 return [self.loss_of_model() + self._passing().value(self._edge(first))]
             self._trial = self._whole.try_removals(first, moments, keeps)
-            pairs = self._problem.pairs
+            pairs = self._task.pairs
             return [self._loss(logits, pairs, self._full) for logits in self._trial.logits]
 
         return self._insisted(ask)
@@ -224,24 +314,8 @@ def _alike(pairs: int, most: int) -> int:
     return math.ceil(pairs / math.ceil(pairs / most))
 
 
-def _planned(problem: Problem) -> int:
+def _planned(task: PatchingTask) -> int:
     """How many pairs go at once: all of them where that may work."""
-    pairs = len(problem.pairs)
-    hopeful = images_that_fit(problem, of_addresses=SHARE_OF_ADDRESSES)
-    return pairs if pairs <= hopeful else images_that_fit(problem)
-
-
-def images_that_fit(problem: Problem, *, of_addresses: float = SHARE_OF_MEMORY) -> int:
-    """How many pairs the memory holds that may be taken now."""
-    positions = problem.vit.positions
-    free = SHARE_OF_MEMORY * free_memory(positions.device)
-    free = min(free, of_addresses * address_space_left(positions.device))
-    return max(1, int(free) // (positions.element_size() * numbers_an_image(problem.vit.config)))
-
-
-def numbers_an_image(config: ViTConfig) -> int:
-    """How many numbers a run holds for one pair, if every edge were kept."""
-    heads = [name for name in writers_of(config) if node_named(name).kind == "head"]
-    streams = len(writers_of(config)) + len(readers_of(config)) + 12 * (config.depth + 1)
-    hidden = 4 * config.tokens * max(config.mlp_width, default=0)
-    return streams * config.tokens * config.width + len(heads) * config.tokens**2 + hidden
+    pairs = len(task.pairs)
+    hopeful = images_that_fit(task.vit, of_addresses=SHARE_OF_ADDRESSES)
+    return pairs if pairs <= hopeful else images_that_fit(task.vit)

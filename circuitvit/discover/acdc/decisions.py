@@ -53,8 +53,8 @@ class Decisions:
         """How many edges were asked for."""
         return sum(value is not None for value in self.measured)
 
-    def stand_on(self, full: float, scale: float) -> None:
-        """Note the model's own metric and largest |logit|, or see that they are as noted before.
+    def record_baseline(self, full: float, scale: float) -> None:
+        """Record the model's metric and largest |logit|, or check them against an earlier record.
 
         Raises:
             CircuitError: the metric gives something else than in the search that is taken up.
@@ -68,8 +68,8 @@ class Decisions:
         self.full = full
         self.scale = scale if self.scale is None else self.scale
 
-    def goes(self, name: str, value: float) -> bool:
-        """Decide on an edge, given D without it."""
+    def decide(self, name: str, value: float) -> bool:
+        """Decide whether an edge is removed, given D without it."""
         if not math.isfinite(value):
             raise CircuitError(
                 f"the metric became NaN or infinite without {name}; the weights may be too large."
@@ -85,7 +85,7 @@ class Decisions:
         return False
 
     def drop(self) -> None:
-        """An edge into a node that nobody reads goes without being asked."""
+        """Record that an edge into a node that nobody reads was removed without being tried."""
         self.measured.append(None)
 
 
@@ -96,12 +96,12 @@ class Seen:
     Attributes:
         edge: its name.
         value: D without it, over these pairs.
-        goes: whether those after it take it for removed.
+        removed: whether the decisions after it take it for removed.
     """
 
     edge: str
     value: float
-    goes: bool
+    removed: bool
 
 
 class EnoughSeen(Exception):  # noqa: N818 - not an error
@@ -113,7 +113,7 @@ class Led(Decisions):
     """Decisions that are given, or else made by a few of the pairs alone.
 
     Attributes:
-        guesses: which edges go.
+        guesses: whether edges are removed.
         known: how many decisions have been taken already.
         length: how many to look at.
         seen: what was found.
@@ -124,14 +124,14 @@ class Led(Decisions):
     length: int = 1
     seen: list[Seen] = field(default_factory=list)
 
-    def goes(self, name: str, value: float) -> bool:
-        """What was guessed, or else whether these pairs let the edge go."""
-        goes = self.guesses.get(name, value - self.current < self.tau)
-        self.current = value if goes else self.current
+    def decide(self, name: str, value: float) -> bool:
+        """What was guessed, or else what these pairs alone decide."""
+        removed = self.guesses.get(name, value - self.current < self.tau)
+        self.current = value if removed else self.current
         if self.known > 0:
             self.known -= 1
-            return goes
-        self.seen.append(Seen(name, value, goes))
+            return removed
+        self.seen.append(Seen(name, value, removed))
         if len(self.seen) == self.length:
             raise EnoughSeen
-        return goes
+        return removed

@@ -8,25 +8,24 @@ replays it, and a search at another τ replays it up to the first decision that 
 import contextlib
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from circuitvit.discover.acdc.chunks import MOMENTS, Chunks
+from circuitvit.discover.acdc.chunks import MOMENTS, Chunks, SearchPasses
 from circuitvit.discover.acdc.decisions import Decisions, EnoughSeen, Led, Seen
-from circuitvit.discover.acdc.engine.circuit_state import Speedups, has_reader
-from circuitvit.discover.acdc.passes import SearchPasses
-from circuitvit.discover.task import Problem
+from circuitvit.discover.acdc.engine.circuit_state import has_reader
+from circuitvit.discover.acdc.settings import SearchSettings
 from circuitvit.errors import CircuitError
 from circuitvit.graph.edge_graph import (
-    Qkv,
-    edge_names_of,
     node_named,
     places_of,
     readers_of,
     units_of,
     writers_of,
 )
+from circuitvit.intervene.task import PatchingTask
 from circuitvit.models.vit import PARTS
 
 NO_RECORD = (
@@ -41,42 +40,26 @@ class EdgeSearch:
     """ACDC over edges.
 
     Args:
-        problem: what is asked.
+        settings: the task and the options.
         decisions: taken so far; those of an earlier search are taken again without being asked.
-        qkv: granularity of the heads' readers.
-        within: the edges to start from; None are all.
-        order: scores by which the writers of each reader are tried, weakest first; None is the
-            pinned order, latest first.
-        predict: scores that predict which edges stay; None predicts that all go.
-        keep_all: whether all are predicted to stay.
-        images: how many pairs at once; None goes by the memory that is free.
-        speedups: what may be done to be fast.
+        keep_all: whether all edges are predicted to stay, where nothing else predicts it.
         full: the model's logits, for a search that is led on a few of the pairs.
     """
 
     def __init__(
         self,
-        problem: Problem,
+        settings: SearchSettings,
         decisions: Decisions,
         *,
-        qkv: Qkv,
-        within: Iterable[str] | None = None,
-        order: Mapping[str, float] | None = None,
-        predict: Mapping[str, float] | None = None,
         keep_all: bool = False,
-        images: int | None = None,
-        speedups: Speedups | None = None,
         full: Tensor | None = None,
     ) -> None:
-        config = problem.vit.config
-        self._problem, self._images, self._speedups = problem, images, speedups or Speedups()
-        self._within, self._logits = None if within is None else tuple(within), full
-        self._qkv: Qkv = qkv
-        self._order, self._predict, self._keep_all = order, predict, keep_all
+        config = settings.task.vit.config
+        self._settings, self._task, self._keep_all = settings, settings.task, keep_all
+        self._logits = full
         self._names, self._places = writers_of(config), places_of(config)
         self._kept: dict[str, set[int]] = {name: set() for name in readers_of(config)}
-        everything = edge_names_of(config, qkv)
-        for name in everything if self._within is None else self._within:
+        for name in settings.edges:
             writer, reader = name.split("->")
             for part in split(reader):
                 self._kept[part].add(self._places[writer])
@@ -86,7 +69,7 @@ class EdgeSearch:
         self._tried: list[str] = []
         self._full = 0.0
         self._moments = MOMENTS
-        if self._within is not None and not self._earlier:
+        if settings.within is not None and not self._earlier:
             self._take_up([])
             assert self._chunks is not None
             decisions.start = decisions.current = self._chunks.loss_now() - self._full
@@ -95,7 +78,7 @@ class EdgeSearch:
     def edges(self, advance: Advance) -> tuple[str, ...]:
         """Decide on every edge; `advance` is called after each decision that was asked for."""
         decisions, done = self._decisions, list[str]()
-        for unit in ("logits", *reversed(units_of(self._problem.vit.config))):
+        for unit in ("logits", *reversed(units_of(self._task.vit.config))):
             readers = self._readers(unit)
             if unit != "logits" and not has_reader(self._kept, self._places[unit]):
                 for reader in readers:
@@ -108,7 +91,7 @@ class EdgeSearch:
 
     def _readers(self, unit: str) -> list[str]:
         """The readers of a unit in the pinned order."""
-        if node_named(unit).kind != "head" or self._qkv == "joint":
+        if node_named(unit).kind != "head" or self._settings.qkv == "joint":
             return [unit]
         return [f"{unit}.{part}" for part in reversed(PARTS)]
 
@@ -146,29 +129,29 @@ class EdgeSearch:
         """Make the runs, if there are none; units done with by replay are opened in them."""
         if self._chunks is None:
             self._chunks = Chunks(
-                self._problem,
+                self._task,
                 self._kept,
                 opened=done,
-                images=self._images,
-                speedups=self._speedups,
+                images=self._settings.images,
+                speedups=self._settings.speedups,
                 full=self._logits,
                 passes=self._passes if self._logits is None else None,
             )
             self._full = self._chunks.loss_of_model()
-            self._decisions.stand_on(self._full, self._chunks.largest_logit())
+            self._decisions.record_baseline(self._full, self._chunks.largest_logit())
 
     def _passes(self, full: Tensor, images: int) -> SearchPasses:
-        return SearchPasses(self._problem, full, self._decisions, self._look_ahead, images)
+        return SearchPasses(self._task, full, self._decisions, self._look_ahead, images)
 
     def _look_ahead(
         self,
-        problem: Problem,
+        task: PatchingTask,
         full: Tensor,
         own: list[float],
         guesses: Mapping[str, bool],
         length: int,
     ) -> list[Seen]:
-        """`circuitvit.discover.acdc.passes.LookAhead`."""
+        """`circuitvit.discover.acdc.chunks.LookAhead`."""
         so_far, values = self._decisions, iter(own)
         taken = {name: name not in so_far.rises for name in self._tried}
         measured = [None if value is None else next(values) for value in so_far.measured]
@@ -177,18 +160,17 @@ class EdgeSearch:
             guesses={**guesses, **taken}, known=len(taken),
         )  # fmt: skip
         stay = {name: 0.0 if goes else math.inf for name, goes in led.guesses.items()}
-        search = EdgeSearch(
-            problem, led, qkv=self._qkv, within=self._within, order=self._order,
-            predict=defaultdict(float, stay), images=len(problem.pairs), speedups=self._speedups,
-            full=full,
-        )  # fmt: skip
+        settings = replace(
+            self._settings, task=task, predict=defaultdict(float, stay), images=len(task.pairs)
+        )
+        search = EdgeSearch(settings, led, full=full)
         with contextlib.suppress(EnoughSeen):
             search.edges(lambda note="", steps=1: None)
         return led.seen
 
     def _writers(self, reader: str) -> list[int]:
         """The writers of a reader in the order in which they are tried."""
-        places, scores = sorted(self._kept[split(reader)[0]], reverse=True), self._order
+        places, scores = sorted(self._kept[split(reader)[0]], reverse=True), self._settings.order
         if scores is not None:
             places.sort(key=lambda place: abs(scores[f"{self._names[place]}->{reader}"]))
         return places
@@ -217,18 +199,19 @@ class EdgeSearch:
         return count
 
     def _stays(self, name: str) -> bool:
-        if self._predict is None:
+        predict = self._settings.predict
+        if predict is None:
             return self._keep_all
-        return abs(self._predict[name]) >= self._decisions.tau
+        return abs(predict[name]) >= self._decisions.tau
 
     def _decide(self, reader: str, place: int, value: float) -> bool:
         name = f"{self._names[place]}->{reader}"
-        goes = self._decisions.goes(name, value)
+        removed = self._decisions.decide(name, value)
         self._tried.append(name)
-        if goes:
+        if removed:
             for part in split(reader):
                 self._kept[part].discard(place)
-        return goes
+        return removed
 
     def _note(self) -> str:
         return f"kept {len(self._decisions.rises)}"

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from circuitvit.config import ViTConfig
 from circuitvit.discover.eap.backward_rules import GRADIENT, HeadValues, Rules
 from circuitvit.errors import CircuitError
-from circuitvit.models.vit import Attention, Block, ViT, pooled
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, SubLayer, sublayers
+from circuitvit.models.vit import Attention, ViT, pooled
 
 Values = dict[str, Tensor]
 """By `embed`, `a{l}`, `m{l}` or `logits`."""
 
-Stream = Float[Tensor, "image _token width"]
+ModelStream = Float[Tensor, "image _token width"]
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Recording:
         logits: [image class].
     """
 
-    embedded: Stream
+    embedded: ModelStream
     rules: Rules
     neurons: bool
     writes: Values = field(default_factory=dict)
@@ -83,7 +84,7 @@ class Recording:
 
 
 def record(
-    vit: ViT, stream: Stream, *, start: int = 0, rules: Rules = GRADIENT, neurons: bool = False
+    vit: ViT, stream: ModelStream, *, start: int = 0, rules: Rules = GRADIENT, neurons: bool = False
 ) -> Recording:
     """Run the model from a stream on; with gradients enabled, watch what is read.
 
@@ -97,14 +98,14 @@ def record(
     """
     kept = Recording(stream, rules, neurons)
     last = _last_mixing(vit.config)
-    for place in range(start, 2 * vit.config.depth):
-        index, block = place // 2, vit.blocks[place // 2]
-        assert isinstance(block, Block)
-        if place % 2 == 0:
-            queries = 1 if index == last else stream.shape[1]
-            stream = _after_attention(block, f"a{index}", stream, queries, kept)
+    for layer in sublayers(vit)[start:]:
+        if isinstance(layer, AttentionLayer):
+            queries = 1 if layer.block == last else stream.shape[1]
+            stream = _after_attention(layer, stream, queries, kept)
+        elif isinstance(layer, MlpLayer):
+            stream = _after_mlp(layer, stream, kept)
         else:
-            stream = _after_mlp(block, f"m{index}", stream, kept)
+            stream = _with_constants(layer, stream)
     logits = _read_out(vit, kept.read("logits", stream, stream), rules)
     kept.logits = logits.to(vit.positions.dtype)  # under autocast they are not in it
     return kept
@@ -142,20 +143,17 @@ def _last_mixing(config: ViTConfig) -> int | None:
 
 
 def _after_attention(
-    block: Block, name: str, stream: Stream, queries: int, kept: Recording
-) -> Stream:
+    layer: AttentionLayer, stream: ModelStream, queries: int, kept: Recording
+) -> ModelStream:
     """The stream of the first so many tokens after the attention."""
-    attention, rest = block.attention, stream[:, :queries]
-    bias = None if block.output_bias is None else block.output_bias.detach()
-    if attention is not None and block.ln1 is not None:
-        projected = _linear(attention.qkv, kept.rules.normalize(block.ln1, stream))
-        z = _attend(attention, kept.read(name, stream, projected), queries, kept.rules)
-        kept.write(name, z)
-        z = rearrange(z, "image head token head_width -> image token (head head_width)")
-        rest = rest + F.linear(z, attention.out.weight.detach(), bias)
-    elif bias is not None:
-        rest = rest + bias
-    return _plus(rest, block.attention_constant)
+    attention = layer.attention
+    projected = _linear(attention.qkv, kept.rules.normalize(layer.norm, stream))
+    z = _attend(attention, kept.read(layer.name, stream, projected), queries, kept.rules)
+    kept.write(layer.name, z)
+    z = rearrange(z, "image head token head_width -> image token (head head_width)")
+    bias = None if layer.bias is None else layer.bias.detach()
+    written = F.linear(z, attention.out.weight.detach(), bias)
+    return _plus(stream[:, :queries] + written, layer.constant)
 
 
 def _attend(
@@ -173,22 +171,25 @@ def _attend(
     return rules.attend(q, k, v)
 
 
-def _after_mlp(block: Block, name: str, stream: Stream, kept: Recording) -> Stream:
-    if block.mlp is not None and block.ln2 is not None:
-        read = kept.read(name, stream, stream.view_as(stream))
-        pre = _linear(block.mlp.fc1, kept.rules.normalize(block.ln2, read))
-        post = kept.fire(name, kept.rules.activate(block.mlp.activation, pre))
-        written = _linear(block.mlp.fc2, post)
-        kept.write(name, written)
-        stream = stream + written
-    return _plus(stream, block.mlp_constant)
+def _after_mlp(layer: MlpLayer, stream: ModelStream, kept: Recording) -> ModelStream:
+    read = kept.read(layer.name, stream, stream.view_as(stream))
+    pre = _linear(layer.mlp.fc1, kept.rules.normalize(layer.norm, read))
+    post = kept.fire(layer.name, kept.rules.activate(layer.mlp.activation, pre))
+    written = _linear(layer.mlp.fc2, post)
+    kept.write(layer.name, written)
+    return _with_constants(layer, stream + written)
 
 
-def _plus(stream: Stream, constant: Tensor | None) -> Stream:
+def _with_constants(layer: SubLayer, stream: ModelStream) -> ModelStream:
+    stream = stream if layer.bias is None else stream + layer.bias.detach()
+    return _plus(stream, layer.constant)
+
+
+def _plus(stream: ModelStream, constant: Tensor | None) -> ModelStream:
     return stream if constant is None else stream + constant.detach()[: stream.shape[1]]
 
 
-def _read_out(vit: ViT, stream: Stream, rules: Rules) -> Float[Tensor, "image class"]:
+def _read_out(vit: ViT, stream: ModelStream, rules: Rules) -> Float[Tensor, "image class"]:
     """`ViT.read_out` under the rules."""
     config = vit.config
     if config.fc_norm:

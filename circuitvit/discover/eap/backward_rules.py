@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from circuitvit.errors import warn
 from circuitvit.models.vit import activate
-from circuitvit.precision import in_single
+from circuitvit.torch_modes import in_single
 
 SATURATED = 4e-5
 """Error of a recomputed pattern above which attention is computed step by step: there the fused

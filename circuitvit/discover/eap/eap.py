@@ -6,24 +6,82 @@ back; `exact` and `random` are the slow truth and the control. What a pass compu
 `attribution`, what is passed back in `rules`, the sums over edges in `products`.
 """
 
+from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitvit.checks import whole
+from circuitvit.config import ViTConfig
+from circuitvit.discover.eap.edge_products import EdgeSums
 from circuitvit.discover.eap.gradient_passes import GRADIENT_METHODS, INPUT_METHODS, Attribution
-from circuitvit.discover.eap.score_levels import edge_values, neuron_values, summed_at
 from circuitvit.discover.exact import exact_scores
 from circuitvit.discover.scores import EdgeScores, Positions, names_at
-from circuitvit.discover.task import Problem
+from circuitvit.discover.task import discovery_task
 from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Level
-from circuitvit.graph.edge_graph import Qkv
+from circuitvit.graph.edge_graph import (
+    Qkv,
+    node_named,
+    readers_of,
+    units_of,
+    writers_before,
+    writers_of,
+)
 from circuitvit.images import Pairs
 from circuitvit.intervene.metrics import Metric, check_differentiable
-from circuitvit.models.vit import ViT
+from circuitvit.models.vit import PARTS, ViT
 from circuitvit.torch_modes import in_default_modes
+
+
+def edge_values(config: ViTConfig, sums: EdgeSums, span: int, qkv: Qkv) -> dict[str, float]:
+    """The value of every edge in one run of tokens, in the pinned order."""
+    lists = {name: values[span].tolist() for name, values in sums.items()}
+    writers, before = writers_of(config), writers_before(config)
+    named = {}
+    for reader in readers_of(config, qkv):
+        node = node_named(reader)
+        if node.kind == "head":
+            parts = PARTS if node.part is None else (node.part,)
+            rows = [lists[f"a{node.block}"][PARTS.index(part)][node.head] for part in parts]
+            values = [sum(several) for several in zip(*rows, strict=True)]
+        else:
+            values = lists[reader]
+        for place in reversed(range(before[node.unit])):
+            named[f"{writers[place]}->{reader}"] = values[place]
+    return named
+
+
+def summed_at(
+    config: ViTConfig, level: str, qkv: Qkv, by_edge: Mapping[str, float]
+) -> Mapping[str, float]:
+    """The values of nodes or blocks: those of all their out-edges that leave them, added up."""
+    if level == "edge":
+        return by_edge
+    group = {name: name for name in ("embed", *units_of(config), "logits")}
+    if level == "block":
+        group |= {name: f"block{node_named(name).block}" for name in units_of(config)}
+        total = {f"block{block}": 0.0 for block in range(config.depth)}
+    else:
+        total = dict.fromkeys(units_of(config), 0.0)
+    group |= {reader: group[node_named(reader).unit] for reader in readers_of(config, qkv)}
+    for name, value in by_edge.items():
+        writer, reader = name.split("->")
+        if writer != "embed" and group[writer] != group[reader]:
+            total[group[writer]] += value
+    return total
+
+
+def neuron_values(sums: Mapping[str, Float[Tensor, " neuron"]]) -> dict[str, float]:
+    """The value of every neuron, named `m{l}.n{k}`."""
+    return {
+        f"{name}.n{neuron}": value
+        for name, values in sums.items()
+        for neuron, value in enumerate(values.tolist())
+    }
+
 
 METHODS = (*GRADIENT_METHODS, "exact", "random")
 LEVELS = ("edge", "node", "block", "neuron")
@@ -59,7 +117,7 @@ def eap(
       code credits the edges of all readers at every pass, also those whose writer did not move.
     * `clean-corrupted`: the mean of the gradients at both ends.
     * `gim` (Edin et al. 2025) and `relp` (Jafari et al. 2025): a modified gradient at the clean
-      images, defined in `circuitvit.discover.eap.backward_rules`.
+      images, defined in `circuitvit.discover.eap.gradient_passes`.
     * `exact`: ℓ(without it) − ℓ(full), one ablated run each.
     * `random`: the control.
 
@@ -90,21 +148,21 @@ def eap(
     """
     steps, seed = whole(steps, "steps"), whole(seed, "seed")
     _check_method(method, metric=metric, steps=steps, ablation=ablation)
-    problem = Problem.checked(
+    task = discovery_task(
         vit, pairs, metric=metric, ablation=ablation, level=level, reference=reference,
         levels=LEVELS,
     )  # fmt: skip
     _check_options(vit, method, level=level, positions=positions, autocast=autocast)
-    attribution = Attribution(problem, method, steps, autocast == "bf16")
+    attribution = Attribution(task, method, steps, autocast == "bf16")
     names = names_at(vit.config, level, qkv, positions)
     if method == "random":
         drawn = torch.randn(len(names), generator=torch.Generator().manual_seed(seed))
         values = dict(zip(names, drawn.tolist(), strict=True))
     elif method == "exact":
-        values = exact_scores(problem, cast(Level, level), qkv)
+        values = exact_scores(task, cast(Level, level), qkv)
     else:
         values = _gradient_scores(attribution, level, qkv, positions)
-    origin = problem.provenance(
+    origin = task.provenance(
         method=method if autocast is None else f"{method} ({autocast})",
         level=level,
         steps=steps if method.startswith("eap-ig") else None,
@@ -117,7 +175,7 @@ def _gradient_scores(
     attribution: Attribution, level: str, qkv: Qkv, positions: Positions | None
 ) -> dict[str, float]:
     """Means over images of a gradient method, by name."""
-    vit, images = attribution.problem.vit, len(attribution.problem.pairs)
+    vit, images = attribution.task.vit, len(attribution.task.pairs)
     if level == "neuron":
         sums = neuron_values(attribution.neuron_sums())
     else:

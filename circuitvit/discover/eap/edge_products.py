@@ -18,7 +18,8 @@ from torch import Tensor
 
 from circuitvit.discover.eap.activation_record import Recording, Values
 from circuitvit.graph.edge_graph import places_of, writers_before, writers_of
-from circuitvit.models.vit import PARTS, Block, ViT
+from circuitvit.models.sublayers import AttentionLayer, sublayers
+from circuitvit.models.vit import PARTS, ViT
 
 NUMBERS_AT_ONCE = 2**23
 """Numbers in a table of differences [writer token image width], if more than one image's."""
@@ -55,11 +56,10 @@ class EdgeProducts:
     def __init__(self, vit: ViT, spans: Spans, *, frozen_norms: bool) -> None:
         self._vit, self._spans, self._frozen = vit, spans, frozen_norms
         self._scratch: dict[str, Tensor] = {}
-        self._weights = {
-            f"a{index}": _reader_weights(block)
-            for index, block in enumerate(vit.blocks)
-            if isinstance(block, Block) and block.attention is not None
+        self._heads = {
+            layer.name: layer for layer in sublayers(vit) if isinstance(layer, AttentionLayer)
         }
+        self._weights = {name: _reader_weights(layer) for name, layer in self._heads.items()}
 
     def zeros(self) -> EdgeSums:
         """Sums of nothing, in double precision."""
@@ -104,8 +104,7 @@ class EdgeProducts:
         slope: Float[Tensor, "image token row"],
         share: float,
     ) -> None:
-        norm, (weight, bias) = self._block(name).ln1, self._weights[name]
-        assert norm is not None
+        norm, (weight, bias) = self._heads[name].norm, self._weights[name]
         stream, projected = recording.streams[name], recording.watched.pop(name).detach()
         normalized, _, scale = torch.native_layer_norm(
             stream.to(slope.dtype), norm.normalized_shape, None, None, norm.eps
@@ -159,8 +158,7 @@ class EdgeProducts:
         table = self._room("table", sum(rows), tokens, images)
         for part, (name, values) in zip(table.split(rows), differences.items(), strict=True):
             if name.startswith("a"):
-                attention = self._block(name).attention
-                assert attention is not None
+                attention = self._heads[name].attention
                 z = rearrange(values[some].to(table.dtype), "i head t d -> head (t i) d")
                 weight = attention.output_weight().detach()
                 torch.bmm(z, weight, out=part[:, : values.shape[-2]].view(*z.shape[:2], -1))
@@ -233,24 +231,13 @@ class EdgeProducts:
     def _before(self, name: str) -> int:
         return writers_before(self._vit.config)[f"{name}.h0" if name.startswith("a") else name]
 
-    def _block(self, name: str) -> Block:
-        block = self._vit.blocks[int(name[1:])]
-        assert isinstance(block, Block)
-        return block
 
-
-def _reader_weights(block: Block) -> tuple[Tensor, Tensor]:
+def _reader_weights(layer: AttentionLayer) -> tuple[Tensor, Tensor]:
     """γ W of each of a block's 3 × heads readers, less its mean over the width, and b + W β.
 
     They are [reader head_width width] and [row]: the projection of x̂, and what is added to it.
     """
-    attention, norm = block.attention, block.ln1
-    assert attention is not None
-    assert norm is not None
-    weight, beta = attention.qkv.weight.detach(), norm.bias.detach()
-    bias = weight @ beta
-    if attention.qkv.bias is not None:
-        bias = bias + attention.qkv.bias.detach()
-    scaled = weight * norm.weight.detach()
-    centred = scaled - scaled.mean(dim=-1, keepdim=True)
+    weight, bias = (folded.detach() for folded in layer.folded())
+    centred = weight - weight.mean(dim=-1, keepdim=True)
+    attention = layer.attention
     return centred.unflatten(0, (len(PARTS) * attention.heads, attention.head_width)), bias

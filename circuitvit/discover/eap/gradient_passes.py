@@ -4,7 +4,7 @@ Each method is a list of passes of the full model, whose gradients at what is re
 multiplied with differences ã − a of what some writers write (or of neurons).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.discover.batching import images_at_once, streamed
 from circuitvit.discover.eap.activation_record import Recording, Values, record, slopes
 from circuitvit.discover.eap.backward_rules import GIM, GRADIENT, RELP, Rules
 from circuitvit.discover.eap.edge_products import EdgeProducts, EdgeSums, ReadGradients, Spans
-from circuitvit.discover.task import Problem
 from circuitvit.images import Pairs
-from circuitvit.models.vit import Block
+from circuitvit.intervene.batching import images_at_once, in_batches
+from circuitvit.intervene.task import PatchingTask
+from circuitvit.models.sublayers import attention_layer
+from circuitvit.progress import progress
 
 CLEAN_METHODS = {"eap": GRADIENT, "gim": GIM, "relp": RELP}
 INPUT_METHODS = ("eap-ig-inputs", "clean-corrupted")
@@ -28,7 +29,7 @@ PASSES_AT_ONCE = 5
 
 
 @dataclass(frozen=True)
-class Point:
+class GradientPoint:
     """One pass with its gradients, and its weight in the mean over passes."""
 
     recording: Recording
@@ -46,21 +47,21 @@ class Passes:
     """
 
     differences: Values
-    points: Iterable[Point]
+    points: Iterable[GradientPoint]
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """A gradient method for a problem.
+    """A gradient method for a task.
 
     Attributes:
-        problem: what is asked.
+        task: what is asked.
         method: one of `GRADIENT_METHODS`.
         steps: points of an interpolating method.
         bfloat16: whether passes run under autocast; sums are in the model's own precision or more.
     """
 
-    problem: Problem
+    task: PatchingTask
     method: str
     steps: int
     bfloat16: bool
@@ -72,7 +73,7 @@ class Attribution:
 
     def edge_sums(self, spans: Spans) -> EdgeSums:
         """Sums over all pairs, for every edge."""
-        products = EdgeProducts(self.problem.vit, spans, frozen_norms=self.rules.frozen_norms)
+        products = EdgeProducts(self.task.vit, spans, frozen_norms=self.rules.frozen_norms)
 
         def work(batch: Pairs) -> EdgeSums:
             sums = products.zeros()
@@ -88,7 +89,7 @@ class Attribution:
                     products.add(sums, passes.differences, gradients)
             return sums
 
-        return streamed(self.problem, work, _added)
+        return self._summed(work)
 
     def neuron_sums(self) -> dict[str, Float[Tensor, " neuron"]]:
         """Sums over all pairs for every neuron, by `m{l}`."""
@@ -104,14 +105,28 @@ class Attribution:
                         sums[name] = sums.get(name, 0) + product
             return sums
 
-        return streamed(self.problem, work, _added)
+        return self._summed(work)
+
+    def _summed(self, work: Callable[[Pairs], Values]) -> Values:
+        """What the work makes of all pairs, batch by batch, added up.
+
+        Raises:
+            CircuitError: memory does not suffice for one pair.
+        """
+        pairs, total = self.task.pairs, None
+        with progress("EAP", len(pairs)) as advance:
+            for batch, sums in in_batches(pairs, images_at_once(self.task.vit), work):
+                total = sums if total is None else _added(total, sums)
+                advance(steps=len(batch))
+        assert total is not None
+        return total
 
     def _passes(
         self, batch: Pairs, *, neurons: bool, constants: Values | None = None
     ) -> Iterator[Passes]:
         if self.method in INPUT_METHODS:
             return iter([self._input_passes(batch, neurons)])
-        if self.problem.ablation == "patch":
+        if self.task.ablation == "patch":
             assert batch.corrupt is not None
             ablated = self._unwatched(self._embed(batch.corrupt), neurons=neurons).written()
         else:
@@ -124,8 +139,8 @@ class Attribution:
         """The gradient at the clean images."""
         clean = self._watched(self._embed(batch.clean), neurons=neurons)
         gradients = self._slopes(clean, batch, clean.logits.detach())
-        differences = _differences(ablated, clean, own=self.problem.ablation == "patch")
-        return Passes(differences, [Point(clean, gradients, 1.0)])
+        differences = _differences(ablated, clean, own=self.task.ablation == "patch")
+        return Passes(differences, [GradientPoint(clean, gradients, 1.0)])
 
     def _input_passes(self, batch: Pairs, neurons: bool) -> Passes:
         """Gradients at points on the line from the corrupt to the clean embeddings.
@@ -140,9 +155,9 @@ class Attribution:
             shares = [k / self.steps for k in range(1, self.steps)]
         start, full, weight = corrupt.embedded, clean.logits, 1 / (1 + len(shares))
         whole, differences = clean.embedded - start, _differences(corrupt.written(), clean)
-        waiting = [Point(corrupt, self._slopes(corrupt, batch, full), weight)]
+        waiting = [GradientPoint(corrupt, self._slopes(corrupt, batch, full), weight)]
 
-        def points() -> Iterator[Point]:
+        def points() -> Iterator[GradientPoint]:
             yield waiting.pop()
             for share in shares:
                 yield self._point(start + share * whole, batch, full, weight, neurons=neurons)
@@ -157,8 +172,8 @@ class Attribution:
         clean = self._watched(self._embed(batch.clean))
         full = clean.logits.detach()
         gradients = self._slopes(clean, batch, full)
-        differences = _differences(ablated, clean, own=self.problem.ablation == "patch")
-        yield Passes(differences, [Point(clean, gradients, 1 / self.steps)])
+        differences = _differences(ablated, clean, own=self.task.ablation == "patch")
+        yield Passes(differences, [GradientPoint(clean, gradients, 1 / self.steps)])
         readers = list(clean.streams)
         for name, difference in differences.items():
             reader = readers[0 if name == "embed" else readers.index(name) + 1]
@@ -167,7 +182,7 @@ class Attribution:
 
             def points(
                 place: int = place, stream: Tensor = stream, move: Tensor = move
-            ) -> Iterator[Point]:
+            ) -> Iterator[GradientPoint]:
                 for step in range(1, self.steps):
                     moved = stream + (1 - step / self.steps) * move
                     yield self._point(moved, batch, full, 1 / self.steps, start=place)
@@ -179,20 +194,18 @@ class Attribution:
         """What a writer group adds to the stream, given z of heads."""
         if not name.startswith("a"):
             return value
-        block = self.problem.vit.blocks[int(name[1:])]
-        assert isinstance(block, Block)
-        assert block.attention is not None
-        weight = block.attention.output_weight().detach()
+        layer = attention_layer(self.task.vit, int(name[1:]))
+        weight = layer.attention.output_weight().detach()
         return torch.einsum("ihtd,hdw->itw", value.to(weight.dtype), weight)
 
     def _start(self, reader: str) -> int:
         if reader == "logits":
-            return 2 * self.problem.vit.config.depth
+            return 2 * self.task.vit.config.depth
         return 2 * int(reader[1:]) + reader.startswith("m")
 
     def _constant_writes(self) -> Values:
         """ã of every writer where it is the same for all images."""
-        written = self.problem.constants
+        written = self.task.constants
         assert written is not None
         named = {"embed": written.embed}
         for index, (z, mlp) in enumerate(zip(written.z, written.mlp, strict=True)):
@@ -202,31 +215,31 @@ class Attribution:
 
     def _constant_neurons(self) -> Values | None:
         """ã of every neuron where it is the same for all images."""
-        problem, device = self.problem, self.problem.vit.positions.device
-        if problem.ablation == "patch":
+        task, device = self.task, self.task.vit.positions.device
+        if task.ablation == "patch":
             return None
-        if problem.ablation == "zero":
-            zero = problem.vit.positions.new_zeros(1, 1, 1)
-            return {f"m{block}": zero for block in range(problem.vit.config.depth)}
-        assert problem.reference is not None
+        if task.ablation == "zero":
+            zero = task.vit.positions.new_zeros(1, 1, 1)
+            return {f"m{block}": zero for block in range(task.vit.config.depth)}
+        assert task.reference is not None
         total: Values = {}
-        for images in problem.reference.to(device).split(images_at_once(problem.vit)):
+        for images in task.reference.to(device).split(images_at_once(task.vit)):
             posts = self._unwatched(self._embed(images), neurons=True).written()
             sums = {name: post.sum(dim=0, dtype=torch.float64) for name, post in posts.items()}
             total = _added(total, sums) if total else sums
-        dtype = problem.vit.positions.dtype
-        return {name: (value / len(problem.reference)).to(dtype) for name, value in total.items()}
+        dtype = task.vit.positions.dtype
+        return {name: (value / len(task.reference)).to(dtype) for name, value in total.items()}
 
     def _embed(self, images: Tensor) -> Float[Tensor, "image token width"]:
         with torch.no_grad(), self._precision():
-            return self.problem.vit.embed(images)
+            return self.task.vit.embed(images)
 
     def _unwatched(self, stream: Tensor, *, neurons: bool) -> Recording:
         with torch.no_grad(), self._precision():
-            return record(self.problem.vit, stream, neurons=neurons)
+            return record(self.task.vit, stream, neurons=neurons)
 
     def _watched(self, stream: Tensor, *, start: int = 0, neurons: bool = False) -> Recording:
-        vit = self.problem.vit
+        vit = self.task.vit
         with torch.enable_grad(), self._precision():
             return record(vit, stream, start=start, rules=self.rules, neurons=neurons)
 
@@ -239,16 +252,16 @@ class Attribution:
         *,
         start: int = 0,
         neurons: bool = False,
-    ) -> Point:
+    ) -> GradientPoint:
         recording = self._watched(stream, start=start, neurons=neurons)
-        return Point(recording, self._slopes(recording, batch, full), share)
+        return GradientPoint(recording, self._slopes(recording, batch, full), share)
 
     def _slopes(self, recording: Recording, batch: Pairs, full: Tensor) -> Values:
         with torch.enable_grad():
-            return slopes(recording, lambda logits: self.problem.loss(logits, batch, full))
+            return slopes(recording, lambda logits: self.task.loss(logits, batch, full))
 
     def _precision(self) -> AbstractContextManager[object]:
-        device = self.problem.vit.positions.device.type
+        device = self.task.vit.positions.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
 
 

@@ -5,17 +5,23 @@ Names of classes are compared as `class_name` has them.
 
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from circuitvit.checks import is_whole
-from circuitvit.errors import CircuitError, in_short
-from circuitvit.images.classes.animals import ANIMALS
-from circuitvit.images.classes.imagenet import described, is_wnid, knows_all, place_in_imagenet
-from circuitvit.preprocessing import class_name
+from circuitvit.errors import CircuitError, in_short, warn
+from circuitvit.images.classes.imagenet import (
+    ANIMALS,
+    described,
+    is_wnid,
+    knows_all,
+    place_in_imagenet,
+)
+from circuitvit.preprocessing import class_name, natural_key
 
 UNLABELLED, LEFT_OUT = -1, -2
 """Codes of images without a label, and of images whose class was not asked for."""
@@ -352,3 +358,42 @@ def some(names: Sequence[Any], most: int = 10) -> str:
 def _few(texts: Sequence[str], between: str = "; ") -> str:
     rest = len(texts) - _TOLD
     return between.join(texts[:_TOLD]) + (f"{between}and {rest} more" if rest > 0 else "")
+
+
+ClassOrder = Literal["alphabetical", "natural"]
+"""`"alphabetical"` has `class10` before `class2`, as Python sorts text; `"natural"` after it."""
+
+
+def ordered(labelled: Labelled, order: ClassOrder) -> Labelled:
+    """The same labels with the classes in another order of their names."""
+    labels, names = labelled
+    key = natural_key if order == "natural" else str
+    places = sorted(range(len(names)), key=lambda place: key(names[place]))
+    codes = np.empty(max(len(names), 1), dtype=np.int64)
+    codes[places] = np.arange(len(places))
+    return np.where(labels < 0, labels, codes[labels.clip(0)]), tuple(names[p] for p in places)
+
+
+def order_problems(value: Any) -> list[str]:
+    """What is wrong with a class order that was asked for."""
+    if value is None or value in get_args(ClassOrder):
+        return []
+    return [f"class_order is {in_short(value)}, expected one of {get_args(ClassOrder)}"]
+
+
+def warn_of_order(names: tuple[str, ...], *, is_declared: bool, remedy: str) -> None:
+    """Warn where classes are in alphabetical order and the natural one is another.
+
+    A model that was trained in the other order would be judged by wrong labels. Names that a source
+    declares in such an order are only doubtful if they are numbered, as folders are.
+    """
+    numbered = len({re.sub(r"\d+", "#", name) for name in names}) == 1
+    natural = tuple(sorted(names, key=natural_key))
+    if names != tuple(sorted(names)) or names == natural or (is_declared and not numbered):
+        return
+    at = next(place for place, (a, b) in enumerate(zip(names, natural, strict=True)) if a != b)
+    warn(
+        f"the classes are taken in alphabetical order ({some(names[: at + 2])}, …), as torchvision "
+        f"and datasets do; the natural order is another ({some(natural[: at + 2])}, …). With a "
+        f"model that was trained in that one, labels would be wrong. {remedy}"
+    )

@@ -13,7 +13,7 @@ from circuitvit.errors import reason_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal["picture", "unreadable", "stranger"]
+FileKind = Literal["picture", "unreadable", "stranger"]
 """What Pillow may read; a picture that it can't; and what is none."""
 
 _HEAD = 512
@@ -69,7 +69,7 @@ def picture_endings() -> frozenset[str]:
     )
 
 
-def kind_of(path: Path) -> tuple[Kind, str]:
+def file_kind(path: Path) -> tuple[FileKind, str]:
     """What a file is, and for an unreadable picture why it is that.
 
     Only a file with an ending that says nothing is opened, and of it only the first bytes are read
@@ -93,7 +93,7 @@ def kind_of(path: Path) -> tuple[Kind, str]:
     return ("stranger", "") if known is None else ("unreadable", known)
 
 
-def opened(file: Any) -> "Image":
+def open_picture(file: Any) -> "Image":
     """The picture in a file, turned as its camera was held.
 
     Raises:

@@ -1,12 +1,14 @@
 """From stored pictures to pixels of one size: resized and cropped as torchvision and timm do."""
 
+import hashlib
 import io
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +19,17 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, reason_of
-from circuitvit.images.decoding.pictures import opened, turned
+from circuitvit.files.tensor_files import read_tensors, told_in, write_tensors
+from circuitvit.images.decoding.pictures import open_picture, turned
 from circuitvit.images.image_table import Raw, Table
+from circuitvit.images.tensor_checks import fingerprint
 from circuitvit.memory import memory_left
 from circuitvit.preprocessing import Interpolation, Resize
 from circuitvit.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
 
 _CHUNK = 256
 _MODES = {1: "L", 3: "RGB"}
@@ -197,9 +202,9 @@ def _opened(raw: Raw) -> "Image":
         raise ValueError("there is no picture")
     if data is None and path is not None and os.path.isfile(path):
         with Path(path).open("rb") as file:  # PIL would leave open what it can't read
-            return opened(file)
+            return open_picture(file)
     if data is not None:
-        return opened(io.BytesIO(data))
+        return open_picture(io.BytesIO(data))
     if path is not None and "://" not in path:  # nor is a pipe read, which may never end
         raise ValueError("there is no such file")
     from datasets import Image as Feature
@@ -244,3 +249,72 @@ def _fitted(image: "Image", look: Look) -> "Image":
         image = image.resize(size, Resampling[look.interpolation.upper()])
     left, top = round((image.width - keep) / 2), round((image.height - keep) / 2)
     return image.crop((left, top, left + keep, top + keep))
+
+
+_FORMAT = 1
+
+
+def remembered(
+    folder: str | os.PathLike[str],
+    table: Table,
+    places: np.ndarray,
+    look: Look,
+    decode: Callable[[], Decoded],
+) -> Decoded:
+    """What `decode` gives, from the folder if it is there whole, else made and written there.
+
+    Raises:
+        CircuitError: the folder can't be written to.
+    """
+    path = Path(folder) / f"{_key(table, places, look)}.safetensors"
+    found = _read(path)
+    if found is None:
+        found = decode()
+        _write(path, found)
+    return found
+
+
+def _key(table: Table, places: np.ndarray, look: Look) -> str:
+    """Of the pictures' contents and order, what is done to them, and what does it."""
+    import PIL
+
+    parts = {
+        "format": _FORMAT,
+        "pillow": PIL.__version__,
+        "pictures": table.fingerprint(places),
+        # Where a picture stands is part of what is said about it if it can't be read.
+        "places": hashlib.sha256(places.astype("<i8").tobytes()).hexdigest(),
+        "sizes": list(table.sizes.items()),
+        "look": asdict(look),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> Decoded | None:
+    """The file's pixels; None where there is none, or it is damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        tensors, said = read_tensors(path)
+        skipped = told_in(said, "skipped")
+    except (OSError, SafetensorError, ValueError):
+        return None
+    if not {"pixels", "kept"} <= set(tensors) or not _are_texts(skipped):
+        return None
+    pixels, kept = tensors["pixels"], tensors["kept"]
+    if said.get("fingerprint") != fingerprint(pixels, kept):
+        return None
+    return Decoded(pixels, kept.numpy(), tuple(skipped))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _write(path: Path, found: Decoded) -> None:
+    kept = torch.from_numpy(found.kept)
+    said = {
+        "fingerprint": fingerprint(found.pixels, kept),
+        "skipped": json.dumps(found.skipped),
+    }
+    write_tensors(path, {"pixels": found.pixels, "kept": kept}, said)

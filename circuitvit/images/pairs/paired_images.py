@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, no_type_check
+from typing import Any, Generic, TypeVar, no_type_check
 
+import numpy as np
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
@@ -15,7 +16,6 @@ from circuitvit.errors import CircuitError, reason_of, warn
 from circuitvit.files import readable_path
 from circuitvit.files.records import another_kind
 from circuitvit.files.tensor_files import read_tensors, told_in, write_tensors
-from circuitvit.images.pairs.batches import Batches
 from circuitvit.images.pairs.recipe import PairRecipe, cast, cut
 from circuitvit.images.tensor_checks import (
     Indices,
@@ -26,13 +26,49 @@ from circuitvit.images.tensor_checks import (
 )
 from circuitvit.images.thumbnails import stretched, thumbnail, thumbnails_html
 
+Whole = TypeVar("Whole", bound=Any)
+
+
+class Batches(Generic[Whole]):
+    """Some pairs, so many at a time; gone through again, they come in another drawn order.
+
+    Args:
+        whole: what has a length and `subset`.
+        size: pairs a batch, ≥ 1; the last may be smaller.
+        shuffle: whether the order is drawn; each time gone through it is another one.
+        seed: draws the orders.
+
+    Raises:
+        CircuitError: `size` is below 1 or `seed` below 0.
+    """
+
+    def __init__(self, whole: Whole, size: int, *, shuffle: bool = False, seed: int = 0) -> None:
+        for name, value, least in (("size", size, 1), ("seed", seed, 0)):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+                raise CircuitError(f"{name} is {value!r}, expected a whole number ≥ {least}.")
+        self._whole: Whole = whole
+        self._size, self._shuffle, self._seed = int(size), shuffle, int(seed)
+        self._round = 0
+
+    def __len__(self) -> int:
+        return -(-len(self._whole) // self._size)
+
+    def __iter__(self) -> Iterator[Whole]:
+        order = np.arange(len(self._whole))
+        if self._shuffle:
+            order = np.random.default_rng([self._seed, self._round]).permutation(order)
+            self._round += 1
+        for start in range(0, len(order), self._size):
+            yield self._whole.subset(order[start : start + self._size])
+
+
 FORMAT = "circuitvit.pairs"
 SCHEMA = 1
 SHOWN = 6
 """Pairs that a notebook shows."""
 TENSORS = ("clean", "corrupt", "labels", "corrupt_labels")
 
-Own = TypeVar("Own", bound="PairedImages")
+PairsType = TypeVar("PairsType", bound="PairedImages")
 
 
 @no_type_check  # it checks its own input, with words for people
@@ -92,7 +128,7 @@ class PairedImages:
         rest = f"; the first {SHOWN}, with their classes" if len(self) > SHOWN else ""
         return thumbnails_html(f"{self!r}{rest}", drawn)
 
-    def subset(self: Own, indices: Indices) -> Own:
+    def subset(self: PairsType, indices: Indices) -> PairsType:
         """Some of the pairs, in the order asked for.
 
         Raises:
@@ -102,7 +138,7 @@ class PairedImages:
         part = self._each(lambda tensor: tensor[places.to(tensor.device)])
         return part if self.recipe is None else part._by(cut(self.recipe, places.tolist()))
 
-    def to(self: Own, *args: Any, **kwargs: Any) -> Own:
+    def to(self: PairsType, *args: Any, **kwargs: Any) -> PairsType:
         """The same pairs on another device, the images (not the labels) in another dtype.
 
         Takes what `torch.Tensor.to` takes: a device, a dtype, both, or a tensor that has them; by
@@ -123,7 +159,9 @@ class PairedImages:
         same = moved.clean.dtype == self.clean.dtype
         return moved._by(self.recipe if same else cast(self.recipe, moved.clean.dtype))
 
-    def batches(self: Own, size: int, *, shuffle: bool = False, seed: int = 0) -> Batches[Own]:
+    def batches(
+        self: PairsType, size: int, *, shuffle: bool = False, seed: int = 0
+    ) -> Batches[PairsType]:
         """The pairs, `size` at a time; the last batch may be smaller.
 
         Args:
@@ -155,7 +193,7 @@ class PairedImages:
         return write_tensors(path, tensors, {"format": "pt", FORMAT: json.dumps(told)})
 
     @classmethod
-    def load(cls: type[Own], path: str | os.PathLike[str]) -> Own:
+    def load(cls: type[PairsType], path: str | os.PathLike[str]) -> PairsType:
         """Read pairs that `save` wrote, recipe included.
 
         Raises:
@@ -176,12 +214,12 @@ class PairedImages:
         pairs, recipe = cls(**known), told.get("recipe")
         return pairs if recipe is None else pairs._by(recipe)
 
-    def _by(self: Own, recipe: PairRecipe) -> Own:
+    def _by(self: PairsType, recipe: PairRecipe) -> PairsType:
         """These very pairs, now with the recipe that made them."""
         object.__setattr__(self, "recipe", recipe)
         return self
 
-    def _each(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
+    def _each(self: PairsType, change: Callable[[Tensor], Tensor]) -> PairsType:
         given = {name: getattr(self, name) for name in TENSORS}
         changed = {n: None if t is None else change(t) for n, t in given.items()}
         made = object.__new__(type(self))  # these were warned of when they were put together

@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from circuitvit.errors import CircuitError, in_short
-from circuitvit.images.classes.animals import categories as animal_categories
+from circuitvit.images.classes.imagenet import categories as animal_categories
 from circuitvit.images.image_set import ImageSet
-from circuitvit.images.pairs.correctness import Judge
 from circuitvit.images.pairs.corruption import MOST_NOISE, Patch, is_noise
 from circuitvit.images.pairs.paired_images import PairedImages
-from circuitvit.images.pairs.pairing import places_alone, places_by_category, places_by_class
+from circuitvit.images.pairs.pairing import Judge, places_alone, places_by_category, places_by_class
 from circuitvit.images.pairs.recipe import DTYPES, PairRecipe, check_recipe, tensors_of, written
 
 

@@ -23,7 +23,7 @@ from circuitvit.checks import is_whole
 from circuitvit.errors import CircuitError, in_short, reason_of
 from circuitvit.images.image_set import ImageSet
 from circuitvit.images.pairs.corruption import MOST_NOISE, Patch, is_noise, mean_image, noisy
-from circuitvit.images.sampling import MOST_SEED
+from circuitvit.images.tensor_checks import MOST_SEED
 
 PairRecipe = Mapping[str, Any]
 OF_TWO = ("by_class", "by_category")

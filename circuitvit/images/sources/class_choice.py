@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from circuitvit.errors import CircuitError, in_short, warn
-from circuitvit.images.classes.class_order import ClassOrder, ordered, warn_of_order
 from circuitvit.images.classes.labels import (
     LEFT_OUT,
     UNLABELLED,
     Classes,
+    ClassOrder,
     Labelled,
     matched,
     nearest,
+    ordered,
     selected,
     some,
+    warn_of_order,
 )
 from circuitvit.images.image_table import Table
 from circuitvit.images.sources.split_expressions import Split

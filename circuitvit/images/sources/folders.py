@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuitvit.errors import CircuitError, reason_of, warn
-from circuitvit.images.decoding.pictures import kind_of, picture_endings
+from circuitvit.images.decoding.pictures import file_kind, picture_endings
 from circuitvit.images.sources.split_expressions import split_of
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -145,7 +145,7 @@ def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], dict[Path, str], lis
     """Images and metadata; pictures that can't be read, with the reason; and what is no picture."""
     images, unreadable, strangers = list[Path](), dict[Path, str](), list[Path]()
     for path in files:
-        kind, reason = ("picture", "") if is_metadata(path) else kind_of(path)
+        kind, reason = ("picture", "") if is_metadata(path) else file_kind(path)
         if kind == "picture":
             images.append(path)
         elif kind == "unreadable":

@@ -9,9 +9,10 @@ import heapq
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,92 @@ from circuitvit.errors import CircuitError, in_short, reason_of, warn
 from circuitvit.files import unwritable_cache
 from circuitvit.images.image_table import Table, column_of, dataset_table, files_table
 from circuitvit.images.sources.folders import is_metadata, layout_of, walked
-from circuitvit.images.sources.shards import check_one_data_set
 from circuitvit.images.sources.split_expressions import check_places, split_called, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+_HASH = re.compile(r"[0-9a-f]{16}")
+_TOLD = 6
+
+
+def check_one_data_set(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder whose parquet files are of several data sets, and say how to choose one.
+
+    A data set is named by what a path says before the split, or after it, without numbers and
+    hashes. Files of several names are several data sets if their columns or classes differ, or if
+    two of them have more than one split each; else they are parts of one.
+
+    Raises:
+        CircuitError: as it says.
+    """
+    sets: dict[str, list[Path]] = {}
+    for file in files:
+        sets.setdefault(_name_of(file.relative_to(folder)), []).append(file)
+    if len(sets) < 2 or not (_differ(sets) or _have_splits(sets)):
+        return
+    names = sorted(sets)
+    first = sets[names[0]]
+    told = ", ".join(in_short(name) for name in names[:_TOLD])
+    rest = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    raise CircuitError(
+        f"{folder} holds {len(sets)} data sets in parquet: {told}{rest}. Choose one: give "
+        f"{_chosen(folder, first, files)}."
+    )
+
+
+def _name_of(path: Path) -> str:
+    """The data set that a path names: what comes before the split, else what comes after it."""
+    words = re.split(r"[-_./\\ ]+", str(path.with_suffix("")))
+    place = next((place for place, word in enumerate(words) if split_of(word)), len(words))
+    before, after = (
+        "_".join(w for w in part if not (w.isdigit() or w == "of" or _HASH.fullmatch(w)))
+        for part in (words[:place], words[place + 1 :])
+    )
+    return before or after or "data"
+
+
+def _differ(sets: dict[str, list[Path]]) -> bool:
+    """Whether the columns or the classes of some differ; what can't be read says nothing."""
+    found = [_signature(files[0]) for files in sets.values()]
+    known = [signature for signature in found if signature is not None]
+    return any(signature != known[0] for signature in known)
+
+
+def _signature(file: Path) -> Any:
+    """The columns of a parquet file with their types, and what it says of classes."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        schema = parquet.read_schema(file)
+    except (ArrowException, OSError):
+        return None  # reading it will tell why
+    columns = sorted((field.name, str(field.type)) for field in schema)
+    return columns, (schema.metadata or {}).get(b"huggingface")
+
+
+def _have_splits(sets: dict[str, list[Path]]) -> bool:
+    """Whether two of them have more than one split each."""
+    splits = [{split_of(str(file.with_suffix(""))) for file in files} for files in sets.values()]
+    return sum(len(own) > 1 for own in splits) > 1
+
+
+def _chosen(folder: Path, own: Sequence[Path], files: Sequence[Path]) -> str:
+    """What to give for the files of one data set alone: a folder, a pattern, or each by name."""
+    home = Path(os.path.commonpath([file.parent for file in own]))
+    if home != folder and sum(file.is_relative_to(home) for file in files) == len(own):
+        return f"the folder {home}"
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*map(str, own), strict=False))
+    shared = re.sub(r"[^-_./ ]*$", "", "".join(letters[0] for letters in same))
+    pattern = f"{glob.escape(shared)}*.parquet"
+    if len(own) > 1 and sorted(glob.glob(pattern)) == sorted(map(str, own)):
+        return f"the pattern {pattern!r}"
+    if len(own) == 1:
+        return f"the file {own[0]}"
+    named = {split_of(str(file.with_suffix(""))) or "train": str(file) for file in own}
+    return f"its files by split, such as {named!r}"
+
 
 _BUFFER = 8
 _SMALL, _MOST_FOLD = 64 * 2**20, 200
@@ -384,3 +466,56 @@ def _offline(*, when: bool) -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = before
+
+
+_ANNOTATIONS = Path("val") / "val_annotations.txt"
+
+
+def is_tiny_imagenet(folder: Path) -> bool:
+    """Whether a folder is laid out as `tiny-imagenet-200` is: `train/<wnid>/images/…`."""
+    marked = (folder / "wnids.txt").is_file() or (folder / _ANNOTATIONS).is_file()
+    return marked and any(folder.glob("train/*/images"))
+
+
+def tiny_imagenet_table(folder: Path) -> Table:
+    """Its training and validation images; the test images have no labels and are left out.
+
+    The class names are the wnids, as in the copies on the hub.
+
+    Raises:
+        CircuitError: there are no training images, or a line of the annotations is wrong.
+    """
+    names = sorted(
+        place.name
+        for place in (folder / "train").iterdir()
+        if place.is_dir() and not place.name.startswith(".")
+    )
+    train = [
+        (path, name)
+        for name in names
+        for path in sorted((folder / "train" / name).glob("images/*"))
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    if not train:
+        raise CircuitError(f"{folder / 'train'} holds no images. Unpack the archive once more.")
+    splits = {"train": train}
+    if (folder / _ANNOTATIONS).is_file():
+        splits["validation"] = _annotated(folder, set(names))
+    return files_table(splits, names)
+
+
+def _annotated(folder: Path, known: set[str]) -> list[tuple[Path, str]]:
+    file = folder / _ANNOTATIONS
+    rows, wrong = [], []
+    for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
+        fields = line.split("\t")
+        if len(fields) < 2 or fields[1] not in known or Path(fields[0]).name != fields[0]:
+            wrong.append(f"{number} ({line[:40]!r})")
+        else:
+            rows.append((file.parent / "images" / fields[0], fields[1]))
+    if wrong:
+        raise CircuitError(
+            f"{file} has {len(wrong)} lines that are no `file<tab>wnid` with a class of `train`: "
+            f"{', '.join(wrong[:3])}. Take it from the archive again."
+        )
+    return rows

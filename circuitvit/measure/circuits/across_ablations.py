@@ -12,24 +12,24 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.charts.chart import Figure, Series, chart
-from circuitvit.charts.readings import ABLATIONS as READING
+from circuitvit.charts.chart import ABLATIONS as READING
+from circuitvit.charts.chart import AnyFigure, Series, chart
 from circuitvit.errors import CircuitError
 from circuitvit.escaping import markdown_text
-from circuitvit.files.records import ACROSS_ABLATIONS, Kind
+from circuitvit.files.records import ACROSS_ABLATIONS, RecordKind
 from circuitvit.graph.circuit import Ablation, Circuit
 from circuitvit.images import Pairs
 from circuitvit.intervene.input_checks import check_circuit, check_vit
 from circuitvit.intervene.metrics import Metric
+from circuitvit.intervene.task import PatchingTask
 from circuitvit.measure.bootstrap import UNDEFINED, Estimate, shown
-from circuitvit.measure.circuits.outcome import Outcome
+from circuitvit.measure.circuits.losses import Outcome, conditions_of, outcome_of
 from circuitvit.measure.circuits.result import (
     Measurement,
     checked_draws,
     checked_names,
     metric_of,
 )
-from circuitvit.measure.circuits.task import Examination
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 
@@ -65,7 +65,7 @@ class AcrossAblations(Measurement):
         undefined: by ablation, why f is undefined under it; empty where it is defined under all.
     """
 
-    KIND: ClassVar[Kind] = ACROSS_ABLATIONS
+    KIND: ClassVar[RecordKind] = ACROSS_ABLATIONS
 
     OPTIONAL: ClassVar[frozenset[str]] = frozenset({"undefined"})
 
@@ -98,7 +98,7 @@ class AcrossAblations(Measurement):
         )
         return super().markdown() + "".join(reasons)
 
-    def figure(self) -> Figure:
+    def figure(self) -> AnyFigure:
         """Faithfulness under each ablation, a colour for each circuit, with 95% intervals."""
         series = [
             Series(
@@ -170,20 +170,20 @@ def across_ablations(
     for circuit in named.values():
         check_circuit(vit, circuit)
     found = [circuit.provenance for circuit in named.values()]
-    question = metric_of(metric, found)
-    examinations = {
-        ablation: Examination.checked(
-            vit, pairs, metric=question, ablation=ablation, reference=reference
+    asked = metric_of(metric, found)
+    tasks = {
+        ablation: PatchingTask.checked(
+            vit, pairs, metric=asked, ablation=ablation, reference=reference
         )
         for ablation in ablations
     }
-    recorded = examinations.get("mean", examinations[ablations[0]])
-    conditions = recorded.conditions(found, bootstrap=bootstrap, seed=seed)
+    recorded = tasks.get("mean", tasks[ablations[0]])
+    conditions = conditions_of(recorded, found, bootstrap=bootstrap, seed=seed)
     outcomes = {
-        ablation: one.outcome(
-            named.values(), count=len(named), what=f"Under {ablation}", undefined=True
+        ablation: outcome_of(
+            task, named.values(), count=len(named), what=f"Under {ablation}", undefined=True
         )
-        for ablation, one in examinations.items()
+        for ablation, task in tasks.items()
     }
     samples = {
         ablation: outcome.resampled_faithfulness(resamples=bootstrap, seed=seed)

@@ -12,18 +12,19 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from circuitvit.charts.chart import Figure, Series, chart
-from circuitvit.charts.readings import COMPLETENESS as READING
+from circuitvit.charts.chart import COMPLETENESS as READING
+from circuitvit.charts.chart import AnyFigure, Series, chart
 from circuitvit.checks import whole
 from circuitvit.errors import CircuitError
-from circuitvit.files.records import COMPLETENESS, Kind
+from circuitvit.files.records import COMPLETENESS, RecordKind
 from circuitvit.graph.circuit import Ablation, Circuit
 from circuitvit.graph.edge_graph import edge_names_of, node_named
 from circuitvit.images import Pairs
 from circuitvit.intervene.input_checks import check_circuit, check_vit
 from circuitvit.intervene.metrics import Metric
 from circuitvit.measure.bootstrap import KnownEstimate
-from circuitvit.measure.circuits.result import Measurement, checked_draws, examined
+from circuitvit.measure.circuits.losses import conditions_of, outcome_of
+from circuitvit.measure.circuits.result import Measurement, checked_draws, measured_task
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 
@@ -56,7 +57,7 @@ class Completeness(Measurement):
         knockouts: one for each set.
     """
 
-    KIND: ClassVar[Kind] = COMPLETENESS
+    KIND: ClassVar[RecordKind] = COMPLETENESS
 
     of: str
     faithfulness: KnownEstimate
@@ -69,7 +70,7 @@ class Completeness(Measurement):
         rows = [[str(len(k.removed)), str(k.circuit), str(k.model)] for k in self.knockouts]
         return [header, *rows, ["mean gap", str(self.gap), ""]]
 
-    def figure(self) -> Figure:
+    def figure(self) -> AnyFigure:
         """Circuit against model, a dot for each set; complete circuits lie on the diagonal."""
         circuit = [knockout.circuit for knockout in self.knockouts]
         dots = Series(
@@ -134,7 +135,7 @@ def completeness(
         )
     check_vit(vit)
     check_circuit(vit, circuit)
-    examination = examined(
+    task = measured_task(
         vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
     sets = _sets(circuit, of, count, seed)
@@ -146,8 +147,8 @@ def completeness(
             yield _without(circuit, removed, of)
             yield _without(full, removed, of)
 
-    conditions = examination.conditions([circuit.provenance], bootstrap=bootstrap, seed=seed)
-    outcome = examination.outcome(runs(), count=1 + 2 * count, what="Completeness")
+    conditions = conditions_of(task, [circuit.provenance], bootstrap=bootstrap, seed=seed)
+    outcome = outcome_of(task, runs(), count=1 + 2 * count, what="Completeness")
     values = outcome.faithfulness()
     samples = outcome.resampled_faithfulness(resamples=bootstrap, seed=seed)
     each = [KnownEstimate.of(value, samples[:, place]) for place, value in enumerate(values)]

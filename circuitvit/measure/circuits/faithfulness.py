@@ -6,7 +6,8 @@ from circuitvit.graph.circuit import Ablation, Circuit
 from circuitvit.images import Pairs
 from circuitvit.intervene.input_checks import check_circuit, check_vit
 from circuitvit.intervene.metrics import Metric
-from circuitvit.measure.circuits.result import examined
+from circuitvit.measure.circuits.losses import outcome_of
+from circuitvit.measure.circuits.result import measured_task
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 
@@ -42,8 +43,8 @@ def faithfulness(
     """
     check_vit(vit)
     check_circuit(vit, circuit)
-    examination = examined(
+    task = measured_task(
         vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
-    outcome = examination.outcome([circuit], count=1, what="Circuit")
+    outcome = outcome_of(task, [circuit], count=1, what="Circuit")
     return float(outcome.faithfulness()[0]) + 0.0  # −0 becomes 0

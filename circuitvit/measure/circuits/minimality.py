@@ -13,16 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from circuitvit.charts.chart import Figure, Series, chart
-from circuitvit.charts.readings import MINIMALITY as READING
+from circuitvit.charts.chart import MINIMALITY as READING
+from circuitvit.charts.chart import AnyFigure, Series, chart
 from circuitvit.errors import CircuitError
-from circuitvit.files.records import MINIMALITY, Kind
+from circuitvit.files.records import MINIMALITY, RecordKind
 from circuitvit.graph.circuit import Ablation, Circuit
 from circuitvit.images import Pairs
 from circuitvit.intervene.input_checks import check_circuit, check_vit
 from circuitvit.intervene.metrics import Metric
 from circuitvit.measure.bootstrap import KnownEstimate
-from circuitvit.measure.circuits.result import Measurement, checked_draws, examined
+from circuitvit.measure.circuits.losses import conditions_of, outcome_of
+from circuitvit.measure.circuits.result import Measurement, checked_draws, measured_task
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 
@@ -30,7 +31,7 @@ MARKDOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
-class Cost:
+class EdgeCost:
     """What removing one edge from the circuit costs; negative if the circuit is better without.
 
     Attributes:
@@ -51,16 +52,16 @@ class Minimality(Measurement):
         costs: by edge, in the pinned order.
     """
 
-    KIND: ClassVar[Kind] = MINIMALITY
+    KIND: ClassVar[RecordKind] = MINIMALITY
 
     faithfulness: KnownEstimate
-    costs: Mapping[str, Cost]
+    costs: Mapping[str, EdgeCost]
 
     def needless(self) -> tuple[str, ...]:
         """The edges whose cost is not clearly above zero: the interval's lower end is ≤ 0."""
         return tuple(name for name, cost in self.costs.items() if cost.share.low <= 0)
 
-    def ranked(self) -> list[tuple[str, Cost]]:
+    def ranked(self) -> list[tuple[str, EdgeCost]]:
         """The edges, costliest first; ties fall by the pinned order."""
         return sorted(self.costs.items(), key=lambda item: -item[1].share.value)
 
@@ -75,7 +76,7 @@ class Minimality(Measurement):
         rows.append([f"not clearly above zero: {len(self.needless())}", "", ""])
         return [["edge", "cost in the metric", "cost as a share"], *rows]
 
-    def figure(self) -> Figure:
+    def figure(self) -> AnyFigure:
         """The cost of every edge, costliest first, with 95% intervals."""
         ranked = self.ranked()
         shares = [cost.share for _, cost in ranked]
@@ -133,21 +134,19 @@ def minimality(
     bootstrap, seed = checked_draws(bootstrap, seed)
     check_vit(vit)
     check_circuit(vit, circuit)
-    examination = examined(
+    task = measured_task(
         vit, pairs, [circuit.provenance], metric=metric, ablation=ablation, reference=reference
     )
     edges = circuit.edges
     if not edges:
         raise CircuitError(f"{circuit!r} has no edges to remove. Give a circuit that has some.")
-    conditions = examination.conditions([circuit.provenance], bootstrap=bootstrap, seed=seed)
+    conditions = conditions_of(task, [circuit.provenance], bootstrap=bootstrap, seed=seed)
     smaller = (circuit.keeping(kept for kept in edges if kept != edge) for edge in edges)
-    outcome = examination.outcome(
-        chain([circuit], smaller), count=1 + len(edges), what="Minimality"
-    )
+    outcome = outcome_of(task, chain([circuit], smaller), count=1 + len(edges), what="Minimality")
     values, means = outcome.faithfulness(), outcome.circuits.mean(axis=1)
     samples = outcome.resampled_faithfulness(resamples=bootstrap, seed=seed)
     costs = {
-        edge: Cost(
+        edge: EdgeCost(
             metric=float(means[place] - means[0]),
             share=KnownEstimate.of(values[0] - values[place], samples[:, 0] - samples[:, place]),
         )

@@ -8,21 +8,21 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
-from circuitvit.charts.chart import Figure, chart_page
-from circuitvit.charts.plotly_library import PlotlyJS
+from circuitvit.charts.chart import AnyFigure, PlotlyJS, chart_page
 from circuitvit.charts.tables import html_table, markdown_table
 from circuitvit.checks import whole
 from circuitvit.errors import CircuitError
 from circuitvit.escaping import markdown_text
-from circuitvit.files.records import Kind
+from circuitvit.files.records import RecordKind
 from circuitvit.files.restoring import load_record
 from circuitvit.graph.circuit import Provenance
 from circuitvit.images import Pairs
 from circuitvit.intervene.metrics import NAMES, Metric
-from circuitvit.measure.circuits.task import Conditions, Examination
+from circuitvit.intervene.task import PatchingTask
+from circuitvit.measure.circuits.losses import Conditions
 from circuitvit.models.vit import ViT
 
-Own = TypeVar("Own", bound="Measurement")
+MeasurementType = TypeVar("MeasurementType", bound="Measurement")
 
 METRIC = "logit_difference"
 """What circuits are judged by whose discovery is not known, such as those made by hand."""
@@ -38,13 +38,13 @@ class Measurement:
         conditions: under which it was obtained.
     """
 
-    KIND: ClassVar[Kind]
+    KIND: ClassVar[RecordKind]
     DERIVED: ClassVar[tuple[str, ...]] = ()
     """Fields of the file that follow from the others."""
 
     conditions: Conditions
 
-    def figure(self) -> Figure:
+    def figure(self) -> AnyFigure:
         """The result as a plotly figure; `figure.save("x.svg")` (or `.png`, `.pdf`) writes it."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class Measurement:
         return self.KIND.write(path, self.as_dict())
 
     @classmethod
-    def load(cls: type[Own], path: str | os.PathLike[str]) -> Own:
+    def load(cls: type[MeasurementType], path: str | os.PathLike[str]) -> MeasurementType:
         """Read a result that `save` wrote.
 
         Raises:
@@ -123,7 +123,7 @@ def checked_names(named: Mapping[Any, object], what: str) -> None:
         )
 
 
-def examined(
+def measured_task(
     vit: ViT,
     pairs: Pairs,
     found: Iterable[Provenance],
@@ -131,11 +131,11 @@ def examined(
     metric: Metric | None,
     ablation: str | None,
     reference: Tensor | None,
-) -> Examination:
-    """The question to put to circuits found so; what was not asked for is that of discovery.
+) -> PatchingTask:
+    """The task to measure circuits on; metric and ablation are by default those of discovery.
 
     Raises:
-        CircuitError: the question of discovery is not known, or it doesn't fit the pairs.
+        CircuitError: the metric or ablation of discovery is not known, or doesn't fit the pairs.
     """
     origins = list(found)
     known = ablation_of(ablation, origins)
@@ -144,7 +144,7 @@ def examined(
             "the circuit was found under 'mean', which needs reference images. Give "
             "reference=images, or say which ablation=."
         )
-    return Examination.checked(
+    return PatchingTask.checked(
         vit, pairs, metric=metric_of(metric, origins), ablation=known, reference=reference
     )
 

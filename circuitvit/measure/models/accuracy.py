@@ -1,15 +1,17 @@
 """How well a classifier does on labelled images."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitvit.errors import CircuitError
-from circuitvit.precision import HALF
-from circuitvit.torch_modes import evaluating, in_default_modes
+from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
+from circuitvit.torch_modes import HALF, evaluating, in_default_modes
 
 IMAGES_AT_ONCE = 256
 NO_IMAGES = "there are no images to look at. Give at least one."
@@ -122,3 +124,161 @@ def checked_labels(labels: object, images: object) -> Int[Tensor, " image"]:
     if len(labels) != len(images):
         raise CircuitError(f"got {len(images)} images and {len(labels)} labels, expected as many.")
     return labels.long()
+
+
+BINS = 15
+"""As many bins of confidence as Guo et al. use."""
+
+RESAMPLES = 1000
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images whose confidence lies in one of `BINS` equal parts of 0–1.
+
+    Attributes:
+        confidence: their mean confidence; None without images.
+        accuracy: the share of them that is right; None without images.
+        images: how many.
+    """
+
+    confidence: float | None
+    accuracy: float | None
+    images: int
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise CircuitError(f"a bin has {self.images} images, expected 0 or more.")
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How a model classifies; shares and confidences are in 0–1.
+
+    Means over classes ("macro") weigh the classes that have images alike.
+
+    Attributes:
+        accuracy: top-1, top-5 and loss.
+        interval: top-1 with its 95% bootstrap interval over images.
+        precision: mean over classes; a class that is never predicted counts as 0.
+        recall: mean over classes, also called balanced accuracy.
+        f1: mean over classes of the harmonic mean of both.
+        per_class: by class, the share of its images that is right; None for one without images.
+        support: by class, how many images it has.
+        confidence: mean of the highest probability.
+        confidence_right: the same over images that were got right; None if there are none.
+        confidence_wrong: over those that were not.
+        entropy: mean entropy of the probabilities, in nats.
+        calibration_error: expected calibration error over `bins`, 0 is best.
+        bins: for a reliability diagram.
+        right: by image, whether the best logit is its class.
+    """
+
+    accuracy: Accuracy
+    interval: KnownEstimate
+    precision: float
+    recall: float
+    f1: float
+    per_class: tuple[float | None, ...]
+    support: tuple[int, ...]
+    confidence: float
+    confidence_right: float | None
+    confidence_wrong: float | None
+    entropy: float
+    calibration_error: float
+    bins: tuple[Bin, ...]
+    right: Bool[np.ndarray, " image"]
+
+    @property
+    def gap(self) -> float | None:
+        """How much surer it is when right than when wrong; None unless it is both at times."""
+        if self.confidence_right is None or self.confidence_wrong is None:
+            return None
+        return self.confidence_right - self.confidence_wrong
+
+
+def classification(
+    logits: Float[Tensor, "image class"], labels: Int[Tensor, " image"], *, seed: int = 0
+) -> Classification:
+    """Everything that one pass over labelled images tells about a classifier.
+
+    Args:
+        logits: of every image.
+        labels: 0 to classes − 1.
+        seed: draws the bootstrap samples of the interval.
+
+    Raises:
+        CircuitError: there are no images, the logits aren't finite or a label is out of range.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found, best = accuracy_and_guesses(logits, labels)
+    logits, truth, guessed = logits.detach().cpu(), labels.cpu().numpy(), best.cpu().numpy()
+    confidence, entropy = _confidence(logits)
+    right = guessed == truth
+    support = np.bincount(truth, minlength=logits.shape[1])
+    hits = np.bincount(truth[right], minlength=logits.shape[1])
+    present: Any = {"labels": np.flatnonzero(support), "average": "macro", "zero_division": 0}
+    means = precision_recall_fscore_support(truth, guessed, **present)
+    bins = _bins(confidence, right)
+    samples = resampled_means(right[None].astype(float), resamples=RESAMPLES, seed=seed)
+    return Classification(
+        accuracy=found,
+        interval=KnownEstimate.of(found.top1, samples[:, 0]),
+        precision=float(means[0]),
+        recall=float(means[1]),
+        f1=float(means[2]),
+        per_class=tuple(
+            float(hit / count) if count else None
+            for hit, count in zip(hits, support, strict=True)
+        ),
+        support=tuple(map(int, support)),
+        confidence=float(confidence.mean()),
+        confidence_right=_mean(confidence[right]),
+        confidence_wrong=_mean(confidence[~right]),
+        entropy=entropy,
+        calibration_error=_calibration_error(bins),
+        bins=bins,
+        right=right,
+    )  # fmt: skip
+
+
+def _confidence(
+    logits: Float[Tensor, "image class"],
+) -> tuple[Float[np.ndarray, " image"], float]:
+    """The highest probability of each image, and the mean entropy; in chunks, in double."""
+    most, total = [], 0.0
+    for chunk in logits.split(ROWS_AT_ONCE):
+        logs = chunk.double().log_softmax(dim=1)
+        shares = logs.exp()
+        most.append(shares.amax(dim=1))
+        total -= torch.where(shares > 0, shares * logs, 0.0).sum().item()
+    return torch.cat(most).numpy(), total / len(logits)
+
+
+def _bins(
+    confidence: Float[np.ndarray, " image"], right: Bool[np.ndarray, " image"]
+) -> tuple[Bin, ...]:
+    """Bin b holds confidences in (b / 15, (b + 1) / 15]."""
+    edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    place = np.searchsorted(edges, confidence, side="left")
+    return tuple(
+        Bin(
+            _mean(confidence[place == b]), _mean(right[place == b]), int((place == b).sum())
+        )
+        for b in range(BINS)
+    )  # fmt: skip
+
+
+def _calibration_error(bins: tuple[Bin, ...]) -> float:
+    images = sum(item.images for item in bins)
+    return sum(
+        item.images / images * abs(item.accuracy - item.confidence)
+        for item in bins
+        if item.accuracy is not None and item.confidence is not None
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None

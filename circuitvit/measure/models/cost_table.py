@@ -24,15 +24,14 @@ from circuitvit.errors import CircuitError, in_short
 from circuitvit.escaping import markdown_text
 from circuitvit.files.records import COSTS
 from circuitvit.files.restoring import load_record
-from circuitvit.measure.models.latency import WARM_UPS, interleaved
-from circuitvit.measure.models.machine import machine_of
+from circuitvit.measure.models.latency import WARM_UPS, interleaved, machine_of
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 
 MLP_WIDTHS = 9
 """At most so many MLP widths are measured; the others lie between them."""
 PARTS = {"embed": 0, "attention": 2, "mlp": 1, "addition": 0, "read_out": 0}
-Part = tuple[str, tuple[int, ...]]
+CostPart = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -107,14 +106,14 @@ class Costs:
                 "them for this one: measure_costs(vit.config)."
             )
         table = {(row.op, row.shape): row.median_ms for row in self.rows}
-        return math.fsum(self._milliseconds(table, part) for part in parts_of(config))
+        return math.fsum(self._milliseconds(table, part) for part in cost_parts(config))
 
     def differing(self, config: ViTConfig) -> list[str]:
         """Fields in which a ViT differs from those whose time this table can predict."""
         names = [field.name for field in fields(config) if field.name not in PER_BLOCK]
         return [name for name in names if getattr(config, name) != getattr(self.config, name)]
 
-    def _milliseconds(self, table: Mapping[Part, float], part: Part) -> float:
+    def _milliseconds(self, table: Mapping[CostPart, float], part: CostPart) -> float:
         if part in table:
             return table[part]
         op, shape = part
@@ -217,7 +216,7 @@ def measure_costs(
     return replace(nothing, rows=tuple(rows), machine=machine_of(device))
 
 
-def parts_of(config: ViTConfig) -> Iterator[Part]:
+def cost_parts(config: ViTConfig) -> Iterator[CostPart]:
     """What a ViT of this shape computes, part by part, in forward order."""
     yield "embed", ()
     for block in range(config.depth):
@@ -235,12 +234,12 @@ def parts_of(config: ViTConfig) -> Iterator[Part]:
     yield "read_out", ()
 
 
-def _everything(config: ViTConfig) -> list[Part]:
+def _everything(config: ViTConfig) -> list[CostPart]:
     """Every part that can be left of a ViT, with a few MLP widths for all."""
     most: dict[int, int] = {}
     for heads, head_width in zip(config.heads, config.head_width, strict=True):
         most[head_width] = max(heads, most.get(head_width, 0))
-    parts: list[Part] = [("embed", ()), ("addition", ()), ("read_out", ())]
+    parts: list[CostPart] = [("embed", ()), ("addition", ()), ("read_out", ())]
     parts += [("attention", (h, w)) for w, count in most.items() for h in range(1, count + 1)]
     most_neurons = max(config.mlp_width, default=0)
     eighths = {-(-most_neurons * k // (MLP_WIDTHS - 1)) for k in range(1, MLP_WIDTHS)}
@@ -248,7 +247,7 @@ def _everything(config: ViTConfig) -> list[Part]:
     return _ordered([*parts, *(("mlp", (width,)) for width in widths)])
 
 
-def _needed(costs: Costs, shapes: Sequence[ViTConfig]) -> list[Part]:
+def _needed(costs: Costs, shapes: Sequence[ViTConfig]) -> list[CostPart]:
     """The parts of some ViTs, with a few MLP widths for all where they are many."""
     for shape in shapes:
         if not isinstance(shape, ViTConfig) or costs.differing(shape):
@@ -256,7 +255,7 @@ def _needed(costs: Costs, shapes: Sequence[ViTConfig]) -> list[Part]:
                 f"shapes hold {shape!r}, expected ViTConfigs that differ from {costs.config!r} "
                 "in heads, neurons and constants only."
             )
-    parts = {part for shape in (costs.config, *shapes) for part in parts_of(shape)}
+    parts = {part for shape in (costs.config, *shapes) for part in cost_parts(shape)}
     widths = sorted(shape[0] for op, shape in parts if op == "mlp")
     if len(widths) > MLP_WIDTHS:
         places = np.linspace(0, len(widths) - 1, MLP_WIDTHS).round().astype(int)
@@ -265,12 +264,12 @@ def _needed(costs: Costs, shapes: Sequence[ViTConfig]) -> list[Part]:
     return _ordered(parts)
 
 
-def _ordered(parts: Iterable[Part]) -> list[Part]:
+def _ordered(parts: Iterable[CostPart]) -> list[CostPart]:
     return sorted(parts, key=lambda part: (list(PARTS).index(part[0]), part[1]))
 
 
 def call_of(
-    config: ViTConfig, part: Part, batch: int, device: torch.device, dtype: torch.dtype
+    config: ViTConfig, part: CostPart, batch: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], object]:
     """What computes a part, on images or a stream that are there already."""
     (op, shape), added = part, part[0] == "addition"

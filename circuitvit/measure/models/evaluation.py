@@ -3,42 +3,46 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.charts.chart import Figure, chart_page
+from circuitvit.charts.chart import AnyFigure, chart_page
 from circuitvit.charts.panels import Panelled, panels
 from circuitvit.charts.tables import html_table
 from circuitvit.errors import CircuitError
 from circuitvit.files import plain_json, write_text, writing_folder
 from circuitvit.files.records import EVALUATION
 from circuitvit.files.restoring import naming, warn_of_altered
-from circuitvit.measure.bootstrap import KnownEstimate, resampled_means
-from circuitvit.measure.models.accuracy import all_logits, checked_labels
-from circuitvit.measure.models.advice import GIVE, Advice, advise
-from circuitvit.measure.models.classification import RESAMPLES, Classification, classification
+from circuitvit.measure.models.accuracy import (
+    all_logits,
+    checked_labels,
+    classification,
+)
+from circuitvit.measure.models.advice import GIVE, Advice, Limits, advise, limits_of
 from circuitvit.measure.models.comparability import (
     checked_batches,
     checked_class_names,
     checked_fit,
 )
-from circuitvit.measure.models.evaluation_file import LIMITS, plain_evaluation, read_evaluation
-from circuitvit.measure.models.evaluation_text import cells, evaluation_markdown
-from circuitvit.measure.models.latency import NULL, paired_ratio
-from circuitvit.measure.models.limits import Limits, limits_of
-from circuitvit.measure.models.report import Report, checked_baseline, side_by_side
+from circuitvit.measure.models.comparison import ComparedModels
+from circuitvit.measure.models.evaluation_report import (
+    LIMITS,
+    cells,
+    evaluation_markdown,
+    plain_evaluation,
+    read_evaluation,
+)
+from circuitvit.measure.models.latency import NULL
+from circuitvit.measure.models.report import checked_baseline, side_by_side
 from circuitvit.progress import progress
 from circuitvit.torch_modes import in_default_modes
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What `evaluate` found; in a notebook it shows itself as a table.
+class Evaluation(ComparedModels):
+    """The result of `evaluate`; in a notebook it shows itself as a table.
 
     Attributes:
         report: accuracy, parameters, MACs and latency by model, and the machine.
@@ -48,139 +52,6 @@ class Evaluation:
             largest that was timed; None if none was, where GFLOPs take the place of time.
         seed: which drew the bootstrap samples.
     """
-
-    report: Report
-    classified: Mapping[str, Classification]
-    class_names: tuple[str, ...]
-    batch: int | None
-    seed: int
-
-    def __getitem__(self, name: str) -> Classification:
-        return self.classified[name]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models, in the order given."""
-        return tuple(self.classified)
-
-    def top1(self, name: str) -> float:
-        """Share of images that a model gets right, 0–1."""
-        return self.classified[name].accuracy.top1
-
-    def gflops(self, name: str) -> float:
-        """Billions of floating-point operations for one image: 2 × MACs ÷ 10⁹."""
-        return 2e-9 * self.report[name].macs
-
-    def cost(self, name: str) -> float:
-        """Milliseconds for a batch of `batch` images, or GFLOPs if nothing was timed.
-
-        Time is the baseline's median × the ratio to it that was paired round by round, so that
-        costs stand to each other as `ratio` does; the report's `median_ms` are each model's own.
-        """
-        return self.gflops(name) if self.batch is None else self.milliseconds(name, self.batch)
-
-    def milliseconds(self, name: str, batch: int) -> float:
-        """Time for a batch of so many images: the baseline's median × the paired ratio to it.
-
-        Raises:
-            CircuitError: that batch size was not timed.
-        """
-        if batch not in self.report.null:
-            raise CircuitError(
-                f"batch size {batch} was not timed, only {sorted(self.report.null)}. Give it to "
-                "evaluate in batches=(…)."
-            )
-        base = self.report[self.report.baseline].latency[batch]
-        return base.median_ms * self.report[name].latency[batch].ratio
-
-    def images_per_second(self, name: str, batch: int | None = None) -> float | None:
-        """Throughput at a batch size, by default `batch`, from `milliseconds`.
-
-        None if no size is given and nothing was timed.
-
-        Raises:
-            CircuitError: that batch size was not timed.
-        """
-        batch = self.batch if batch is None else batch
-        return None if batch is None else 1e3 * batch / self.milliseconds(name, batch)
-
-    def efficiency(self, name: str) -> float | None:
-        """Top-1 (0–1) per millisecond of `cost`; None if nothing was timed."""
-        return None if self.batch is None else self.top1(name) / self.cost(name)
-
-    def dominators(self, name: str) -> tuple[str, ...]:
-        """The models that are no less accurate and no slower than this, and better in one."""
-        mine = (-self.top1(name), self.cost(name))
-        theirs = {other: (-self.top1(other), self.cost(other)) for other in self.names}
-        return tuple(
-            other
-            for other, one in theirs.items()
-            if one[0] <= mine[0] and one[1] <= mine[1] and one != mine
-        )
-
-    def pareto(self) -> tuple[str, ...]:
-        """The models that no other dominates, the fastest first.
-
-        A model is dominated if another has at least its top-1 and at most its `cost`, and is
-        strictly better in one of them. It goes by the figures themselves, not by their
-        intervals; of two with both the same neither dominates.
-        """
-        return tuple(sorted((n for n in self.names if not self.dominators(n)), key=self.cost))
-
-    def difference(self, name: str, other: str) -> KnownEstimate:
-        """Top-1 of one model minus another's, with its 95% interval, paired over images."""
-        rows = self._samples[:, self.names.index(name)], self._samples[:, self.names.index(other)]
-        return KnownEstimate.of(self.top1(name) - self.top1(other), rows[0] - rows[1])
-
-    @cached_property
-    def _samples(self) -> Float[np.ndarray, "resample model"]:
-        right = np.stack([self.classified[name].right for name in self.names]).astype(float)
-        return resampled_means(right, resamples=RESAMPLES, seed=self.seed)
-
-    def ratio(self, name: str, other: str | None = None) -> KnownEstimate:
-        """Time as a share of another model's, with its 95% interval; of MACs if none was timed.
-
-        Any two models are paired round by round. Evaluations of older versions kept no rounds:
-        theirs is the quotient of the two ratios to the baseline, with the widest interval that
-        these allow. A baseline's own ratio is 1, with the interval of it against itself.
-
-        Args:
-            name: the model.
-            other: what it is compared with; by default the baseline.
-        """
-        base = self.report.baseline
-        other = base if other is None else other
-        if self.batch is None:
-            value = self.report[name].macs / max(1, self.report[other].macs)
-            return KnownEstimate(value, value, value)
-        if base == other:
-            own = name == base
-            item = self.report.null[self.batch] if own else self.report[name].latency[self.batch]
-            value = 1.0 if own else item.ratio
-            return KnownEstimate(value, min(value, item.ratio_low), max(value, item.ratio_high))
-        if self.has_rounds:
-            mine, theirs = (self.report[n].latency[self.batch].rounds_ms for n in (name, other))
-            return paired_ratio(mine, theirs, seed=self.seed)
-        one, two = self.ratio(name), self.ratio(other)
-        return KnownEstimate(one.value / two.value, one.low / two.high, one.high / two.low)
-
-    @property
-    def has_rounds(self) -> bool:
-        """Whether the time of every round is known, so that any two models can be paired."""
-        if self.batch is None:
-            return False
-        return all(row.latency[self.batch].rounds_ms for row in self.report.rows)
-
-    def is_faster(self, name: str, other: str) -> bool:
-        """Whether one model is shown to cost less than another.
-
-        Without times, fewer MACs. With them, the 95% interval of the ratio of the two, paired round
-        by round, has to end below what the baseline claims against itself; in evaluations of older
-        versions, their two intervals against the baseline may not touch.
-        """
-        if not self.has_rounds or self.batch is None:
-            return self.ratio(name).high < self.ratio(other).low
-        return self.ratio(name, other).high < min(1.0, self.report.null[self.batch].ratio_low)
 
     def advice(
         self,
@@ -227,7 +98,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         return html_table(self.table())
 
-    def figure(self) -> Figure:
+    def figure(self) -> AnyFigure:
         """Six panels: accuracy, against cost, per class, calibration, confidence, size."""
         front = set(self.pareto())
         drawn = [

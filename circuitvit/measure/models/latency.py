@@ -5,10 +5,12 @@ that slows down slows all. The baseline stands in the list twice; the ratio of i
 shows what the noise alone would claim.
 """
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import ClassVar
 
 import numpy as np
@@ -201,3 +203,14 @@ def bootstrap_interval(
 def _synchronise(inputs: Tensor) -> None:
     if inputs.device.type == "cuda":
         torch.cuda.synchronize(inputs.device)
+
+
+def machine_of(device: torch.device) -> dict[str, str]:
+    """What a figure that was measured on this device should say beside it."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "torch": str(torch.__version__),  # a class of its own, of which a file keeps the text
+        "circuitvit": version("circuitvit"),
+    }

@@ -17,8 +17,7 @@ from circuitvit.files.restoring import load_record
 from circuitvit.measure.circuits.result import checked_names
 from circuitvit.measure.models.accuracy import Accuracy, accuracy
 from circuitvit.measure.models.cost import macs, parameters
-from circuitvit.measure.models.latency import NULL, Latency, latency
-from circuitvit.measure.models.machine import machine_of
+from circuitvit.measure.models.latency import NULL, Latency, latency, machine_of
 from circuitvit.torch_modes import in_default_modes
 
 _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))

@@ -26,7 +26,7 @@ from circuitvit.models.circuit_vit import CircuitViT
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 
-Step = tuple[str, ViTConfig]
+SavingStep = tuple[str, ViTConfig]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _cost(name: str, config: ViTConfig, costs: Costs | None) -> Saving:
     return Saving(name, ms, vit_macs(config), vit_parameters(config))
 
 
-def _unit_steps(config: ViTConfig, kept: Iterable[str]) -> Iterator[Step]:
+def _unit_steps(config: ViTConfig, kept: Iterable[str]) -> Iterator[SavingStep]:
     everything, stay = units_of(config), [kept] if isinstance(kept, str) else list(kept)
     unknown = sorted(set(stay) - set(everything))
     if unknown:
@@ -189,7 +189,7 @@ def _unit_steps(config: ViTConfig, kept: Iterable[str]) -> Iterator[Step]:
             yield unit, config
 
 
-def _steps_to(config: ViTConfig, small: ViTConfig) -> Iterator[Step]:
+def _steps_to(config: ViTConfig, small: ViTConfig) -> Iterator[SavingStep]:
     counts = ("heads", "mlp_width")
     same = replace(
         small,

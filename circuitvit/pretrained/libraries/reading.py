@@ -15,7 +15,7 @@ Renames = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class LibraryReading:
     """What a library's module says of a model, in our words.
 
     Attributes:
@@ -58,7 +58,7 @@ class Library(Protocol):
         """Resample the positions, in place, as the library does."""
         ...
 
-    def read(self, source: Any) -> Reading:
+    def read(self, source: Any) -> LibraryReading:
         """The model in our words."""
         ...
 
@@ -78,7 +78,7 @@ def renamed(names: Iterable[str], renames: Renames) -> dict[str, str]:
     return roles
 
 
-def parts_of(
+def tensors_by_role(
     source: nn.Module, renames: Renames, *, unused: str = "(?!)"
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Copies of a module's tensors by role, and the keys matching `unused`, which stay behind.
@@ -116,9 +116,9 @@ def replaced_layers(source: nn.Module, renames: Renames) -> list[str]:
         layer: Any = module.get_submodule(inner) if inner else module
         added = sorted(set(layer.state_dict()) - {"weight", "bias"})
         if inner is None:
-            found.append(f"{path} is a {kind_of(module)}")
+            found.append(f"{path} is a {module_kind(module)}")
         elif added:
-            found.append(f"{path} is a {kind_of(layer)} that has {', '.join(added[:3])} too")
+            found.append(f"{path} is a {module_kind(layer)} that has {', '.join(added[:3])} too")
     if not found:
         return []
     shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
@@ -169,7 +169,7 @@ def is_from(library: str, module: object, *names: str) -> bool:
     return kind.__name__ in names and kind.__module__.partition(".")[0] == library
 
 
-def kind_of(module: object) -> str:
+def module_kind(module: object) -> str:
     """A module's class, with its home if that is none of the libraries'."""
     kind = type(module)
     home = kind.__module__.partition(".")[0]

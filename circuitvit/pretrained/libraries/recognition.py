@@ -7,14 +7,13 @@ from torch import nn
 
 from circuitvit.errors import CircuitError
 from circuitvit.plain_weights import layers_in_the_way
-from circuitvit.pretrained.libraries import timm, torchvision
-from circuitvit.pretrained.libraries import transformers as huggingface
+from circuitvit.pretrained.libraries import timm, torchvision, transformers
 from circuitvit.pretrained.libraries.reading import replaced_layers
 
-LIBRARIES = (timm, huggingface, torchvision)
+LIBRARIES = (timm, transformers, torchvision)
 READABLE = (
     "What can be read: timm's VisionTransformer and VisionTransformerDistilled; transformers' "
-    + ", ".join(huggingface.POOLINGS)
+    + ", ".join(transformers.POOLINGS)
     + "; torchvision's VisionTransformer; a circuitvit.ViT; 'timm:NAME', 'hf:REPOSITORY', "
     "'torchvision:NAME'; a folder of any of them; a checkpoint file."
 )
@@ -33,7 +32,7 @@ def library_of(module: nn.Module) -> Any:
     if home in ("timm", "torchvision"):
         reason = {"timm": timm, "torchvision": torchvision}[home].REASONS.get(type(module).__name__)
     if home == "transformers":
-        reason = huggingface.reason_against(module)
+        reason = transformers.reason_against(module)
     inside = _model_in(module)
     if inside is not None:
         reason = f"it holds {inside}, and what it does around that would be lost"
@@ -74,10 +73,10 @@ def check_readable(module: nn.Module) -> None:
         CircuitError: it has parts that a `ViT` has not; every one is named.
     """
     library = library_of(module)
-    refuse(module, [*library.problems(module), *replaced_layers(module, library.RENAMES)])
+    refuse_model(module, [*library.problems(module), *replaced_layers(module, library.RENAMES)])
 
 
-def refuse(module: nn.Module, problems: list[str]) -> None:
+def refuse_model(module: nn.Module, problems: list[str]) -> None:
     """Raise if there are reasons against a model.
 
     Raises:

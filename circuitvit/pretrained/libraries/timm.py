@@ -7,25 +7,28 @@ the first block), Dehghani et al. 2023 (q/k norm).
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from circuitvit.config import Pooling
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.pretrained.libraries.processors import processor_of
 from circuitvit.pretrained.libraries.reading import (
-    Reading,
+    LibraryReading,
     activation_of,
     all_eps,
     distinct,
     eps_problems,
     in_blocks,
     is_from,
-    kind_of,
+    module_kind,
     names_by_index,
-    parts_of,
     path_to_linear,
+    tensors_by_role,
 )
+from circuitvit.pretrained.libraries.transformers import class_names, home_of
 
 _MODELS = {
     ("timm.models.vision_transformer", "VisionTransformer"),
@@ -120,7 +123,7 @@ def _block_problems(block: Any) -> list[str]:
     if (type(block).__module__, type(block).__name__) != _BLOCK:
         return [f"{type(block).__name__} is not timm's pre-norm Block"]
     if not is_from("timm", block.attn, "Attention") or not is_from("timm", block.mlp, "Mlp"):
-        return [f"{kind_of(block.attn)} with {kind_of(block.mlp)} (only timm's plain ones)"]
+        return [f"{module_kind(block.attn)} with {module_kind(block.mlp)} (only timm's plain ones)"]
     q_norm, k_norm = block.attn.q_norm, block.attn.k_norm
     scales = [getattr(block, name) for name in ("ls1", "ls2")]
     found = {
@@ -153,9 +156,9 @@ def resize(source: Any, image_size: int) -> None:
     source.set_input_size(img_size=(image_size, image_size))
 
 
-def read(source: Any) -> Reading:
+def read(source: Any) -> LibraryReading:
     """The model in our words."""
-    parts, unused = parts_of(source, RENAMES)
+    parts, unused = tensors_by_role(source, RENAMES)
     blocks = list(source.blocks)
     after = not isinstance(source.fc_norm, nn.Identity)
     pooling = _pooling(source)
@@ -165,7 +168,7 @@ def read(source: Any) -> Reading:
         folded.append("the distillation token is the first register")
     if after and pooling not in ("mean", "mean_all"):
         folded.append("fc_norm after the token was pooled, which is the same before")
-    return Reading(
+    return LibraryReading(
         source=f"timm {type(source).__name__}",
         image_size=source.patch_embed.img_size[0],
         heads=tuple(block.attn.num_heads for block in blocks),
@@ -272,3 +275,59 @@ def mlp_ratio(neurons: int, width: int) -> float:
     """What timm multiplies by the width, and rounds down to the neurons."""
     ratio = neurons / width
     return ratio if int(width * ratio) == neurons else (neurons + 0.5) / width
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a wrapper says.
+
+    Attributes:
+        preprocessing: of its images; None where even timm knows nothing of the architecture.
+        folded: what was taken, and left out.
+        guessed: sentences about what of it is a guess.
+    """
+
+    preprocessing: Preprocessing | None
+    folded: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
+
+
+def said_by(wrapper: Any) -> Said:
+    """The wrapper's preprocessing and class names.
+
+    An image processor beside it comes first, as in transformers; then `pretrained_cfg` of its
+    config; then timm's defaults for the architecture, which are a guess.
+    """
+    names = _names(wrapper.config)
+    processor = processor_of(home_of(wrapper))
+    if processor.seen is not None:
+        seen = replace(processor.seen, class_names=names)
+        return Said(seen, processor.notes, processor.guessed)
+    known = getattr(wrapper.config, "pretrained_cfg", None)
+    if isinstance(known, Mapping) and known:
+        seen = preprocessing_from(known)
+        odd = tuple(odd_fields({**known, "label_names": None} if names else known))
+        guessed = (f"{'; '.join(odd)}. {LOOK}",) if odd else ()
+        assert seen is not None
+        return Said(replace(seen, class_names=names), (*processor.notes, *odd), guessed)
+    seen = preprocessing_of(wrapper.timm_model)
+    if seen is None:
+        return Said(None, processor.notes)
+    note = (
+        "how its images were normalised is not known: there is neither a pretrained_cfg nor an "
+        "image processor; timm's values for the architecture are taken"
+    )
+    guessed = (f"{note}. {LOOK}",) if names is not None else ()
+    return Said(replace(seen, class_names=names), (*processor.notes, note), guessed)
+
+
+def _names(config: Any) -> tuple[str, ...] | None:
+    """Class names, of the config or, where that only counts, of its `pretrained_cfg`.
+
+    Of `label_names` that are a dict transformers takes the keys for the names.
+    """
+    labels, known = getattr(config, "label_names", None), getattr(config, "pretrained_cfg", None)
+    if isinstance(labels, Mapping) and labels:
+        return names_in({"label_names": labels})
+    inside = names_in(known) if isinstance(known, Mapping) else None
+    return class_names(config) or inside

@@ -11,15 +11,15 @@ from torch import nn
 
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.libraries.reading import (
-    Reading,
+    LibraryReading,
     activation_of,
     all_eps,
     eps_problems,
     in_blocks,
     is_from,
-    kind_of,
-    parts_of,
+    module_kind,
     path_to_linear,
+    tensors_by_role,
 )
 
 _MLPS = ("MLPBlock", "MLP")
@@ -73,7 +73,8 @@ def _block_problems(block: Any) -> Iterator[str]:
         "torchvision", mlp, *_MLPS
     )
     if not own or not plain:
-        yield f"{kind_of(block)} with {kind_of(attention)} and {kind_of(mlp)} is another block"
+        kinds = " and ".join(map(module_kind, (attention, mlp)))
+        yield f"{module_kind(block)} with {kinds} is another block"
         return
     if attention.bias_k is not None or attention.add_zero_attn:
         yield "its attention adds keys (add_bias_kv, add_zero_attn)"
@@ -99,11 +100,11 @@ def resize(source: Any, image_size: int) -> None:
     source.seq_length = source.encoder.pos_embedding.shape[1]
 
 
-def read(source: Any) -> Reading:
+def read(source: Any) -> LibraryReading:
     """The model in our words."""
-    parts, unused = parts_of(source, RENAMES)
+    parts, unused = tensors_by_role(source, RENAMES)
     blocks = list(source.encoder.layers)
-    return Reading(
+    return LibraryReading(
         source=f"torchvision {type(source).__name__}",
         image_size=source.image_size,
         heads=tuple(block.self_attention.num_heads for block in blocks),

@@ -15,14 +15,14 @@ from circuitvit.config import Pooling
 from circuitvit.preprocessing import Preprocessing
 from circuitvit.pretrained.libraries.processors import processor_of
 from circuitvit.pretrained.libraries.reading import (
-    Reading,
+    LibraryReading,
     activation_of,
     all_eps,
     distinct,
     eps_problems,
     in_blocks,
-    parts_of,
     path_to_linear,
+    tensors_by_role,
 )
 
 POOLINGS: dict[str, Pooling] = {
@@ -184,12 +184,12 @@ def resize(source: Any, image_size: int) -> None:
     source.circuitvit_positions = (image_size, rows.detach().clone())
 
 
-def read(source: Any) -> Reading:
+def read(source: Any) -> LibraryReading:
     """The model in our words."""
     kind, config = _kind(source), vision_config(source)
     assert kind is not None
     image_size, rows = getattr(source, "circuitvit_positions", (_sides(config.image_size)[0], None))
-    parts, unused = parts_of(source, RENAMES, unused=UNUSED)
+    parts, unused = tensors_by_role(source, RENAMES, unused=UNUSED)
     if rows is not None:
         parts["positions"] = rows
     blocks = blocks_of(source)
@@ -206,7 +206,7 @@ def read(source: Any) -> Reading:
         why = "its image processor is not understood" if processor.notes else \
             "no image processor is beside it"  # fmt: skip
         folded.append(f"mean and std of images taken as 0.5: {why}")
-    return Reading(
+    return LibraryReading(
         source=f"transformers {type(source).__name__}",
         image_size=image_size,
         heads=tuple(_head_count(block, config) for block in blocks),

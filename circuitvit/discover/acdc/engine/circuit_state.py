@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitvit.checks import whole
 from circuitvit.discover.acdc.engine.folded_weights import squares
 from circuitvit.discover.acdc.engine.removal_trial import Trial
-from circuitvit.discover.acdc.engine.unit_forward import Units
+from circuitvit.discover.acdc.engine.unit_forward import UnitForward
 from circuitvit.errors import CircuitError
 from circuitvit.graph.edge_graph import (
     Node,
@@ -31,15 +31,16 @@ from circuitvit.intervene.needed_tokens import (
     rows_read,
     rows_together,
 )
-from circuitvit.intervene.writer_outputs import Writes, attention_constants
+from circuitvit.intervene.writer_outputs import Writes
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer
 from circuitvit.models.vit import ViT
 
-Stream = Float[Tensor, "image _row width"]
-Kept = Mapping[str, Collection[int]]
+StreamRows = Float[Tensor, "image _row width"]
+KeptEdges = Mapping[str, Collection[int]]
 """By reader (q, k and v apart), the indices of the writers that it reads."""
 
 
-def has_reader(kept: Kept, place: int) -> bool:
+def has_reader(kept: KeptEdges, place: int) -> bool:
     """Whether any kept edge leaves the writer of this index."""
     return any(place in writers for writers in kept.values())
 
@@ -86,12 +87,12 @@ class State:
         vit: ViT,
         clean: Float[Tensor, "image channel _height _width"],
         ablated: Writes,
-        kept: Kept,
+        kept: KeptEdges,
         opened: Collection[str],
         speedups: Speedups,
     ) -> None:
         self.vit, self.kept, self.opened = vit, kept, set(opened)
-        self.units = Units(vit, folded=speedups.folded)
+        self.units = UnitForward(vit, folded=speedups.folded)
         self.names, self.places = writers_of(vit.config), places_of(vit.config)
         self._before = writers_before(vit.config)
         self.rows: dict[str, Rows] = dict.fromkeys(self.names, "all")
@@ -120,20 +121,17 @@ class State:
         units, dtype = self.units, self.vit.positions.dtype
         base = self._ablated["embed"].double()
 
-        def added(*things: Tensor | float | None) -> Tensor:
-            tensors = [units.plain(t) for t in things if isinstance(t, Tensor)]
-            return sum(tensors, start=base)
-
-        for index, block in enumerate(units.blocks):
-            self._bases[f"a{index}"] = base.to(dtype)
-            for head in range(self.vit.config.heads[index]):
-                node = node_named(f"a{index}.h{head}")
-                base = base + units.in_stream(node, self._ablated[node.name])
-            base = added(attention_constants(block))
-            if block.mlp is not None:
-                self._bases[f"m{index}"] = base.to(dtype)
-                base = base + self._ablated[f"m{index}"]
-            base = added(block.mlp_constant)
+        for layer in units.layers:
+            if isinstance(layer, AttentionLayer):
+                self._bases[layer.name] = base.to(dtype)
+                for name in layer.units:
+                    node = node_named(name)
+                    base = base + units.in_stream(node, self._ablated[node.name])
+            elif isinstance(layer, MlpLayer):
+                self._bases[layer.name] = base.to(dtype)
+                base = base + self._ablated[layer.name]
+            if isinstance(layer.constants, Tensor):
+                base = base + units.plain(layer.constants)
         self._bases["logits"] = base.to(dtype)
 
     def find_rows(self, unit: str) -> Rows:
@@ -173,7 +171,7 @@ class State:
         """How many writers come before a reader."""
         return self._before[reader.unit]
 
-    def read(self, reader: Node, needs: Rows) -> Stream:
+    def read(self, reader: Node, needs: Rows) -> StreamRows:
         """What a reader reads now, summed afresh over the writers that it keeps."""
         if self.keeps_all(reader) and (reader.kind == "logits" or reader.unit in self.writes):
             stream = self.prefixes()[self.before(reader)]
@@ -184,7 +182,7 @@ class State:
         embedded = self.embedded(needs)
         return total.to(embedded.dtype).expand_as(embedded)
 
-    def read_anew(self, reader: Node, needs: Rows, trial: Trial) -> Stream:
+    def read_anew(self, reader: Node, needs: Rows, trial: Trial) -> StreamRows:
         """What a reader reads in a trial, summed afresh over the writers that it keeps."""
         moments, writes = trial.moments, trial.writes
         shape = (moments, *self.embedded(needs).shape)
@@ -200,7 +198,7 @@ class State:
             total += self.units.in_stream(node_named(name), moved).view(shape)
         return total.flatten(0, 1).to(self.vit.positions.dtype)
 
-    def embedded(self, needs: Rows) -> Stream:
+    def embedded(self, needs: Rows) -> StreamRows:
         """What `embed` writes, at some rows: the shape and dtype of a stream."""
         return self.narrow(self.writes["embed"], "all", needs)
 
@@ -237,7 +235,7 @@ class State:
                 added = self.difference(place) @ weight.T
             else:
                 if node.block not in folded:
-                    folded[node.block] = self.units.heads_of(node.block).out @ weight.T
+                    folded[node.block] = self.units.heads_of(node.block_index).out @ weight.T
                 added = (self.writes[name] - self._ablated[name]) @ folded[node.block][node.head]
             torch.add(table[place], added, out=table[place + 1])
         return table

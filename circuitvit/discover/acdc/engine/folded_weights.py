@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitvit.models.vit import PARTS, Attention, Block, activate
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer
+from circuitvit.models.vit import PARTS, Attention, activate
 
 
 def centred(x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
@@ -68,18 +69,17 @@ class Heads:
     folded: bool
 
     @classmethod
-    def of(cls, block: Block, *, folded: bool) -> "Heads | None":
-        """Those of a block, if it has any; copies, so the model stays as it is."""
-        attention, norm = block.attention, block.ln1
-        if attention is None or norm is None:
-            return None
+    def of(cls, layer: AttentionLayer, *, folded: bool) -> "Heads":
+        """Those of a block; copies, so the model stays as it is."""
+        attention, norm = layer.attention, layer.norm
         parts = [attention.projection(part) for part in PARTS]
         weight = torch.stack([weight for weight, _ in parts])
         bias = torch.stack([w.new_zeros(w.shape[:2]) if b is None else b for w, b in parts])
         out = attention.output_weight()
         if folded:
-            bias = bias + weight @ norm.bias
-            weight, out = weight * norm.weight, centred(out)
+            folded_weight, folded_bias = layer.folded()
+            weight, bias = folded_weight.view_as(weight), folded_bias.view_as(bias)
+            out = centred(out)
         if attention.q_norm is None:
             scale = torch.ones_like(weight[:, :1, :1, :1])
             scale[0] = weight.shape[2] ** -0.5
@@ -109,9 +109,8 @@ class Heads:
             return self.attention.normalize(part, projected)
         return self.attention.q_norm(projected) * projected.shape[-1] ** -0.5
 
-    def of_part(self, part: str | None) -> Float[Tensor, "head head_width width"]:
+    def of_part(self, part: str) -> Float[Tensor, "head head_width width"]:
         """The weights of the queries, keys or values."""
-        assert part is not None
         return self.weight[PARTS.index(part)]
 
     def expand(
@@ -139,16 +138,13 @@ class Neurons:
     folded: bool
 
     @classmethod
-    def of(cls, block: Block, *, folded: bool) -> "Neurons | None":
-        """Those of a block, if it has any; copies, so the model stays as it is."""
-        mlp, norm = block.mlp, block.ln2
-        if mlp is None or norm is None:
-            return None
+    def of(cls, layer: MlpLayer, *, folded: bool) -> "Neurons":
+        """Those of a block; copies, so the model stays as it is."""
+        mlp, norm = layer.mlp, layer.norm
         first, first_bias = mlp.fc1.weight, mlp.fc1.bias
         second, second_bias = mlp.fc2.weight, mlp.fc2.bias
         if folded:
-            first_bias = first_bias + first @ norm.bias
-            first = first * norm.weight
+            first, first_bias = layer.folded()
             second, second_bias = centred(second.T).T.contiguous(), centred(second_bias)
         return cls(first, first_bias, second, second_bias, norm, mlp.activation, folded)
 

@@ -15,16 +15,23 @@ from collections.abc import Collection, Iterable, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitvit.discover.acdc.engine.circuit_state import Kept, Speedups, State, Stream, has_reader
+from circuitvit.discover.acdc.engine.circuit_state import (
+    KeptEdges,
+    Speedups,
+    State,
+    StreamRows,
+    has_reader,
+)
 from circuitvit.discover.acdc.engine.folded_weights import Measured, Projected
 from circuitvit.discover.acdc.engine.low_rank import MOST_HEADS, Followers
-from circuitvit.discover.acdc.engine.removal_trial import Read, Trial
+from circuitvit.discover.acdc.engine.removal_trial import OpenedRead, Trial
 from circuitvit.discover.acdc.engine.tried_reader import Root
 from circuitvit.discover.acdc.engine.unit_forward import readers_of_unit
 from circuitvit.graph.edge_graph import Node, node_named
 from circuitvit.intervene.needed_tokens import Rows, rows_read
 from circuitvit.intervene.writer_outputs import Writes
-from circuitvit.models.vit import Block, ViT
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, SubLayer
+from circuitvit.models.vit import ViT
 
 
 class IncrementalRun:
@@ -48,7 +55,7 @@ class IncrementalRun:
         vit: ViT,
         clean: Float[Tensor, "image channel _height _width"],
         ablated: Writes,
-        kept: Kept,
+        kept: KeptEdges,
         *,
         opened: Collection[str] = (),
         speedups: Speedups | None = None,
@@ -60,12 +67,12 @@ class IncrementalRun:
         self._batched = vit.positions.device.type != "cpu" if batched is None else batched
         self._state = State(vit, clean, ablated, kept, opened, speedups)
         self._units, self._places = self._state.units, self._state.places
-        self._reads: dict[str, Read] = {}
+        self._reads: dict[str, OpenedRead] = {}
         self._made: dict[str, dict[str, Tensor]] = {}
-        self._open: dict[tuple[int, str], dict[Node, list[Read]]] = {}
+        self._open: dict[tuple[int, str], dict[Node, list[OpenedRead]]] = {}
         self._root: Root | None = None
         self._followers: Followers | None = None
-        self._plan: list[list[tuple[Node, list[Read]]]] = []
+        self._plan: list[list[tuple[Node, list[OpenedRead]]]] = []
         low_rank = speedups.low_rank
         low_rank = vit.positions.device.type == "cpu" if low_rank is None else low_rank
         self._low_rank = low_rank and speedups.folded
@@ -73,46 +80,35 @@ class IncrementalRun:
 
     def _start(self, opened: set[str]) -> None:
         """Run the circuit; as plainly as the model, as long as every edge is kept."""
-        stream: Stream | None = self._state.writes["embed"]
-        for index, block in enumerate(self._units.blocks):
-            heads = [n for n in self._state.names if n.startswith(f"a{index}.")]
-            stream = self._start_units(heads, block, stream, opened)
-            for constant in (block.output_bias, block.attention_constant):
-                if stream is not None and constant is not None:
-                    stream = stream + constant
-            mlp = [f"m{index}"] if block.mlp is not None else []
-            stream = self._start_units(mlp, block, stream, opened)
-            if stream is not None and block.mlp_constant is not None:
-                stream = stream + block.mlp_constant
+        stream: StreamRows | None = self._state.writes["embed"]
+        for layer in self._units.layers:
+            stream = self._start_layer(layer, stream, opened)
         final = self._take(node_named("logits"), self._state.rows["logits"])
         self.logits = self._read_out(final.now.x)
 
-    def _start_units(
-        self, names: list[str], block: Block, stream: Stream | None, opened: set[str]
-    ) -> Stream | None:
+    def _start_layer(
+        self, layer: SubLayer, stream: StreamRows | None, opened: set[str]
+    ) -> StreamRows | None:
         """Run the heads of a block, or its MLP; gives the stream after it while it is whole."""
         state = self._state
-        if not names:
-            return stream
+        names = layer.units
         if stream is None or not opened.isdisjoint(names) or not all(map(self._keeps_all, names)):
             for name in names:
                 self._start_unit(name, opened)
             return None
-        if names[0].startswith("m"):
-            assert block.mlp is not None
-            assert block.ln2 is not None
-            value = block.mlp(block.ln2(stream))
-            state.writes[names[0]] = self._units.plain(value)
-            return stream + value
-        assert block.attention is not None
-        assert block.ln1 is not None
-        z = block.attention.mix(block.ln1(stream))
-        state.writes |= {name: z[:, head] for head, name in enumerate(names)}
-        return stream + block.attention.write(z, None)
+        if isinstance(layer, MlpLayer):
+            value = layer.mlp(layer.norm(stream))
+            state.writes[layer.name] = self._units.plain(value)
+            stream = stream + value
+        elif isinstance(layer, AttentionLayer):
+            z = layer.mix(stream)
+            state.writes |= {name: z[:, head] for head, name in enumerate(names)}
+            stream = stream + layer.attention.write(z, None)
+        return layer.after(stream)
 
-    def _take(self, reader: Node, rows: Rows) -> Read:
+    def _take(self, reader: Node, rows: Rows) -> OpenedRead:
         kept = self._kept[reader.name]
-        read = Read(reader, rows, kept, self._units.measured(self._state.read(reader, rows)))
+        read = OpenedRead(reader, rows, kept, self._units.measured(self._state.read(reader, rows)))
         self._reads[reader.name] = read
         return read
 
@@ -144,16 +140,17 @@ class IncrementalRun:
             self._made[unit] = made = self._units.run([node], reads, rows)[unit]
             state.writes[unit] = made["value" if node.kind == "mlp" else "z"]
             state.opened.add(unit)
-            assert node.block is not None
-            self._open.setdefault((node.block, node.kind), {})[node] = taken
+            self._open.setdefault((node.block_index, node.kind), {})[node] = taken
             self._plan_from(node)
 
     def _plan_from(self, unit: Node) -> None:
         """Find the readers that change when a unit does, and those that follow heads alone."""
-        assert unit.block is not None
-        moving, following = {self._places[unit.name]}, dict[str, tuple[Read, tuple[int, ...]]]()
+        moving, following = (
+            {self._places[unit.name]},
+            dict[str, tuple[OpenedRead, tuple[int, ...]]](),
+        )
         self._plan = []
-        later = [(block, kind) for block in range(unit.block, len(self._units.blocks))
+        later = [(block, kind) for block in range(unit.block_index, self.vit.config.depth)
                  for kind in ("head", "mlp")]  # fmt: skip
         for key in later[1 if unit.kind == "head" else 2 :]:
             changing = []
@@ -229,10 +226,10 @@ class IncrementalRun:
         self._follow(trial)
         return trial
 
-    def _logits(self, x: Stream, moments: int) -> Float[Tensor, "moment _image class"]:
+    def _logits(self, x: StreamRows, moments: int) -> Float[Tensor, "moment _image class"]:
         return self._read_out(x).unflatten(0, (moments, -1)).flip(0)
 
-    def _read_out(self, x: Stream) -> Float[Tensor, "image class"]:
+    def _read_out(self, x: StreamRows) -> Float[Tensor, "image class"]:
         if self._state.rows["logits"] == "all":
             return self.vit.read_out(x)
         return self.vit.head(self.vit.final_norm(x[:, 0]))
@@ -250,7 +247,7 @@ class IncrementalRun:
             trial.reads["logits"] = read
 
     def _together(
-        self, changing: list[tuple[Node, list[Read]]], trial: Trial
+        self, changing: list[tuple[Node, list[OpenedRead]]], trial: Trial
     ) -> Iterable[tuple[list[Node], dict[str, Measured | Projected]]]:
         """Units that read something new, those heads together that can be run together."""
         if not self._batched or changing[0][0].kind == "mlp":
@@ -269,7 +266,9 @@ class IncrementalRun:
                 together |= reads
         yield from groups.values()
 
-    def _changed(self, taken: Iterable[Read], trial: Trial) -> dict[str, Measured | Projected]:
+    def _changed(
+        self, taken: Iterable[OpenedRead], trial: Trial
+    ) -> dict[str, Measured | Projected]:
         """The new inputs of readers that keep an edge from something that moved."""
         reads: dict[str, Measured | Projected] = {}
         for read in taken:
@@ -285,7 +284,7 @@ class IncrementalRun:
                 reads[read.name] = self._measured(read, new.flatten(0, 1), trial)
         return reads
 
-    def _measured(self, read: Read, x: Stream, trial: Trial) -> Measured:
+    def _measured(self, read: OpenedRead, x: StreamRows, trial: Trial) -> Measured:
         """What is read in a trial; summed afresh, if so little is left that rounding matters."""
         measured = self._units.measured(x)
         lengths = measured.squares.view(trial.moments, *read.least.shape)

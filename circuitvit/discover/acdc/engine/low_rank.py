@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitvit.discover.acdc.engine.circuit_state import State
 from circuitvit.discover.acdc.engine.folded_weights import Measured, Projected
-from circuitvit.discover.acdc.engine.removal_trial import Read, Trial
+from circuitvit.discover.acdc.engine.removal_trial import OpenedRead, Trial
 from circuitvit.graph.edge_graph import node_named
 from circuitvit.intervene.needed_tokens import Rows
 
@@ -53,7 +53,9 @@ class Followers:
         reads: those readers, and the heads (by writer's index) that each follows.
     """
 
-    def __init__(self, state: State, reads: Mapping[str, tuple[Read, tuple[int, ...]]]) -> None:
+    def __init__(
+        self, state: State, reads: Mapping[str, tuple[OpenedRead, tuple[int, ...]]]
+    ) -> None:
         self._state, self._reads = state, reads
         followed = {place for _, places in reads.values() for place in places}
         self._z = {place: state.writes[state.names[place]] for place in followed}
@@ -104,13 +106,13 @@ class Followers:
             self._zetas[place, needs] = self._state.narrow(shift, self._state.rows[name], needs)
         return self._zetas[place, needs]
 
-    def _start(self, read: Read, places: tuple[int, ...]) -> _Start:
+    def _start(self, read: OpenedRead, places: tuple[int, ...]) -> _Start:
         node, units = read.reader, self._state.units
         if node.kind == "mlp":
-            weight = units.neurons_of(node.block).first
+            weight = units.neurons_of(node.block_index).first
         else:
-            assert node.head is not None
-            weight = units.heads_of(node.block).of_part(node.part)[node.head]
+            heads = units.heads_of(node.block_index)
+            weight = heads.of_part(node.part or "")[node.head_index]
         out, now = torch.cat([self._out(place) for place in places]), read.now
         products = (now.x @ torch.cat([weight, 2 * out]).T).contiguous()
         weights = torch.cat([out @ weight.T, out @ out.T], dim=1)
@@ -119,8 +121,7 @@ class Followers:
 
     def _out(self, place: int) -> Tensor:
         node = node_named(self._state.names[place])
-        assert node.head is not None
-        return self._state.units.heads_of(node.block).out[node.head]
+        return self._state.units.heads_of(node.block_index).out[node.head_index]
 
     def catch_up(self) -> None:
         """Bring the followers' own copies of the stream up to date."""

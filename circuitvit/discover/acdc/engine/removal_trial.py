@@ -17,7 +17,7 @@ float32."""
 
 
 @dataclass
-class Read:
+class OpenedRead:
     """What an opened reader reads now.
 
     Attributes:

@@ -53,7 +53,7 @@ class Root:
         self._products: Tensor | None = None
         self._lengths: Tensor | None = None
         if low_rank and self._fresh and rows == "all" and len(readers) == 1 and first.part:
-            weight = state.units.heads_of(first.block).of_part(first.part)[first.head or 0]
+            weight = state.units.heads_of(first.block_index).of_part(first.part)[first.head_index]
             self._weight = weight
             self._products = state.products(len(tail), weight)
             self._products += self.rest @ weight.T

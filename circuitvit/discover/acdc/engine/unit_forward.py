@@ -16,10 +16,11 @@ from circuitvit.discover.acdc.engine.folded_weights import (
 )
 from circuitvit.graph.edge_graph import Node, node_named
 from circuitvit.intervene.needed_tokens import Rows, narrowed
-from circuitvit.models.vit import PARTS, Block, ViT
+from circuitvit.models.sublayers import AttentionLayer, MlpLayer, sublayers
+from circuitvit.models.vit import PARTS, ViT
 
 
-class Units:
+class UnitForward:
     """The heads and MLPs of a model, to be run on reads of their own.
 
     Args:
@@ -30,9 +31,13 @@ class Units:
     def __init__(self, vit: ViT, *, folded: bool) -> None:
         self.folded = folded
         self.pools_from = vit.config.pools_from
-        self.blocks = [block for block in vit.blocks if isinstance(block, Block)]
-        self.heads = [Heads.of(block, folded=folded) for block in self.blocks]
-        self.neurons = [Neurons.of(block, folded=folded) for block in self.blocks]
+        self.layers = sublayers(vit)
+        self._heads, self._neurons = dict[int, Heads](), dict[int, Neurons]()
+        for layer in self.layers:
+            if isinstance(layer, AttentionLayer):
+                self._heads[layer.block] = Heads.of(layer, folded=folded)
+            elif isinstance(layer, MlpLayer):
+                self._neurons[layer.block] = Neurons.of(layer, folded=folded)
 
     def plain(self, x: Tensor) -> Tensor:
         """As a stream is held: without its mean, if LayerNorms are folded."""
@@ -87,8 +92,7 @@ class Units:
             moments: how many removals lie behind one another on the image axis.
             made: what was made before, by unit; needed where some parts of a head are as before.
         """
-        block = nodes[0].block
-        assert block is not None
+        block = nodes[0].block_index
         if nodes[0].kind == "mlp":
             value = self.run_mlp(block, rows, reads[nodes[0].name])
             return {nodes[0].name: {"value": value}}
@@ -108,23 +112,19 @@ class Units:
             for index, node in enumerate(nodes)
         }
 
-    def heads_of(self, block: int | None) -> Heads:
-        """The weights of a block's heads."""
-        heads = None if block is None else self.heads[block]
-        assert heads is not None
-        return heads
+    def heads_of(self, block: int) -> Heads:
+        """The weights of the heads of a block that has some."""
+        return self._heads[block]
 
-    def neurons_of(self, block: int | None) -> Neurons:
-        """The weights of a block's MLP."""
-        neurons = None if block is None else self.neurons[block]
-        assert neurons is not None
-        return neurons
+    def neurons_of(self, block: int) -> Neurons:
+        """The weights of the MLP of a block that has one."""
+        return self._neurons[block]
 
     def in_stream(self, node: Node, write: Tensor) -> Tensor:
         """A write in the stream's width: of a head, z by its W_O."""
         if node.head is None:
             return write
-        return self.heads_of(node.block).expand([node.head], write[None])[0]
+        return self.heads_of(node.block_index).expand([node.head], write[None])[0]
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ import torch
 from random_models import random_pairs, random_vit, shape
 
 import circuitvit as cv
-from circuitvit.discover.acdc.callable_identity import checked_name, lasting_name
+from circuitvit.discover.acdc.resume import checked_name, lasting_name
 from circuitvit.errors import CircuitError
 
 
@@ -39,14 +39,14 @@ class Silent(Told):
     ("value", "name"),
     [
         ("kl", "kl"),
-        (named, "test_callable_identity.named"),
-        (partial(named, place=2), "partial(test_callable_identity.named, place=2)"),
-        (partial(named, (1, "a"), None), "partial(test_callable_identity.named, (1, 'a'), None)"),
-        (partial(partial(named, place=2), named), "partial(test_callable_identity.named, "
-         "test_callable_identity.named, place=2)"),
-        (Told(3), "test_callable_identity.Told(place=3)"),
-        (Told(3).method, "test_callable_identity.Told(place=3).method"),
-        (Told.fixed, "test_callable_identity.Told.fixed"),
+        (named, "test_callable_names.named"),
+        (partial(named, place=2), "partial(test_callable_names.named, place=2)"),
+        (partial(named, (1, "a"), None), "partial(test_callable_names.named, (1, 'a'), None)"),
+        (partial(partial(named, place=2), named), "partial(test_callable_names.named, "
+         "test_callable_names.named, place=2)"),
+        (Told(3), "test_callable_names.Told(place=3)"),
+        (Told(3).method, "test_callable_names.Told(place=3).method"),
+        (Told.fixed, "test_callable_names.Told.fixed"),
         (cv.acdc, "circuitvit.discover.acdc.acdc.acdc"),
     ],
 )  # fmt: skip

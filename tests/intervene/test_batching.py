@@ -5,9 +5,9 @@ import torch
 from random_models import random_images, random_pairs, random_vit, shape
 
 import circuitvit as cv
-from circuitvit.discover import batching as streaming
 from circuitvit.discover.eap import edge_products as products
 from circuitvit.discover.eap import gradient_passes as attribution
+from circuitvit.intervene import batching
 
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "gim")
 
@@ -37,7 +37,7 @@ def test_batches_of_any_size_give_the_same_scores(method, images, sizes, monkeyp
     whole = cv.eap(vit, pairs, method=method, steps=2)
     assert set(sizes) == {10}
     sizes.clear()
-    monkeypatch.setattr(streaming, "MOST_IMAGES_AT_ONCE", images)
+    monkeypatch.setattr(batching, "MOST_IMAGES_AT_ONCE", images)
     monkeypatch.setattr(products, "NUMBERS_AT_ONCE", 2 * 7 * 5 * 8)
     close(cv.eap(vit, pairs, method=method, steps=2), whole)
     assert max(sizes) == images
@@ -55,9 +55,9 @@ def test_a_batch_of_each_kind_of_model_fits_what_was_planned():
     with torch.device("meta"):
         base = cv.ViT(cv.ViTConfig())
         small = cv.ViT(cv.ViTConfig(image_size=32, patch_size=4, width=192, depth=6, heads=8))
-    assert 8 <= streaming.images_at_once(base) <= 16
-    assert 32 <= streaming.images_at_once(small) <= 256
-    assert streaming.images_at_once(cv.ViT(shape(depth=0))) == 256
+    assert 8 <= batching.images_at_once(base) <= 16
+    assert 32 <= batching.images_at_once(small) <= 256
+    assert batching.images_at_once(cv.ViT(shape(depth=0))) == 256
 
 
 def running_out(real, most, error):
