@@ -201,7 +201,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def node_effects(task: PatchingTask, units: Units) -> dict[str, float]:
-    """The loss that removing one of some units adds, for each; units not among them stay removed."""
+    """The loss that removing each of some units adds; units not among them stay removed."""
     without_each = [[unit for unit in units if unit != other] for other in units]
     runs = len(units) + 2
     with progress("node effects", runs * len(task.pairs)) as advance:
