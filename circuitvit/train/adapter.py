@@ -198,23 +198,16 @@ class Adapter:
                 f"of {found}: other weights or another shape.{rounded} Give the model that the "
                 "training started from (its head doesn't matter), or train an adapter for this one."
             )
-        head = self._head(vit)
-        bare = ViT.from_weights(
-            replace(vit.config, classes=len(head["head.bias"])),
-            vit.state_dict() | head,
-            source="this backbone and adapter",
-        )
+        names = ("head.weight", "head.bias")
+        if not all(name in self.weights for name in names):
+            raise CircuitError(f"this adapter has no {' and '.join(names)}. {_AGAIN}")
+        head = (self.weights[name].to(vit.positions) for name in names)
+        bare = _with_head(vit, *head, source="this backbone and adapter")
         adapted = AdaptedViT(bare, self.width, class_names=self.class_names)
         self._fill(adapted)
         own = vit.preprocessing and replace(vit.preprocessing, class_names=self.class_names)
         adapted.preprocessing = self.preprocessing or own
         return adapted.eval()
-
-    def _head(self, vit: ViT) -> dict[str, Tensor]:
-        names = ("head.weight", "head.bias")
-        if not all(name in self.weights for name in names):
-            raise CircuitError(f"this adapter has no {' and '.join(names)}. {_AGAIN}")
-        return {name: self.weights[name].to(vit.positions) for name in names}
 
     def _fill(self, adapted: AdaptedViT) -> None:
         own = adapted.adapter.weights
@@ -310,10 +303,15 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 def body_fingerprint(vit: ViT) -> str:
     """16 hexadecimal digits of a ViT's shape and weights, without its head."""
-    config = replace(vit.config, classes=1)
-    head = {"head.weight": torch.zeros(1, config.pooled * config.width),
-            "head.bias": torch.zeros(1)}  # fmt: skip
-    return ViT.from_weights(config, vit.state_dict() | head, source="this model").fingerprint()
+    weight = torch.zeros(1, vit.config.pooled * vit.config.width)
+    return _with_head(vit, weight, torch.zeros(1), source="this model").fingerprint()
+
+
+def _with_head(vit: ViT, weight: Tensor, bias: Tensor, *, source: str) -> ViT:
+    """The model with another head; its other weights are shared, not copied."""
+    config = replace(vit.config, classes=len(bias))
+    weights = vit.state_dict() | {"head.weight": weight, "head.bias": bias}
+    return ViT.from_weights(config, weights, source=source)
 
 
 @in_default_modes
@@ -337,12 +335,10 @@ def with_new_head(
     if count < 1:
         raise CircuitError(f"classes is {count}, expected ≥ 1.")
     preprocessing = _with_class_names(vit, count, class_names)
-    config = replace(vit.config, classes=count)
-    drawn = torch.empty(count, config.pooled * config.width)
+    drawn = torch.empty(count, vit.config.pooled * vit.config.width)
     nn.init.trunc_normal_(drawn, std=0.02, generator=torch.Generator().manual_seed(seed))
-    head = {"head.weight": drawn, "head.bias": torch.zeros(count)}
-    weights = vit.state_dict() | {name: value.to(vit.positions) for name, value in head.items()}
-    made = copy.deepcopy(ViT.from_weights(config, weights, source="this model"))
+    head = (values.to(vit.positions) for values in (drawn, torch.zeros(count)))
+    made = copy.deepcopy(_with_head(vit, *head, source="this model"))
     made.preprocessing = preprocessing
     made.history = after(vit.history, "given a new head", {"classes": count, "seed": seed}, None)
     return made.train(vit.training)
