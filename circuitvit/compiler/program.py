@@ -1,7 +1,7 @@
-"""What is left of a circuit between the passes: who reads whom, and what is constant.
+"""The intermediate form of a circuit between the passes: kept edges, and what is constant.
 
-A program is never altered; each pass gives a new one. All is in double precision, whatever the
-model's own is, so that what is folded is as exact as it can be.
+A program is never altered; each pass returns a new one. All of it is in double precision, so that
+rounding in folded weights is negligible.
 """
 
 import copy
@@ -30,7 +30,7 @@ from circuitvit.models.sublayers import (
 from circuitvit.models.vit import PARTS, ViT
 
 ConstantTable = Float[Tensor, "_row width"]
-"""Something that is the same for all images: one row a token, or one row for all tokens."""
+"""A value that is the same for all images: one row a token, or one row for all tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Program:
     Attributes:
         vit: the model, in double precision.
         ablated: ã of every writer.
-        kept: by reader (q, k and v apart) that is still run, the writers that it keeps.
-        constants: by constant unit, what it writes.
-        parts: by reader, the queries, keys or values of a head that are constant.
-        patterns: by head, its pattern where that is constant, [_row token].
+        kept: the writers that a reader keeps, by reader that is still run (q, k and v apart).
+        constants: the write of each constant unit.
+        parts: constant queries, keys or values of a head, by reader.
+        patterns: constant attention patterns [_row token], by head.
     """
 
     vit: ViT
@@ -91,10 +91,10 @@ class Program:
         return mlp_layer(self.vit, node.block_index)
 
     def table(self, reader: str) -> ConstantTable:
-        """What a reader reads beside its live writers.
+        """The constant part of a reader's input.
 
-        That is the model's constants, ã of every writer before it that it does not keep, and what
-        the constant units that it keeps write.
+        It is the sum of the model's constants, ã of every earlier writer that the reader doesn't
+        keep, and the writes of the constant units that it keeps.
         """
         node = node_named(reader)
         total = constants_before(self.vit, self._place(node))
@@ -108,7 +108,7 @@ class Program:
         return total.expand(-1, self.vit.config.width)
 
     def _place(self, node: Node) -> int:
-        """Which sub-layer a reader belongs to, counted from the first."""
+        """The number of a reader's sub-layer in forward order; the read-out comes last."""
         if node.block is None:
             return 2 * self.vit.config.depth
         return 2 * node.block + (node.kind == "mlp")

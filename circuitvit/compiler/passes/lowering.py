@@ -1,8 +1,9 @@
-"""Pass: from shared copies to a plan and its weights, as a plain PyTorch model.
+"""Pass: turns a shared program into a plan and its weights, a plain PyTorch model.
 
-Weights are cut to the exact shapes, LayerNorms' scales and shifts multiplied in. Sums that several
-copies contain are made once. Under `mean`, either each copy holds the ã of what it does not keep,
-or each writer writes a − ã and all copies hold the ã of all: whichever needs fewer numbers.
+Weights are cut to the exact shapes, and the LayerNorms' scales and shifts are folded into them. A
+sum that several copies contain is computed once. With Σ over the writers w before a reader, a copy
+is Σ_kept a_w + Σ_removed ã_w = Σ_kept (a_w − ã_w) + Σ_all ã_w. Under `mean`, the form with fewer
+parameters is chosen: tables in the copies (left), or also in the writers (right).
 """
 
 from collections.abc import Iterator
@@ -59,14 +60,14 @@ def _ends(vit: ViT, lowering: "_Lowering") -> dict[str, Tensor]:
 
 @dataclass
 class _Lowering:
-    """One way to lower a program; `weights` fills while the plan is made.
+    """One way to lower a program; `weights` is filled while the plan is made.
 
     Attributes:
         shared: the program.
         shifted: whether writers write a − ã.
         weights: of the model, by name.
-        tables: those that copies hold.
-        shifts: numbers in the tables that writers add.
+        tables: of the copies.
+        shifts: number of parameters in the writers' tables.
     """
 
     shared: Shared
@@ -85,11 +86,11 @@ class _Lowering:
         self._next = EMBED + 1
 
     def numbers_in_tables(self) -> int:
-        """How many parameters all tables have."""
+        """The number of parameters in all tables."""
         return self.shifts + sum(table.numel() for table in self.tables)
 
     def plan(self) -> Plan:
-        """The plan; sums that nobody uses again are not kept."""
+        """The plan; a sum that isn't used again isn't kept."""
         blocks = [self._block(index, block) for index, block in enumerate(self.shared.blocks)]
         logits = self._read(self.shared.logits)
         for index, table in enumerate(self.tables):
@@ -98,7 +99,7 @@ class _Lowering:
         return _without_unused_sums(plan)
 
     def shift(self, writer: str, *, first: bool = False) -> ConstantTable | None:
-        """−ã of a writer, if it writes a − ã and that is something."""
+        """−ã of a writer, if it writes a − ã and ã isn't zero."""
         if not self._shifts(writer):
             return None
         value = self.program.ablated_of(writer)
@@ -107,7 +108,7 @@ class _Lowering:
         return -value[:1] if first else -value
 
     def _shifts(self, writer: str) -> bool:
-        """Whether a writer writes a − ã: `embed` can't, where its LayerNorm comes last."""
+        """Whether a writer writes a − ã; `embed` can't if it ends in a LayerNorm."""
         fixed = writer == "embed" and self.program.vit.config.embed_norm
         return self.shifted and not fixed
 
@@ -117,7 +118,7 @@ class _Lowering:
         return self._next - 1
 
     def _read(self, copy: Copy) -> CopyPlan:
-        """How a copy is made of what there is: the largest sums that are part of it first."""
+        """How a copy is summed from known values, the largest known sums in it first."""
         wanted = frozenset(self._values[name] for name in copy.writers)
         rest, values = wanted, list[int]()
         while rest:
@@ -137,7 +138,7 @@ class _Lowering:
         return CopyPlan(tuple(values), table, max(rows, held), copy.first, own)
 
     def _table(self, copy: Copy) -> int | None:
-        """The number of a copy's table; tables that are the same are one."""
+        """The number of a copy's table; equal tables are shared."""
         shifted = (self.program.ablated_of(w) for w in copy.writers if self._shifts(w))
         table = sum(shifted, start=copy.table)
         table = table[:1] if copy.first else table
@@ -214,7 +215,7 @@ class _Lowering:
         return torch.stack(tables)
 
     def _norms(self, prefix: str, attention: Attention, calls: tuple[Call, ...]) -> None:
-        """The LayerNorms of those queries and keys that are projected."""
+        """The LayerNorms of queries and keys, where these are projected."""
         for part in ("q", "k"):
             norm = {"q": attention.q_norm, "k": attention.k_norm}[part]
             projected = any(s.projection is not None for c in calls for s in c.sources(part))
@@ -272,13 +273,13 @@ class _Lowering:
 
 
 def _slots(copy: Copy, groups: tuple[HeadGroup, ...]) -> list[str]:
-    """A copy's readers in an order in which those of a group's part are together."""
+    """A copy's readers, sorted so that those of a group's part are next to each other."""
     wanted = [f"{head}.{part}" for group in groups for part in PARTS for head in group.heads]
     return [name for name in wanted if name in copy.readers]
 
 
 def _sources(group: HeadGroup, part: str, slots: list[list[str]]) -> tuple[Source, ...]:
-    """Where a group's queries, keys or values come from, heads in a row together."""
+    """The sources of a group's queries, keys or values, one for heads next to each other."""
     places = {name: (i, j) for i, names in enumerate(slots) for j, name in enumerate(names)}
     found: list[Source] = []
     in_table = 0
@@ -294,7 +295,7 @@ def _sources(group: HeadGroup, part: str, slots: list[list[str]]) -> tuple[Sourc
 
 
 def _projection(layer: SubLayer, readers: list[str]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of some queries, keys and values, the LayerNorm before them folded."""
+    """Weight and bias of some queries, keys and values, with their LayerNorm folded in."""
     assert isinstance(layer, AttentionLayer)
     weight, bias = layer.folded()
     shape = (len(PARTS), layer.attention.heads, layer.attention.head_width)
