@@ -2,14 +2,15 @@
 
 Command   python experiments/bench_latency.py cifar deit_s vit_b [--shared ../shared]
 Hardware  2 CPU cores, 24 GiB
-Minutes   cifar 5, deit_s 3, vit_b 8
-Expected  experiments/results/bench_latency.json; experiments/results/README.md's table comes from it. At batch 64, unit
-          circuits that cut 30% of the MACs or more realise 95% of them as time, or more
+Minutes   cifar 13, deit_s 3, vit_b 8
+Expected  experiments/results/bench_latency.json; experiments/results/README.md's table comes from
+          it. At batch 64, unit circuits realise at least as much of the MACs that they save as
+          timm's own blocks cut to the same shapes by hand
 
-Dense, compiled and plain models are timed in turns in one process (`circuitvit.measure.models.latency`);
+Dense, compiled and plain models are timed in turns in one process (`circuitvit.measure.latency`);
 `null` is the dense model against itself. *Realised* is time saved ÷ MACs saved. `plain` are timm's
 own blocks cut to the same shapes by hand: what can be had at all. `timm` is timm's own model.
-`cifar` is the trained model of `shared/models`, units chosen by `target_macs` from EAP scores; the
+`cifar` is the trained model of `shared/models`, units chosen by `target_macs`; the
 others have random weights and random scores. Edge circuits are EAP's (greedy), under `zero`.
 """
 

@@ -4,10 +4,10 @@ Claim: `cv.evaluate` tells models apart by accuracy, calibration, size and time 
 and gives a reason for what it advises.
 Command   python experiments/cifar10_evaluation.py [--shared ../shared]
 Hardware  1 CPU core
-Minutes   5
+Minutes   9
 Expected  graphs/cifar10/evaluation/{report.json, report.md, figure.html}; figure.png is a picture of
           the page: chromium --headless --screenshot=figure.png --hide-scrollbars
-          --window-size=1300,1420 figure.html
+          --window-size=1300,1460 figure.html
 
 The dense model is that of `shared/models`, the ACDC circuit `graphs/cifar10/all_classes`, compiled
 at both levels. The models of 30% and 50% fewer MACs keep the units whose removal costs most for what

@@ -80,29 +80,33 @@ class IncrementalRun:
 
     def _start(self, opened: set[str]) -> None:
         """Run the circuit; as plainly as the model, as long as every edge is kept."""
-        stream: StreamRows | None = self._state.writes["embed"]
+        stream: Tensor | None = self._state.writes["embed"]
         for layer in self._units.layers:
             stream = self._start_layer(layer, stream, opened)
         final = self._take(node_named("logits"), self._state.rows["logits"])
         self.logits = self._read_out(final.now.x)
 
     def _start_layer(
-        self, layer: SubLayer, stream: StreamRows | None, opened: set[str]
-    ) -> StreamRows | None:
+        self, layer: SubLayer, stream: Tensor | None, opened: set[str]
+    ) -> Tensor | None:
         """Run the heads of a block, or its MLP; gives the stream after it while it is whole."""
-        state = self._state
-        names = layer.units
-        if stream is None or not opened.isdisjoint(names) or not all(map(self._keeps_all, names)):
-            for name in names:
-                self._start_unit(name, opened)
-            return None
+        whole = opened.isdisjoint(layer.units) and all(map(self._keeps_all, layer.units))
+        if stream is not None and whole:
+            return self._run_whole(layer, stream)
+        for name in layer.units:
+            self._start_unit(name, opened)
+        return None
+
+    def _run_whole(self, layer: SubLayer, stream: Tensor) -> Tensor:
+        """Run a sub-layer whose units read everything as the model does."""
+        writes = self._state.writes
         if isinstance(layer, MlpLayer):
             value = layer.mlp(layer.norm(stream))
-            state.writes[layer.name] = self._units.plain(value)
+            writes[layer.name] = self._units.plain(value)
             stream = stream + value
         elif isinstance(layer, AttentionLayer):
             z = layer.mix(stream)
-            state.writes |= {name: z[:, head] for head, name in enumerate(names)}
+            writes |= {name: z[:, head] for head, name in enumerate(layer.units)}
             stream = stream + layer.attention.write(z, None)
         return layer.after(stream)
 
