@@ -1,4 +1,4 @@
-"""Public functions compute in torch's own default modes, whatever the caller's are.
+"""Runs public functions in torch's own default modes and precision, whatever the caller's are.
 
 Callers work inside `torch.autocast`, `torch.inference_mode` or `torch.no_grad`, or change torch's
 default dtype or device. Results and checks must not depend on that: under autocast a correct model

@@ -57,8 +57,7 @@ from circuitvit.graph.controls import random_units, units_within
 from circuitvit.graph.edge_graph import edges_among, node_named, shape_of_units, units_of
 from circuitvit.measure import Cost
 from circuitvit.measure.models.accuracy import evaluating
-from circuitvit.measure.models.cost import vit_macs
-from circuitvit.measure.models.cost_table import call_of
+from circuitvit.measure.models.cost import call_of, vit_macs
 from circuitvit.measure.models.latency import machine_of
 
 ROOT = Path(__file__).parents[1]

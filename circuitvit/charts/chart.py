@@ -1,4 +1,4 @@
-"""Charts of measurements: lines with bands, or dots with bars. Knows neither circuits nor torch."""
+"""Charts of measurements: lines with bands, or dots with bars; how they are read; their page."""
 
 import os
 import textwrap

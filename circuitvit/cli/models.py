@@ -17,7 +17,7 @@ from circuitvit.files import (
     readable_path,
     writing_folder,
 )
-from circuitvit.models.card_file import README, read_card
+from circuitvit.models.saved_model import README, read_card
 
 if TYPE_CHECKING:
     from circuitvit.preprocessing import Preprocessing

@@ -16,8 +16,7 @@ from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Circuit
 from circuitvit.graph.controls import CostOfUnits, Units, least_model, units_within
 from circuitvit.graph.edge_graph import shape_of_units
-from circuitvit.measure.models.cost import vit_macs, vit_parameters
-from circuitvit.measure.models.cost_table import Costs, measure_costs
+from circuitvit.measure.models.cost import Costs, measure_costs, vit_macs, vit_parameters
 from circuitvit.models.vit import ViT
 
 BATCH = 64

@@ -30,7 +30,7 @@ from circuitvit.graph.edge_graph import edge_count
 from circuitvit.intervene.ablated_run import RemovedNeurons
 from circuitvit.intervene.surgery import keep_units
 from circuitvit.intervene.writer_outputs import ablated_values, neuron_means
-from circuitvit.measure.models.cost_table import Costs
+from circuitvit.measure.models.cost import Costs
 from circuitvit.models.circuit_vit import CircuitViT
 from circuitvit.models.history import History, after
 from circuitvit.models.vit import ViT

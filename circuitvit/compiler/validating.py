@@ -22,7 +22,7 @@ from circuitvit.graph.edge_graph import Qkv
 from circuitvit.intervene.ablated_run import EdgeMask, RemovedNeurons, run_embedded
 from circuitvit.intervene.batching import IMAGES_AT_ONCE
 from circuitvit.intervene.input_checks import check_circuit, check_vit
-from circuitvit.measure.models.cost_table import Costs
+from circuitvit.measure.models.cost import Costs
 from circuitvit.models.history import check_history
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import evaluating

@@ -16,7 +16,7 @@ from circuitvit.errors import CircuitError, in_short
 from circuitvit.escaping import escape
 from circuitvit.files.records import SCORES
 from circuitvit.files.restoring import load_record, naming
-from circuitvit.graph.circuit import Circuit, Provenance, edges_among
+from circuitvit.graph.circuit import Circuit, Provenance, agreed, edges_among
 from circuitvit.graph.edge_graph import (
     Qkv,
     edge_count,
@@ -25,7 +25,6 @@ from circuitvit.graph.edge_graph import (
     node_named,
     units_of,
 )
-from circuitvit.graph.provenance import agreed
 
 SHOWN = 12
 """Scores that a notebook shows."""

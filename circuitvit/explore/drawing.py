@@ -5,6 +5,9 @@ A node of the graph carries `node`, an object with `name`, `kind` (embed, head, 
 carries nothing. `graph.graph["units"]` may
 list such objects for all units of the model, so that those outside the graph appear too.
 Positions are fixed: depth runs from left to right, heads upwards, MLPs have a row of their own.
+
+Edges are drawn as a few kinds of stroke, never one trace an edge: colour shows the sign of the
+score, width and opacity the rank of |score| among all.
 """
 
 from collections.abc import Iterable

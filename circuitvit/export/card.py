@@ -20,9 +20,9 @@ from circuitvit.files import write_text
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.edge_graph import edge_count
 from circuitvit.measure import Report, macs, parameters
-from circuitvit.models.card_file import FINGERPRINT, README
 from circuitvit.models.circuit_vit import CircuitViT
 from circuitvit.models.history import Step, told_in_line
+from circuitvit.models.saved_model import FINGERPRINT, README
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes
 from circuitvit.train import Recipe

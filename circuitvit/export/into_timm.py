@@ -17,7 +17,7 @@ from circuitvit.export.library_export import (
 )
 from circuitvit.models.vit import ViT
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.libraries.imports import imported
+from circuitvit.pretrained.libraries.reading import imported
 from circuitvit.pretrained.libraries.timm import mlp_ratio
 from circuitvit.torch_modes import in_default_modes
 

@@ -16,9 +16,8 @@ from circuitvit.export.library_export import (
 )
 from circuitvit.models.vit import PARTS, ViT
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.libraries.imports import imported
 from circuitvit.pretrained.libraries.processors import RESAMPLE
-from circuitvit.pretrained.libraries.reading import renamed
+from circuitvit.pretrained.libraries.reading import imported, renamed
 from circuitvit.pretrained.libraries.transformers import RENAMES
 from circuitvit.torch_modes import in_default_modes
 

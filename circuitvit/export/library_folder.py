@@ -24,8 +24,8 @@ from circuitvit.files import finish_save, read_json, write_json, writing_folder
 from circuitvit.files.locks import is_staging
 from circuitvit.models.vit import ViT
 from circuitvit.pretrained.conversion import compare
-from circuitvit.pretrained.libraries.imports import imported, quiet_transformers
 from circuitvit.pretrained.libraries.processors import FILE as PROCESSOR
+from circuitvit.pretrained.libraries.reading import imported, quiet_transformers
 from circuitvit.torch_modes import in_default_modes
 
 Folder = Literal["timm", "transformers"]

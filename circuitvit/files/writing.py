@@ -1,4 +1,4 @@
-"""One file at a time, written beside its place and renamed: a kill never leaves half a file."""
+"""Writes one file beside its place, syncs it and renames it: a kill never leaves half a file."""
 
 import json
 import os

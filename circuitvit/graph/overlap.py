@@ -23,9 +23,8 @@ from circuitvit.errors import CircuitError
 from circuitvit.files import write_text, writing_folder
 from circuitvit.files.records import OVERLAP
 from circuitvit.files.restoring import load_record
-from circuitvit.graph.circuit import Circuit, Provenance, same_edge_set
+from circuitvit.graph.circuit import Circuit, Provenance, agreed, same_edge_set
 from circuitvit.graph.edge_graph import edge_count, units_of
-from circuitvit.graph.provenance import agreed
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every set of images needs: checks, picking of images, and a name for the data."""
+"""Checks, selects, samples and fingerprints tensors of images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -22,8 +22,7 @@ from torch import Tensor
 from circuitvit.graph.edge_graph import edges_of, node_named, writers_of
 from circuitvit.images import Pairs
 from circuitvit.intervene.batching import images_in_chunk, images_that_fit, in_batches
-from circuitvit.intervene.needed_tokens import Rows, narrowed
-from circuitvit.intervene.run_plan import PlannedWrite, RunPlan
+from circuitvit.intervene.run_plan import PlannedWrite, Rows, RunPlan, narrowed
 from circuitvit.intervene.task import PatchingTask
 from circuitvit.intervene.writer_outputs import Writes
 from circuitvit.models.sublayers import AttentionLayer, MlpLayer, attention_layer, sublayers

@@ -4,12 +4,20 @@ What a unit writes follows from what its readers read, and that from the writers
 two circuits that agree upstream of a unit share what it writes. Units that reach no logits are left
 out; so are units that read nothing but ablated values under `patch`, as they write their own
 ablated value, the one of the corrupt image. No tensors here: `circuit_runs` does the work.
+
+Not every token of a write is needed. `logits` may read the class token only, or, where pooling
+comes before the final LayerNorm, the mean of some tokens. A unit that only `logits` reads needs
+computing only there; so does an MLP, or a head's query, that only such units read. Keys and values
+are needed at every token.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitvit.config import ViTConfig
 from circuitvit.graph.edge_graph import (
@@ -22,7 +30,47 @@ from circuitvit.graph.edge_graph import (
     writers_before,
     writers_of,
 )
-from circuitvit.intervene.needed_tokens import Rows, rows_of_logits, rows_read, rows_together
+
+Rows = Literal["all", "class", "mean"]
+
+
+def rows_of_logits(config: ViTConfig, *, pooled: bool) -> Rows:
+    """What `logits` needs of its copy of the stream."""
+    if pooled and config.pooling == "class":
+        return "class"
+    if pooled and config.fc_norm:
+        return "mean"
+    return "all"
+
+
+def rows_read(reader: Node, written: Rows) -> Rows:
+    """What a reader needs, when `written` is needed of what its unit writes.
+
+    The mean of what an MLP writes needs all that it reads, and so do keys and values; a query is
+    needed at the tokens at which its head writes.
+    """
+    if written == "mean" and reader.kind != "logits":
+        return "all"
+    return "all" if reader.part in ("k", "v") else written
+
+
+def rows_together(needs: Iterable[Rows]) -> Rows:
+    """What several readers of one writer need."""
+    different = set(needs)
+    return different.pop() if len(different) == 1 else "all"
+
+
+def narrowed(
+    x: Float[Tensor, "*any token width"], has: Rows, needs: Rows, pools_from: int
+) -> Float[Tensor, "*any row width"]:
+    """The rows that are needed, of a tensor that has `has`; the mean is one row."""
+    if has == needs:
+        return x
+    assert has == "all"
+    if needs == "class":
+        return x[..., :1, :]
+    return x[..., pools_from:, :].mean(dim=-2, keepdim=True)
+
 
 KeptWriters = dict[str, list[int]]
 """By reader (q, k and v apart), the indices of the writers that it reads, ascending."""

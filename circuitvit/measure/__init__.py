@@ -3,12 +3,10 @@
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.circuits.across_ablations import AcrossAblations, across_ablations
 from circuitvit.measure.circuits.completeness import Completeness, completeness
-from circuitvit.measure.circuits.faithfulness import faithfulness
-from circuitvit.measure.circuits.faithfulness_curve import SHARES, Curve, faithfulness_curve
+from circuitvit.measure.circuits.faithfulness import SHARES, Curve, faithfulness, faithfulness_curve
 from circuitvit.measure.circuits.minimality import Minimality, minimality
 from circuitvit.measure.models.accuracy import Accuracy, Classification, accuracy, classification
-from circuitvit.measure.models.cost import macs, parameters
-from circuitvit.measure.models.cost_table import Cost, Costs, measure_costs
+from circuitvit.measure.models.cost import Cost, Costs, macs, measure_costs, parameters
 from circuitvit.measure.models.evaluation import Evaluation, evaluate
 from circuitvit.measure.models.latency import Latency, latency
 from circuitvit.measure.models.report import Report, measure

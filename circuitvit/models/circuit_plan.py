@@ -1,4 +1,4 @@
-"""What a compiled circuit computes, step by step; the shape of a `CircuitViT`. Knows no torch.
+"""The plan of a compiled circuit, step by step, and its summary in words. Imports no torch.
 
 Values are numbered in the order in which they come to be: what `embed` writes is 0, then what heads
 and MLPs write, and sums of them that are needed more than once. Rows say how a tensor goes over the

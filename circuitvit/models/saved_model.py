@@ -1,9 +1,14 @@
-"""A model that can be saved, loaded and told apart: what `ViT` and `CircuitViT` have in common."""
+"""A model that can be saved, loaded and told apart: what `ViT` and `CircuitViT` have in common.
+
+The model card beside the weights, `README.md`, is read, kept and removed with them. Its front
+matter holds the weights' fingerprint, so that no card stands beside other weights.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,12 +32,49 @@ from circuitvit.files import (
     writing_folder,
 )
 from circuitvit.files.tensor_files import AnotherKindError, read_tensors, told_in, write_tensors
-from circuitvit.models.card_file import README, fitting_card, read_card
 from circuitvit.models.classifier import Classifier
 from circuitvit.models.history import History, plain_history, read_history
 from circuitvit.plain_weights import computed_weights, few, layers_in_the_way
 from circuitvit.preprocessing import Preprocessing, fitting
 from circuitvit.torch_modes import in_default_modes, ordinary
+
+README = "README.md"
+FINGERPRINT = "model_fingerprint"
+
+
+def read_card(folder: Path) -> str | None:
+    """The text of a folder's model card; None where there is none of circuitvit."""
+    try:
+        text = (folder / README).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if _fingerprint_in(text) else None
+
+
+def fitting_card(here: str | None, card: str | None, fingerprint: Callable[[], str]) -> str | None:
+    """The card that belongs to weights which are saved into a folder, if there is one.
+
+    Args:
+        here: the card in the folder.
+        card: the card that came with the weights.
+        fingerprint: gives that of the weights; called only where there is a card.
+    """
+    if here is None and card is None:
+        return None
+    own = fingerprint()
+    return next((c for c in (here, card) if c is not None and _fingerprint_in(c) == own), None)
+
+
+def _fingerprint_in(card: str) -> str | None:
+    """The fingerprint in the front matter, which stands between two lines `---`."""
+    parts = re.split(r"^---\s*$", card, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    found = re.search(
+        rf"^{FINGERPRINT}:\s*['\"]?([0-9a-f]{{16}})['\"]?\s*$", parts[1], re.MULTILINE
+    )
+    return found[1] if found else None
+
 
 CONFIG_KEY = "circuitvit.config"
 SEEN_KEY = "circuitvit.preprocessing"

@@ -20,7 +20,7 @@ from circuitvit.models.saved_model import CONFIG_KEY
 from circuitvit.models.vit import ViT
 from circuitvit.pretrained.checkpoints import Weights, read_checkpoint
 from circuitvit.pretrained.fitting import filled_with, replaced_in
-from circuitvit.pretrained.libraries.imports import imported
+from circuitvit.pretrained.libraries.reading import imported
 from circuitvit.pretrained.libraries.timm import mlp_ratio
 from circuitvit.pretrained.opened import Checkpoint, Opened
 

@@ -2,6 +2,11 @@
 
 `choosing` takes off what training scripts put around them, `classifiers` finds the head, and
 `fitting` puts what is found here into a module.
+
+Training scripts wrap weights in further dictionaries, of which one may be an average (EMA), and put
+prefixes before every name. A name that timm knows, or an average, is taken first, and what else
+there is gets reported; between models whose names tell nothing the user chooses. The classifier is
+found wherever a script has put its one linear layer.
 """
 
 import re

@@ -4,6 +4,11 @@ Its tensors by role (`reading`) become a state dict of ours (`assembly`); every 
 been used, and the logits must be those of the source: with its own parameters, and with others
 drawn at random, since with some (LayerScale of 1e-5, a head of zeros) logits hardly depend on the
 blocks.
+
+Roles are our own names, with what a `ViT` has in another form beside them: `distillation_token`,
+`positions` that may leave out prefix tokens, `attention.q`, `.k` and `.v` apart,
+`attention.out.bias`, LayerScale as `scale1` and `scale2` (Touvron et al. 2021, "Going deeper with
+Image Transformers"), and DeiT's second head `head_distillation` (Touvron et al. 2021).
 """
 
 from collections.abc import Callable

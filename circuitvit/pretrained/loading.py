@@ -1,4 +1,4 @@
-"""Loads a model from wherever it is, and tells what that took."""
+"""Loads a model from a module, a name, a folder or a file, and reports what that took."""
 
 from dataclasses import replace
 from pathlib import Path

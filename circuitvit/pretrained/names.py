@@ -15,8 +15,7 @@ from circuitvit.pretrained.checkpoints import read_checkpoint
 from circuitvit.pretrained.fitting import filled_with
 from circuitvit.pretrained.folders import from_folder, image_size_in, timm_options
 from circuitvit.pretrained.libraries import timm as timm_model
-from circuitvit.pretrained.libraries.imports import closest, imported
-from circuitvit.pretrained.libraries.reading import distinct
+from circuitvit.pretrained.libraries.reading import closest, distinct, imported
 from circuitvit.pretrained.libraries.recognition import check_readable
 from circuitvit.pretrained.opened import Checkpoint, Opened
 

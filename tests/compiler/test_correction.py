@@ -12,7 +12,7 @@ from small_circuits import invented, scored
 import circuitvit as cv
 from circuitvit.compiler import blueprint, correction
 from circuitvit.compiler.correction import corrected
-from circuitvit.measure.models.cost_table import cost_parts
+from circuitvit.measure.models.cost import cost_parts
 
 
 def settle(target, sizes, slower):

@@ -10,9 +10,9 @@ from walks import full_circuit, unit_of
 
 import circuitvit as cv
 from circuitvit.discover.acdc.engine.circuit_state import Speedups, State
-from circuitvit.discover.acdc.engine.folded_weights import centred
+from circuitvit.discover.acdc.engine.unit_forward import centred
 from circuitvit.graph.edge_graph import node_named, writers_of
-from circuitvit.intervene.needed_tokens import narrowed
+from circuitvit.intervene.run_plan import narrowed
 from circuitvit.intervene.writer_outputs import ablated_writes
 
 

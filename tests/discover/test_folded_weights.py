@@ -4,16 +4,16 @@ import pytest
 import torch
 from random_models import agree, random_images, random_vit, shape
 
-from circuitvit.discover.acdc.engine.folded_weights import (
+from circuitvit.discover.acdc.engine.unit_forward import (
     Heads,
     Measured,
     Neurons,
     Projected,
+    UnitForward,
     centred,
     inverse_deviation,
     squares,
 )
-from circuitvit.discover.acdc.engine.unit_forward import UnitForward
 from circuitvit.models.sublayers import attention_layer, mlp_layer
 from circuitvit.models.vit import PARTS
 

@@ -8,9 +8,8 @@ from thresholds import SPEEDUPS
 from walks import Walk, full_circuit, names_of
 
 import circuitvit as cv
-from circuitvit.discover.acdc.engine import incremental
-from circuitvit.discover.acdc.engine import removal_trial as trial_module
-from circuitvit.discover.acdc.engine.folded_weights import Heads
+from circuitvit.discover.acdc.engine import circuit_state, incremental
+from circuitvit.discover.acdc.engine.unit_forward import Heads
 from circuitvit.graph.edge_graph import writers_of
 
 ABLATIONS = ("patch", "zero", "mean")
@@ -153,7 +152,7 @@ def test_what_drifts_is_summed_afresh(monkeypatch):
 
     monkeypatch.setattr(incremental.State, "read_anew", read_anew)
     for bound in (1e-9, 1e30):
-        monkeypatch.setattr(trial_module, "DRIFT", bound)
+        monkeypatch.setattr(circuit_state, "DRIFT", bound)
         sums.append(0)
         Walk(vit, pairs, "patch", seed=4).go(lambda kept, logits: None)
     assert sums[0] > 10

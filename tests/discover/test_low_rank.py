@@ -6,9 +6,8 @@ import torch
 from random_models import random_images, random_pairs, random_vit, shape
 from walks import Walk, full_circuit, names_of
 
-from circuitvit.discover.acdc.engine import incremental
+from circuitvit.discover.acdc.engine import circuit_state, incremental
 from circuitvit.discover.acdc.engine import low_rank as followers
-from circuitvit.discover.acdc.engine import removal_trial as trial_module
 from circuitvit.discover.acdc.engine.low_rank import Followers
 
 ABLATIONS = ("patch", "zero", "mean")
@@ -69,7 +68,7 @@ def test_nothing_follows_where_that_is_not_wanted(options, reads):
 
 @pytest.mark.parametrize(("least", "kind"), [(1e30, "Measured"), (0.0, "Projected")])
 def test_a_length_that_cancels_is_made_in_full(least, kind, reads, monkeypatch):
-    monkeypatch.setattr(trial_module, "DRIFT", 1e30)
+    monkeypatch.setattr(circuit_state, "DRIFT", 1e30)
     monkeypatch.setattr(followers, "LEAST", least)
     assert walked(low_rank=True) < 1e-9
     assert set(reads) - {"NoneType"} == {kind}
@@ -79,7 +78,7 @@ def test_a_length_that_cancels_is_made_in_full(least, kind, reads, monkeypatch):
 def test_a_reader_that_loses_nearly_all_it_reads_keeps_its_digits(least, digits, monkeypatch):
     """Else its squared length would be the rounding of two large numbers' difference."""
     monkeypatch.setattr(followers, "LEAST", least)
-    monkeypatch.setattr(trial_module, "DRIFT", trial_module.DRIFT if digits else 1e30)
+    monkeypatch.setattr(circuit_state, "DRIFT", circuit_state.DRIFT if digits else 1e30)
     vit = random_vit(shape(depth=2, heads=1, head_width=8, mlp_width=6), seed=81)
     attention = vit.blocks[0].attention
     attention.qkv.bias.zero_()

@@ -11,7 +11,7 @@ import torch
 from random_models import random_images, random_vit, shape
 
 import circuitvit as cv
-from circuitvit.export import exported_file
+from circuitvit.export import exporting
 from circuitvit.images.tensor_checks import as_bytes
 
 NAMES = ("cat", "dog", "owl", "emu")
@@ -153,7 +153,7 @@ def test_the_model_and_the_calibration_images_stay_as_they_are(tmp_path, capfd):
 
 
 def test_a_bad_quantisation_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(exported_file, "AGREEMENT", 1.01)
+    monkeypatch.setattr(exporting, "AGREEMENT", 1.01)
     images = normalised(pixels_of(20))
     with pytest.warns(UserWarning, match="best class is the model's on .*% of the calibration"):
         cv.export(seeing(), tmp_path / "m.onnx", quantize=images)

@@ -7,9 +7,9 @@ from thresholds import SEEDS
 from walks import Walk
 
 from circuitvit.discover.acdc.engine.circuit_state import UnitForward
-from circuitvit.discover.acdc.engine.folded_weights import Neurons
+from circuitvit.discover.acdc.engine.unit_forward import Neurons
 from circuitvit.graph.edge_graph import node_named
-from circuitvit.intervene.needed_tokens import narrowed, rows_of_logits, rows_read, rows_together
+from circuitvit.intervene.run_plan import narrowed, rows_of_logits, rows_read, rows_together
 
 FC_NORM = "mean, fc_norm, no class token"
 

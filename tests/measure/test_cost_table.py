@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import circuitvit as cv
 from circuitvit.measure import Cost
-from circuitvit.measure.models.cost import vit_macs
-from circuitvit.measure.models.cost_table import call_of, cost_parts
+from circuitvit.measure.models.cost import call_of, cost_parts, vit_macs
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -119,7 +119,7 @@ def test_scores_of_eap_draw_a_curve_under_the_ablation_they_were_found_with():
 
 @pytest.mark.parametrize("family", ["random", "connected"])
 def test_random_circuits_are_seeded_have_the_same_size_and_hold_one_another(family):
-    from circuitvit.measure.circuits.faithfulness_curve import _random_families
+    from circuitvit.measure.circuits.faithfulness import _random_families
 
     vit = telling_vit()
     scores, pairs = random_scores(vit), telling_pairs(vit, 6)

@@ -8,7 +8,7 @@ from huggingface_hub import hub_mixin
 from random_models import random_vit, shape
 
 import circuitvit as cv
-from circuitvit.models.card_file import read_card
+from circuitvit.models.saved_model import read_card
 
 
 def card_of(vit, words="as it was written"):

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from circuitvit.checks import whole
 from circuitvit.config import ViTConfig
+from circuitvit.discover.acdc.decisions import Decisions
+from circuitvit.discover.acdc.search import EdgeSearch
+from circuitvit.discover.acdc.settings import SearchSettings
 from circuitvit.discover.eap.edge_products import EdgeSums
 from circuitvit.discover.eap.gradient_passes import GRADIENT_METHODS, INPUT_METHODS, Attribution
-from circuitvit.discover.exact import exact_scores
-from circuitvit.discover.scores import EdgeScores, Positions, names_at
+from circuitvit.discover.scores import EdgeScores, Positions, names_at, units_at
 from circuitvit.discover.task import discovery_task
 from circuitvit.errors import CircuitError
 from circuitvit.graph.circuit import Ablation, Level
@@ -31,9 +33,31 @@ from circuitvit.graph.edge_graph import (
     writers_of,
 )
 from circuitvit.images import Pairs
+from circuitvit.intervene.circuit_runs import logits_without
 from circuitvit.intervene.metrics import Metric, check_differentiable
+from circuitvit.intervene.task import PatchingTask
 from circuitvit.models.vit import PARTS, ViT
+from circuitvit.progress import progress
 from circuitvit.torch_modes import in_default_modes
+
+
+@torch.no_grad()
+def exact_scores(task: PatchingTask, level: Level, qkv: Qkv) -> dict[str, float]:
+    """The exact score of everything at a level; of edges, as ACDC asks when all of them stay."""
+    names = names_at(task.vit.config, level, qkv)
+    if level == "edge":
+        everything = Decisions(tau=-torch.inf, tie=0.0)
+        with progress("exact scores", len(names)) as advance:
+            EdgeSearch(SearchSettings(task, qkv=qkv), everything, keep_all=True).edges(advance)
+        return everything.rises
+    removed = [(), *(units_at(task.vit.config, level, [name]) for name in names)]
+    with progress("exact scores", len(removed) * len(task.pairs)) as advance:
+        full, *others = logits_without(task, removed, advance=advance)
+    start = task.mean_loss(full, full)
+    return {
+        name: task.mean_loss(logits, full) - start
+        for name, logits in zip(names, others, strict=True)
+    }
 
 
 def edge_values(config: ViTConfig, sums: EdgeSums, span: int, qkv: Qkv) -> dict[str, float]:

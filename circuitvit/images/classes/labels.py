@@ -1,4 +1,4 @@
-"""Labels: coding them, keeping some classes, and matching them to a model's classes by name.
+"""Codes labels, selects and orders classes, and matches them to a model's classes by name.
 
 Names of classes are compared as `class_name` has them.
 """

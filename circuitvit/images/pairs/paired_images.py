@@ -1,4 +1,4 @@
-"""The tensors of image pairs: checked together, cut, moved and kept in a file together."""
+"""The tensors of image pairs: checked, cut, batched, moved and saved together."""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Which images are paired: clean ones, even over the classes, and corrupt partners for them."""
+"""Chooses clean images, even over the classes, and corrupt partners for them.
+
+Where a model must get images right, it classifies no more of them than are needed.
+"""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,7 @@
-"""Images from arrays: in memory, in `.npz` files, and scikit-learn's digits."""
+"""Images from arrays: in memory, in `.npz` files, and scikit-learn's digits.
+
+For `.npz` files, the claimed size is counted before memory is allocated for any of it.
+"""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of pictures, parquet files, or a data set of the hub.
+"""Finds the images of a source: a folder of pictures, parquet files, or a data set of the hub.
 
 Folders are read by ourselves, everything else through `datasets`, which is imported only when
 needed.

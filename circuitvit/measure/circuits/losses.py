@@ -4,6 +4,10 @@ The metric is kept image by image, so that means, ratios of means and their boot
 (`outcome.py`) all come from one set of runs. What does not depend on the circuit (embeddings, the
 full model's logits, ablated values) is computed once a chunk of images; circuits that differ in
 dangling edges only share a run.
+
+f(C) = (m(C) − m(∅)) / (m(full) − m(∅)) is a ratio that may be undefined. Where the denominator
+can't be told from zero, f can be any number, and its interval is no help (Fieller 1954: it is
+unbounded). Whether that is so is settled here, for every function that computes f.
 """
 
 import math

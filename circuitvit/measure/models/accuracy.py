@@ -1,4 +1,9 @@
-"""How well a classifier does on labelled images."""
+"""How well a classifier does on labelled images.
+
+Beside accuracy: balance over classes, confidence, calibration. Precision, recall and F1 are
+scikit-learn's. Calibration is that of Guo et al. 2017 (arXiv 1706.04599): how far the highest
+probability is from the share of right answers.
+"""
 
 from dataclasses import dataclass
 from typing import Any

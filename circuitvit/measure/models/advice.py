@@ -1,4 +1,4 @@
-"""Which model to deploy, in words with reasons; says where the figures don't decide."""
+"""Recommends which model to deploy, within limits and with reasons, or says that figures tie."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""An evaluation as plain JSON values, and made of them again."""
+"""Writes an evaluation as JSON values, tables and Markdown, and reads it again."""
 
 import math
 import os

@@ -20,8 +20,7 @@ from circuitvit.files.restoring import load_record
 from circuitvit.graph.circuit import Circuit
 from circuitvit.graph.edge_graph import node_named, units_of
 from circuitvit.intervene.input_checks import check_circuit, check_vit
-from circuitvit.measure.models.cost import vit_macs, vit_parameters
-from circuitvit.measure.models.cost_table import Costs
+from circuitvit.measure.models.cost import Costs, vit_macs, vit_parameters
 from circuitvit.models.circuit_vit import CircuitViT
 from circuitvit.models.vit import ViT
 from circuitvit.torch_modes import in_default_modes

@@ -9,7 +9,7 @@ from typing import Any
 from circuitvit.errors import CircuitError
 from circuitvit.files import read_json
 from circuitvit.preprocessing import Preprocessing
-from circuitvit.pretrained.libraries.imports import imported
+from circuitvit.pretrained.libraries.reading import imported
 
 FILE = "preprocessor_config.json"
 NESTED = "processor_config.json"

@@ -1,15 +1,20 @@
 """What another library's model is, in our words, and the tools with which it is read."""
 
+import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from circuitvit.config import Activation, Pooling
+from circuitvit.errors import CircuitError
 from circuitvit.preprocessing import Preprocessing
+from circuitvit.torchvision_ops import register_missing_ops
 
 Renames = Sequence[tuple[str, str]]
 
@@ -223,3 +228,45 @@ def names_by_index(labels: Any) -> tuple[str, ...] | None:
         if named and sorted(named) == list(range(len(labels))):
             return distinct(named[index] for index in range(len(labels)))
     return None
+
+
+_EXTRAS = {
+    "timm": "pip install 'circuitvit[timm]'",
+    "transformers": "pip install transformers",
+    "torchvision": "pip install torchvision",
+}
+
+
+def imported(name: str) -> Any:
+    """The library, which takes seconds to import.
+
+    Raises:
+        CircuitError: it is not installed.
+    """
+    register_missing_ops()
+    try:
+        return import_module(name)
+    except ImportError as cause:
+        raise CircuitError(f"{name} is needed for this and not there ({cause}): {_EXTRAS[name]}") \
+            from cause  # fmt: skip
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and reports: what is wrong, our own messages say."""
+    logging = imported("transformers").utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """A sentence with the names that look most like one."""
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    return f" The closest are {', '.join(near)}." if near else ""

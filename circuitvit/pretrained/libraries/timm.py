@@ -3,6 +3,9 @@
 Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT), Touvron et al. 2022 (DeiT III: positions
 for patches only), Darcet et al. 2024 (registers), Radford et al. 2021 (CLIP: a LayerNorm before
 the first block), Dehghani et al. 2023 (q/k norm).
+
+transformers' wrapper for timm (`TimmWrapper…`) is read here, too: the model inside knows neither
+its images nor its classes, as its `pretrained_cfg` is that of the architecture.
 """
 
 import re

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuitvit.discover.acdc.engine.circuit_state import State
-from circuitvit.discover.acdc.engine.folded_weights import Measured, Projected
-from circuitvit.discover.acdc.engine.removal_trial import OpenedRead, Trial
+from circuitvit.discover.acdc.engine.circuit_state import OpenedRead, State, Trial
+from circuitvit.discover.acdc.engine.unit_forward import Measured, Projected
 from circuitvit.graph.edge_graph import node_named
-from circuitvit.intervene.needed_tokens import Rows
+from circuitvit.intervene.run_plan import Rows
 
 LEAST = 0.01
 """The share of its squared length that a stream may shrink to before it is made in full."""
