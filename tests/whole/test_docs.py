@@ -23,14 +23,14 @@ def names():
     vit.preprocessing = splits.train.preprocessing
     pairs = cv.Pairs.by_class(splits.train, count=8)
     scores = cv.eap(vit, pairs)
-    small = cv.compile(vit, scores.top(60), ablation="zero")
+    small = cv.compile(vit, scores.top(30), ablation="zero")
     return dict(
         cv=cv,
         splits=splits,
         vit=vit,
         pairs=pairs,
         scores=scores,
-        circuit=scores.top(60),
+        circuit=scores.top(30),
         small=small,
     )
 
