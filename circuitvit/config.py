@@ -168,7 +168,7 @@ class ViTConfig:
 
     @property
     def pooled(self) -> int:
-        """How many vectors [width] the head reads beside one another."""
+        """The number of vectors [width] that the head reads, concatenated."""
         return 2 if self.pooling in ("class_mean", "class_distillation") else 1
 
     @property
@@ -309,7 +309,7 @@ def _problems(config: ViTConfig) -> Iterator[str]:
 
 
 def _size_problems(config: ViTConfig) -> Iterator[str]:
-    """What no computer holds, of fields that are each in order."""
+    """Problems of a shape whose fields are valid one by one but too large together."""
     if sum(config.heads) > MOST_HEADS:
         yield f"there are {sum(config.heads):,} heads in all, expected at most {MOST_HEADS:,}"
     if config.tokens > MOST:

@@ -15,7 +15,7 @@ _UNSAFE = ("trust_remote_code", "weights_only", "allow_pickle", "allow_unpickle"
 
 
 class CircuitError(ValueError):
-    """Something was asked for that cannot be done.
+    """Raised for wrong input, with what was got, what was expected and what to do.
 
     The message says what was got, what was expected, and what to do about it.
     """

@@ -1,4 +1,4 @@
-"""How much memory may be taken now, whichever limit is the nearest."""
+"""The memory that may be allocated now, by machine, control groups and process limits."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whether a module computes with its parameters as they are, and copies of it that do.
+"""Checks whether a module computes with its parameters as they are, and makes copies that do.
 
 Masks of `torch.nn.utils.prune`, parametrizations, and weight and spectral norms make a weight of
 other parameters; such weights can be made permanent. LoRA and quantised layers compute in another

@@ -1,4 +1,4 @@
-"""How pictures become what a model looks at; travels with the model. Knows no torch."""
+"""Preprocessing of pictures for a model; saved with the model. Imports no torch."""
 
 import math
 import re

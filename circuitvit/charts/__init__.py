@@ -1,1 +1,1 @@
-"""Charts and tables of measurements; they know neither circuits nor torch."""
+"""Charts and tables of measurements. Imports neither circuits nor torch."""

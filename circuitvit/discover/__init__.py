@@ -1,4 +1,4 @@
-"""Which edges carry the behaviour: ACDC, EAP and its variants; of pairs, or class by class."""
+"""Finds the edges that carry a behaviour: ACDC, EAP and its variants; also class by class."""
 
 from circuitvit.discover.acdc.acdc import acdc, acdc_sweep
 from circuitvit.discover.acdc.engine.circuit_state import Speedups

@@ -88,7 +88,7 @@ class ClassCircuits(Mapping[str, Circuit]):
         return {name: Pairs.remake(c.provenance.pairs, images) for name, c in self.items()}
 
     def overlap(self) -> Overlap:
-        """What the circuits have in common, two by two."""
+        """The overlap of each two circuits."""
         return Overlap.of(self)
 
     def shared(self, share: float = 1.0) -> Circuit:
@@ -354,7 +354,7 @@ class Search:
     reference: Tensor | None
 
     def check(self) -> None:
-        """Refuse options that don't go together.
+        """Refuse options that exclude each other.
 
         Raises:
             CircuitError: as it says.
@@ -392,7 +392,7 @@ class Search:
             checked_name(self._metric, "metric")
 
     def settings(self) -> dict[str, Any]:
-        """What is to be recorded, and has to agree for circuits to be kept."""
+        """The settings that are recorded, and must agree for stored circuits to be kept."""
         told: dict[str, Any] = {"find": self.find, "model": self.vit.fingerprint()}
         if not isinstance(self.find, str):
             name = getattr(self.find, "__name__", type(self.find).__name__)
@@ -523,6 +523,6 @@ def _key(images: ImageSet, index: int) -> str | int:
 
 
 def _name(images: ImageSet, index: int) -> str:
-    """What its circuit is called."""
+    """The name of its circuit."""
     key = _key(images, index)
     return key if isinstance(key, str) else f"{images.class_names[index]} ({index})"

@@ -33,7 +33,7 @@ Positions = Literal["class/patch"]
 
 
 class EdgeScores(Mapping[str, float]):
-    """What every edge (or node, block or neuron) scored, in the pinned order.
+    """The score of every edge (or node, block or neuron), in the pinned order.
 
     Positive means that removing it hurts. Ties fall by the pinned order everywhere.
 
@@ -266,7 +266,7 @@ class EdgeScores(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class _File:
-    """What the file of scores holds."""
+    """The fields of a file of scores."""
 
     config: ViTConfig
     qkv: Qkv
@@ -300,7 +300,7 @@ def _signed_ranks(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def count_at(config: ViTConfig, level: str, qkv: Qkv, positions: str | None = None) -> int:
-    """How many names `names_at` gives, without making them.
+    """The number of names of `names_at`, without making them.
 
     Raises:
         CircuitError: there are too many edges.

@@ -1,4 +1,4 @@
-"""Draws a networkx graph of a ViT's edges; it knows neither circuits nor torch.
+"""Draws a networkx graph of a ViT's edges. Imports neither circuits nor torch.
 
 `figure` gives a plotly figure, `page` an interactive page that works offline, `notebook_html` the
 still picture that a notebook shows. All three read the graph in `drawing.py`; what the graph's

@@ -1,4 +1,4 @@
-"""What both ways back share: reasons against them, and the comparison."""
+"""Shared by exports to timm and transformers: obstacles, and the comparison of logits."""
 
 import copy
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""An ONNX file that `export` wrote as a module: evaluated, timed and asked like any other model.
+"""An exported ONNX file as a module that can be evaluated and timed like any other model.
 
 INT8 is onnxruntime's own quantizer, with the ranges of activations from calibration images.
 """
@@ -30,7 +30,7 @@ INPUT = "images"
 
 
 class OnnxModel(nn.Module, Classifier):
-    """What `cv.export` wrote as ONNX, run by onnxruntime on the CPU; it can't be trained.
+    """An ONNX file of `cv.export`, run by onnxruntime on the CPU; it can't be trained.
 
     `cv.evaluate({"dense": vit, "int8": cv.OnnxModel("m.int8.onnx")}, images, labels)` sets it
     beside the model that it was made of: give it the same normalised images. A file with the

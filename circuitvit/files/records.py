@@ -1,4 +1,4 @@
-"""Results as JSON files: how they are marked, read, checked and told apart.
+"""Results as JSON files: their kinds, reading, writing and checks.
 
 A record is a JSON object with its kind (`format`), the version of that kind (`schema`) and its
 fields, and a checksum of these. `circuitvit.files.restoring` makes values of them.

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors are read and written here alone, and other files are told apart.
+"""Reads and writes safetensors; nothing else does. Recognises other files of weights.
 
 A file's metadata holds a digest of its tensors and of the rest of the metadata, which is checked
 on reading. It is XXH3, which finds damage and costs a tenth of the time of writing; it does not

@@ -38,7 +38,7 @@ CopiedStream = Float[Tensor, "image _row width"]
 
 
 class BatchState(NamedTuple):
-    """What is at hand while a batch runs.
+    """The intermediate values of one batch.
 
     Attributes:
         images: how many.

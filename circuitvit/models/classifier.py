@@ -1,4 +1,4 @@
-"""What every model of the package can do with pictures; loads what reads them when it is used."""
+"""`predict` for every model of the package; decoders are imported on first use."""
 
 from typing import TYPE_CHECKING, Any, no_type_check
 

@@ -1,4 +1,4 @@
-"""What was done to a model, step by step; kept in `config.json` beside its weights.
+"""The history of a model, step by step; stored in `config.json` beside its weights.
 
 It decides nothing: it is told by the model card, and may be edited without harm.
 """

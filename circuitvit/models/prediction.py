@@ -1,4 +1,4 @@
-"""What a model sees in pictures: its best classes, with their probabilities.
+"""Predicts classes of pictures, with probabilities.
 
 Pictures are read as `load_splits` reads them: turned as their camera was held, made grey or RGB,
 resized, cropped to their middle and normalised as the model's preprocessing says.
@@ -34,7 +34,7 @@ _ENCODED = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, repr=False)
 class Prediction(Sequence[tuple[str, float]]):
-    """What a model sees in one picture; a sequence of (class name, probability), best first.
+    """The prediction for one picture: a sequence of (class name, probability), best first.
 
     Attributes:
         picture: its path, or `picture 3`, counted from 0.
@@ -75,7 +75,7 @@ class Prediction(Sequence[tuple[str, float]]):
 
 @dataclass(frozen=True, repr=False)
 class Predictions(Sequence[Prediction]):
-    """What a model sees in several pictures, in the order given.
+    """The predictions for several pictures, in the order given.
 
     Attributes:
         each: one a picture.

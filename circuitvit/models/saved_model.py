@@ -1,4 +1,4 @@
-"""A model that can be saved, loaded and told apart: what `ViT` and `CircuitViT` have in common.
+"""Saving, loading and fingerprints of models; the common base of `ViT` and `CircuitViT`.
 
 The model card beside the weights, `README.md`, is read, kept and removed with them. Its front
 matter holds the weights' fingerprint, so that no card stands beside other weights.

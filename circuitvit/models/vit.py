@@ -32,7 +32,7 @@ def activate(name: str, x: Tensor) -> Tensor:
 
 
 def added(stream: Tensor, write: Tensor) -> Tensor:
-    """Their sum, in place of what was written, which nobody else holds: a pass over memory less.
+    """stream + write; adds in place, as nobody else holds `write`.
 
     Autocast writes in half precision to a stream in single; then the sum needs memory of its own.
     """
@@ -42,7 +42,7 @@ def added(stream: Tensor, write: Tensor) -> Tensor:
 def pooled(
     config: ViTConfig, tokens: Float[Tensor, "image _token width"]
 ) -> Float[Tensor, "image _pooled"]:
-    """What the head reads of all tokens, or of those at the front that it reads."""
+    """Pools tokens for the head; the first tokens suffice where it reads no others."""
     if config.pooling == "class":
         return tokens[:, 0]
     if config.pooling == "class_distillation":
@@ -232,7 +232,7 @@ class ViT(SavedModel):
         return self.read_out(stream)
 
     def embed(self, images: Tensor) -> Float[Tensor, "image token width"]:
-        """What `embed` writes: patches, class and register tokens, positions; normalised, if so."""
+        """The write of `embed`: patches, class and register tokens, positions, LayerNorm if any."""
         self.check_images(images)
         patches = rearrange(self.patch(images), "image width y x -> image (y x) width")
         prefix = [t for t in (self.class_token, self.register_tokens) if t is not None]
@@ -242,7 +242,7 @@ class ViT(SavedModel):
         return tokens if self.embed_norm is None else self.embed_norm(tokens)
 
     def read_out(self, stream: Float[Tensor, "image token width"]) -> Float[Tensor, "image class"]:
-        """What `logits` makes of its copy of the stream: pooling, final LayerNorm, head."""
+        """Logits of a stream: pooling, final LayerNorm, head."""
         config = self.config
         if config.fc_norm:
             return self.head(self.final_norm(pooled(config, stream)))

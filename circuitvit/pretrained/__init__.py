@@ -1,4 +1,4 @@
-"""Makes a `ViT` of models from elsewhere, exactly, or says why not."""
+"""Converts models of other libraries to a `ViT`, exactly, or says why not."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Local folders that circuitvit, transformers or timm wrote; told apart by config.json.
+"""Loads local folders of circuitvit, transformers or timm, recognised by config.json.
 
 What a folder claims is checked before a library believes it: no code of a folder is run, no file
 outside of it is read, and nothing is allocated that its weights are too few for.

@@ -1,4 +1,4 @@
-"""A model that was found and not yet converted, and the file of weights that goes into it."""
+"""A model before its conversion, and the file of weights for it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

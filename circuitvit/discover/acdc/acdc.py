@@ -152,7 +152,7 @@ def _checked_tau(tau: float) -> float:
 
 
 def undecided(settings: SearchSettings, tau: float) -> Decisions:
-    """What a search at some τ starts with."""
+    """The decisions of a search that has not begun, at a τ."""
     return Decisions(tau, TIE[settings.task.given_dtype])
 
 

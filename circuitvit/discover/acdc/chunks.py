@@ -102,7 +102,7 @@ class SearchPasses:
         self._note(total, chunks)
 
     def _note(self, total: list[float], chunks: list[list[Seen]]) -> None:
-        """Keep what a pass has seen, and guess from it what comes after the first surprise."""
+        """Store a pass's values, and predict from them the decisions after the first surprise."""
         current, surprise = self.decisions.current, False
         for value, *seen in zip(total, *chunks, strict=False):
             led = seen[0]
@@ -178,7 +178,7 @@ class Chunks:
         )
 
     def _insisted(self, work: Callable[[], Answer]) -> Answer:
-        """What the work gives, in chunks as small as it takes."""
+        """The result of the work, in chunks as small as the memory requires."""
         while True:
             answer = self._within_memory(work)
             if answer is not None:
@@ -192,7 +192,7 @@ class Chunks:
         )
 
     def _within_memory(self, work: Callable[[], Answer]) -> Answer | None:
-        """What the work gives, or None if memory ran out and chunks are now smaller."""
+        """The result of the work, or None if memory ran out and chunks have been halved."""
         try:
             return work()
         except (RuntimeError, MemoryError) as cause:
@@ -206,7 +206,7 @@ class Chunks:
 
     @property
     def streams(self) -> bool:
-        """Whether the pairs are taken chunk by chunk."""
+        """Whether the pairs are processed chunk by chunk."""
         return self._whole is None
 
     def loss_of_model(self) -> float:
@@ -214,7 +214,7 @@ class Chunks:
         return self._loss(self._full, self._task.pairs, self._full)
 
     def loss_now(self) -> float:
-        """The metric of the circuit as it stands, over all pairs."""
+        """The metric of the current circuit, over all pairs."""
 
         def logits() -> Tensor:
             if self._whole is not None:
@@ -250,13 +250,13 @@ class Chunks:
             self._within_memory(lambda: work(run))
 
     def most_moments(self) -> int:
-        """How many removals are tried together at most."""
+        """The most removals that are tried together."""
         if self._speedups.states is not None:
             return self._speedups.states
         return 1 if self._whole is None else self._batch(self._whole)
 
     def _batch(self, run: IncrementalRun) -> int:
-        """How many removals go through one run in one batch."""
+        """The number of removals in one batch of a run."""
         kind = self._task.vit.positions.device.type
         most = NUMBERS_AT_ONCE.get(kind, NUMBERS_AT_ONCE["cuda"])
         return max(1, min(MOMENTS, most // run.numbers_read()))
@@ -310,12 +310,12 @@ class Chunks:
 
 
 def _alike(pairs: int, most: int) -> int:
-    """How many pairs are in a chunk, if all chunks are to be about as large."""
+    """The number of pairs in a chunk, so that all chunks are about equally large."""
     return math.ceil(pairs / math.ceil(pairs / most))
 
 
 def _planned(task: PatchingTask) -> int:
-    """How many pairs go at once: all of them where that may work."""
+    """The number of pairs to try at once: all of them if they may fit."""
     pairs = len(task.pairs)
     hopeful = images_that_fit(task.vit, of_addresses=SHARE_OF_ADDRESSES)
     return pairs if pairs <= hopeful else images_that_fit(task.vit)

@@ -1,4 +1,4 @@
-"""What a search has decided, and how it decides on the next edge."""
+"""The decisions of a search, and the rule for the next edge."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ tell apart; 0.1 ε is about the largest error of D that was seen in bfloat16.
 
 @dataclass
 class Decisions:
-    """What was decided so far.
+    """The decisions so far.
 
     Attributes:
         tau: how much D may rise by a removal.
@@ -50,7 +50,7 @@ class Decisions:
 
     @property
     def evaluations(self) -> int:
-        """How many edges were asked for."""
+        """The number of edges that were tried."""
         return sum(value is not None for value in self.measured)
 
     def record_baseline(self, full: float, scale: float) -> None:
@@ -91,7 +91,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Seen:
-    """What some of the pairs say of one edge.
+    """The value of one edge over some of the pairs.
 
     Attributes:
         edge: its name.
@@ -105,7 +105,7 @@ class Seen:
 
 
 class EnoughSeen(Exception):  # noqa: N818 - not an error
-    """As many decisions were looked at as were asked for."""
+    """Raised when the requested number of decisions has been looked at."""
 
 
 @dataclass

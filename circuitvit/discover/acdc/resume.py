@@ -82,7 +82,7 @@ class ResumeFile:
 
 @dataclass(frozen=True)
 class _File:
-    """What the file holds."""
+    """The fields of the file."""
 
     OPTIONAL: ClassVar = frozenset({"full"})  # which came later
 
@@ -94,7 +94,7 @@ class _File:
 
 
 def lasting_name(value: object) -> str | None:
-    """The name that tells a callable from all others; None where there is none.
+    """The name that identifies a callable; None if no name does.
 
     Names are told as they are. Partial functions are told with their arguments, objects by their
     own `__repr__`.
@@ -138,7 +138,7 @@ def _of_partial(value: "partial[Any]") -> str | None:
 
 
 def _literal(value: object) -> str | None:
-    """How an argument is written down; None where that wouldn't say all of it."""
+    """An argument as text; None if the text would be incomplete."""
     if value is None or isinstance(value, str | int | float):
         return repr(value)
     if isinstance(value, tuple | list):

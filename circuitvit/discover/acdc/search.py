@@ -76,7 +76,7 @@ class EdgeSearch:
         decisions.current = decisions.start
 
     def edges(self, advance: Advance) -> tuple[str, ...]:
-        """Decide on every edge; `advance` is called after each decision that was asked for."""
+        """Decide on every edge; `advance` is called after each measured decision."""
         decisions, done = self._decisions, list[str]()
         for unit in ("logits", *reversed(units_of(self._task.vit.config))):
             readers = self._readers(unit)
@@ -96,7 +96,7 @@ class EdgeSearch:
         return [f"{unit}.{part}" for part in reversed(PARTS)]
 
     def _drop(self, reader: str, advance: Advance) -> None:
-        """Nobody reads this reader's node, so its edges go without being asked."""
+        """Remove all edges of a reader whose node nobody reads, without measuring."""
         writers = len(self._kept[split(reader)[0]])
         for part in split(reader):
             self._kept[part].clear()
@@ -226,7 +226,7 @@ def split(reader: str) -> tuple[str, ...]:
 
 
 def in_common(measured: Sequence[float | None], start: float, tau: float, other: float) -> int:
-    """How many of the measured values hold at another τ too.
+    """The number of measured values that are also valid at another τ.
 
     Up to the first decision that differs both searches are in the same state, and that decision's
     own value holds as well.

@@ -1,4 +1,4 @@
-"""What a search by ACDC is to do, and whether it can: one frozen object for all its options."""
+"""The options of a search by ACDC, checked: one frozen object."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -97,14 +97,14 @@ class SearchSettings:
 
     @property
     def selection(self) -> str | None:
-        """What the search starts from, as it is recorded."""
+        """The start of the search, as recorded in the provenance."""
         if self.within is None:
             return None
         origin = self.within.provenance
         return f"within {origin.selection or origin.method} of {origin.method}"
 
     def record(self, tau: float) -> dict[str, Any]:
-        """What has to agree for a search to be taken up again.
+        """The settings that must agree for a search to be resumed.
 
         Raises:
             CircuitError: the metric is a callable that can't be told from others.

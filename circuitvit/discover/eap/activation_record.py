@@ -31,7 +31,7 @@ ModelStream = Float[Tensor, "image _token width"]
 
 @dataclass
 class Recording:
-    """What one pass wrote and read.
+    """The activations of one forward pass.
 
     Attributes:
         embedded: what `embed` wrote, or the stream that the pass began with.
@@ -53,7 +53,7 @@ class Recording:
     logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     def written(self) -> Values:
-        """What was written, `embed` included, without its history; of neurons, these alone."""
+        """Detached writes, `embed` included; the neurons alone if these are recorded."""
         named = self.writes if self.neurons else {"embed": self.embedded, **self.writes}
         return {name: value.detach() for name, value in named.items()}
 
@@ -70,7 +70,7 @@ class Recording:
             self.writes[name] = value
 
     def fire(self, name: str, post: Tensor) -> Tensor:
-        """Keep and watch neurons, if they are asked for."""
+        """Record neurons and require their gradient, if neurons are scored."""
         if not self.neurons:
             return post
         self.writes[name] = post

@@ -1,4 +1,4 @@
-"""How a signal goes back through the model: the gradient, or a modification of it.
+"""Backward rules: the gradient, or a modification of it.
 
 The forward values are the model's own under every rule; only what comes back differs.
 """
@@ -27,7 +27,7 @@ HeadValues = Float[Tensor, "image head _token head_width"]
 
 @dataclass(frozen=True)
 class Rules:
-    """What the three nonlinear steps of a ViT pass back.
+    """The backward rules of a ViT's three nonlinear steps.
 
     Attributes:
         attend: z of the queries, keys and values.
@@ -50,7 +50,7 @@ class Rules:
 
 
 def deviation(x: Float[Tensor, "*any width"], eps: float) -> Float[Tensor, "*any 1"]:
-    """What a LayerNorm divides by, ε included."""
+    """The deviation that a LayerNorm divides by, ε included."""
     return (x.var(dim=-1, correction=0, keepdim=True) + eps).sqrt()
 
 

@@ -68,7 +68,7 @@ class Attribution:
 
     @property
     def rules(self) -> Rules:
-        """What is passed back."""
+        """The backward rules of the method."""
         return CLEAN_METHODS.get(self.method, GRADIENT)
 
     def edge_sums(self, spans: Spans) -> EdgeSums:
@@ -108,7 +108,7 @@ class Attribution:
         return self._summed(work)
 
     def _summed(self, work: Callable[[Pairs], Values]) -> Values:
-        """What the work makes of all pairs, batch by batch, added up.
+        """The sums of the work over all pairs, batch by batch.
 
         Raises:
             CircuitError: memory does not suffice for one pair.
@@ -191,7 +191,7 @@ class Attribution:
                 yield Passes({name: difference}, points())
 
     def _written(self, name: str, value: Tensor) -> Float[Tensor, "image token width"]:
-        """What a writer group adds to the stream, given z of heads."""
+        """What a sub-layer's writers add to the stream, given z of heads."""
         if not name.startswith("a"):
             return value
         layer = attention_layer(self.task.vit, int(name[1:]))

@@ -1,4 +1,4 @@
-"""Whether models can stand beside one another on the same images."""
+"""Checks whether models can be compared on the same images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from circuitvit.torch_modes import evaluating
 
 
 def checked_fit(models: Mapping[str, nn.Module], images: Tensor) -> int:
-    """The number of classes that all models tell apart.
+    """The number of classes of all models.
 
     Raises:
         CircuitError: there are no images, a model can't be given them, gives no logits, or the
@@ -39,7 +39,7 @@ def checked_fit(models: Mapping[str, nn.Module], images: Tensor) -> int:
 
 
 def _classes(model: object, image: Tensor) -> int | str:
-    """How many classes a model tells apart, or what is wrong with it."""
+    """The number of classes of a model, or what is wrong with it."""
     if not isinstance(model, nn.Module):
         return f"is a {type(model).__name__}, expected a module"
     config: Any = getattr(model, "config", None)

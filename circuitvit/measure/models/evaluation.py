@@ -1,4 +1,4 @@
-"""Which model to deploy: classification, calibration, cost and speed of models side by side."""
+"""Compares models for deployment: classification, calibration, cost and speed."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `measure` found; in a notebook it shows itself as a table.
+    """The result of `measure`; a notebook shows it as a table.
 
     Attributes:
         rows: one a model, in the order given.

@@ -1,4 +1,4 @@
-"""What each removed part of a ViT saves: milliseconds, multiply-accumulates and parameters.
+"""The savings of each removed part of a ViT: milliseconds, multiply-accumulates and parameters.
 
 Parts are taken away one after another, and each saves the difference between the model with and
 without it, so the rows add up to the whole. Heads of one block are alike but not equal in this: the
@@ -48,7 +48,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Savings:
-    """What `savings` found; in a notebook it shows itself as a table.
+    """The result of `savings`; a notebook shows it as a table.
 
     Attributes:
         rows: one a removed part, in forward order; they add up to `dense` − `left`.

@@ -1,4 +1,4 @@
-"""Image processors of transformers, as their files tell of them, as a `Preprocessing`."""
+"""Reads image processors of transformers from their files, as a `Preprocessing`."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What another library's model is, in our words, and the tools with which it is read."""
+"""Describes another library's model in our terms; shared by the readers of all libraries."""
 
 import difflib
 import re
@@ -21,7 +21,7 @@ Renames = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class LibraryReading:
-    """What a library's module says of a model, in our words.
+    """A library's model in our terms.
 
     Attributes:
         source: the model's kind, such as `timm VisionTransformer`.

@@ -1,4 +1,4 @@
-"""Which library a module is of, and whether a ViT can be it: known before any weights are."""
+"""Recognises a module's library, and whether it can be a `ViT`, before weights are loaded."""
 
 from types import ModuleType
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer and VisionTransformerDistilled; knows timm by names, imports nothing.
+"""Reads timm's VisionTransformer and VisionTransformerDistilled, without importing timm.
 
 Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT), Touvron et al. 2022 (DeiT III: positions
 for patches only), Darcet et al. 2024 (registers), Radford et al. 2021 (CLIP: a LayerNorm before

@@ -1,4 +1,4 @@
-"""torchvision's VisionTransformer; knows torchvision by names, imports nothing.
+"""Reads torchvision's VisionTransformer, without importing torchvision.
 
 Dosovitskiy et al. 2021 (ViT); Singh et al. 2022 (SWAG weights).
 """

@@ -1,4 +1,4 @@
-"""ViT image classifiers of transformers; knows transformers by names, imports nothing.
+"""Reads ViT image classifiers of transformers, without importing transformers.
 
 ViT (Dosovitskiy et al. 2021), MSN (Assran et al. 2022), DeiT (Touvron et al. 2021), DINOv2 (Oquab
 et al. 2024) with registers (Darcet et al. 2024), I-JEPA (Assran et al. 2023), SigLIP (Zhai et al.

@@ -1,4 +1,4 @@
-"""What a circuit's run has computed so far, and the sums that its readers read.
+"""The state of an incremental run: what writers have written, and the sums that readers read.
 
 Writers are held by name: heads by their z, MLPs and `embed` by what they write. A reader's input is
 its base (constants and every ã before it) plus a_w − ã_w of the writers that it keeps.
@@ -34,7 +34,7 @@ float32."""
 
 @dataclass
 class OpenedRead:
-    """What an opened reader reads now.
+    """The current input of an opened reader.
 
     Attributes:
         reader: which.
@@ -72,7 +72,7 @@ class OpenedRead:
 
 @dataclass
 class Trial:
-    """What some removals, each on top of those before it, would change.
+    """The effect of some removals, each on top of those before it.
 
     Attributes:
         moments: how many removals there are; tensors hold the last one's images first.
@@ -131,7 +131,7 @@ class Speedups:
 
 
 class State:
-    """What the writers of a circuit write, and what its readers read.
+    """What the writers of a circuit write and what its readers read, kept up to date.
 
     Args:
         vit: the model.
@@ -177,7 +177,7 @@ class State:
         return values
 
     def _find_bases(self) -> None:
-        """What each place in the stream holds with no edge kept."""
+        """Sum constants and ablated values: what each sub-layer reads with no edge kept."""
         units, dtype = self.units, self.vit.positions.dtype
         base = self._ablated["embed"].double()
 
@@ -228,7 +228,7 @@ class State:
         return len(kept) == self.before(reader) and as_at_start
 
     def before(self, reader: Node) -> int:
-        """How many writers come before a reader."""
+        """The number of writers before a reader."""
         return self._before[reader.unit]
 
     def read(self, reader: Node, needs: Rows) -> StreamRows:

@@ -126,7 +126,7 @@ class Root:
 
 
 class IncrementalRun:
-    """The run of a circuit on some images, to be asked what removals change.
+    """The incremental run of a circuit on some images; it computes what removals change.
 
     Units are opened from the last to the first; `begin` then takes one of the unit's readers,
     `try_removals` asks, `keep` and `commit` decide.
@@ -280,7 +280,7 @@ class IncrementalRun:
         self._root = Root(state, nodes, rows, order, low_rank=self._low_rank)
 
     def _end_root(self) -> None:
-        """What the reader that was tried has kept is what it reads from now on."""
+        """Make the edges that the tried reader keeps its input from now on."""
         root, self._root = self._root, None
         if root is not None:
             for node in root.readers:
@@ -289,12 +289,12 @@ class IncrementalRun:
                 read.move(self._units.measured(x), fresh=True)
 
     def numbers_read(self) -> int:
-        """How many numbers a removal from the reader being tried makes, before others follow."""
+        """The size of one removal's input to the tried reader, in numbers."""
         assert self._root is not None
         return self._root.numbers()
 
     def try_removals(self, first: int, moments: int, keeps: Collection[int] = ()) -> Trial:
-        """What happens when some writers in a row are removed, one after the other.
+        """Compute the effect of removing some consecutive writers, one after the other.
 
         Args:
             first: index in the order of the first writer to be removed.
@@ -380,7 +380,7 @@ class IncrementalRun:
         return reads
 
     def _measured(self, read: OpenedRead, x: StreamRows, trial: Trial) -> Measured:
-        """What is read in a trial; summed afresh, if so little is left that rounding matters."""
+        """A reader's input in a trial; summed afresh if so little is left that rounding matters."""
         measured = self._units.measured(x)
         lengths = measured.squares.view(trial.moments, *read.least.shape)
         if not bool((lengths < read.least).any()):
@@ -389,7 +389,7 @@ class IncrementalRun:
         return self._units.measured(self._state.read_anew(read.reader, read.rows, trial))
 
     def _moved(self, place: int, needs: Rows, trial: Trial) -> Tensor:
-        """How what a writer writes differs in the stream, at some rows."""
+        """The change of a write in the stream, at some rows."""
         state, name = self._state, self._state.names[place]
         if place not in trial.moved:
             trial.moved[place] = self._units.in_stream(node_named(name), trial.shifts[place])

@@ -26,7 +26,7 @@ MOST_HEADS = 4
 
 @dataclass(frozen=True)
 class _Start:
-    """What a follower's input was when the unit was opened.
+    """A follower's input when the unit was opened.
 
     Attributes:
         products: with the reader's weights, and twice with the heads' W_O, [image row out].
@@ -93,7 +93,7 @@ class Followers:
         return Projected(own, squared.flatten(0, 1))
 
     def _zeta(self, place: int, trial: Trial, needs: Rows) -> Tensor:
-        """How far the z of a head has come since the unit was opened, at some rows."""
+        """The change of a head's z since the unit was opened, at some rows."""
         if (place, needs) not in self._zetas:
             name, was, shift = self._state.names[place], self._z[place], trial.shifts.get(place)
             now = self._state.writes[name]

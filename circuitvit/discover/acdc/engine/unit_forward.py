@@ -28,7 +28,7 @@ def centred(x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a reader reads, and how long it is.
+    """A reader's input and its squared length.
 
     Attributes:
         x: [image token width], or with the heads in front.
@@ -41,7 +41,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Projected:
-    """What a reader reads, already multiplied by its folded weights, but not divided by σ.
+    """A reader's input times its folded weights, not yet divided by σ.
 
     Attributes:
         products: [image token out], or with the heads in front.
@@ -219,7 +219,7 @@ class UnitForward:
         return centred(x) if self.folded else x
 
     def measured(self, x: Tensor) -> Measured:
-        """What a reader reads, with its length."""
+        """A reader's input with its squared length."""
         return Measured(x, squares(x if self.folded else centred(x)))
 
     def run_heads(
