@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a circuit was found, so that it can be found again.
+    """The provenance of a circuit: all that is needed to find it again.
 
     Attributes:
         method: `acdc`, `eap`, …, or `hand`.
@@ -117,7 +117,7 @@ _JOINTS = re.compile(r" [-|&^] |, |\bensemble of ")
 
 
 def agreed(origins: Sequence[Provenance]) -> dict[str, Any]:
-    """What the parts of a combination agree on: their ablation, metric and model, as fields.
+    """The ablation, metric and model that the parts of a combination share, as fields.
 
     A part whose ablation or metric is not known goes by the others; where they differ, all are
     named.
@@ -316,7 +316,7 @@ class Circuit:
         return tuple(name for name in units_of(self.config) if name in reached & useful)
 
     def _reach(self) -> tuple[set[str], set[str]]:
-        """What a kept path from `embed` reaches, and what one leads from to `logits`.
+        """Nodes reached by a kept path from `embed`, and nodes with a kept path to `logits`.
 
         A head's q, k and v lead to what the head writes.
         """
@@ -449,7 +449,7 @@ class Circuit:
 
 
 def _check_scores(scores: Mapping[str, float], qkv: Qkv) -> None:
-    """Refuse scores under a name that stands for several edges: none of them has that score.
+    """Refuse scores under a name that means several edges: none of them has that score.
 
     Raises:
         CircuitError: as it says.
@@ -466,7 +466,7 @@ def _check_scores(scores: Mapping[str, float], qkv: Qkv) -> None:
 
 @dataclass(frozen=True)
 class _File:
-    """What the file of a circuit holds."""
+    """The fields of a circuit's file."""
 
     OPTIONAL: ClassVar = frozenset({"unit_scores"})
 

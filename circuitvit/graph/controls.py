@@ -1,4 +1,4 @@
-"""Random controls: what chance gives at the same cost, or with as many edges.
+"""Random controls: units of the same cost, or as many edges, drawn at random.
 
 Circuits drawn edge by edge are in pieces while they hold few of the edges: nothing leads from the
 image to the logits, and their faithfulness is 0 whatever the model does. Connected ones are the

@@ -63,7 +63,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """What `writer` wrote, as `reader` reads it."""
+    """An edge: the write of `writer`, as `reader` reads it."""
 
     writer: str
     reader: str
@@ -118,7 +118,7 @@ def places_of(config: ViTConfig) -> dict[str, int]:
 
 @lru_cache(maxsize=64)
 def writers_before(config: ViTConfig) -> dict[str, int]:
-    """How many writers come before each unit and `logits` read; heads of a block read alike."""
+    """The number of writers before each unit and `logits`; equal for the heads of a block."""
     counts: dict[str, int] = {}
     count = 1
     for block in range(config.depth):
@@ -149,7 +149,7 @@ def readers_of(config: ViTConfig, qkv: Qkv = "split") -> tuple[str, ...]:
 
 
 def edge_count(config: ViTConfig, qkv: Qkv = "split") -> int:
-    """How many edges there are, by a formula: nothing is made for each of them.
+    """The number of edges, by a formula, without making them.
 
     Raises:
         CircuitError: there are more than `MOST_EDGES`.
@@ -197,7 +197,7 @@ def in_order(
 
 
 def meant_by(name: str, qkv: Qkv = "split") -> tuple[str, ...]:
-    """The edges that a name stands for.
+    """The edges that a name means.
 
     It is one, but a head that reads with split q, k and v means all three: `embed->a0.h1` is
     `embed->a0.h1.q`, `….k` and `….v`.
@@ -333,7 +333,7 @@ def _check_qkv(qkv: str) -> None:
 
 
 def shape_of_units(config: ViTConfig, units: Iterable[str], *, constants: bool) -> ViTConfig:
-    """What is left of a ViT with only some heads and MLPs, whose weights aren't needed for that.
+    """The shape of a ViT with only some heads and MLPs; no weights are needed.
 
     Args:
         config: the whole ViT's shape.

@@ -1,4 +1,4 @@
-"""How much circuits have in common: edges and units shared, beside what chance would share.
+"""The overlap of circuits: shared edges and units, beside the overlap expected by chance.
 
 Knows no torch: saved circuits can be compared anywhere. What finds circuits class by class is
 `circuitvit.discover.class_circuits`.
@@ -57,7 +57,7 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What circuits of one model, or of models with the same edges, have in common.
+    """The overlap of circuits of one model, or of models with the same edges.
 
     The expected values tell overlap from chance, but chance knows nothing of circuits: edges that
     carry any image to the logits are in most circuits, whatever these are about. A further control

@@ -1,4 +1,4 @@
-"""All pictures of a source as one table: labels at once, pictures when they are asked for."""
+"""All pictures of a source as one table: labels at once, pictures on request."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +64,7 @@ class Table:
         return found
 
     def where(self, place: int, raw: Raw = None) -> str:
-        """What people call the picture at a position: `train image 17 (cats/17.png)`."""
+        """The name of a picture in messages: `train image 17 (cats/17.png)`."""
         path = raw.get("path") if isinstance(raw, Mapping) else None
         for name, count in self.sizes.items():
             if place < count:

@@ -148,7 +148,7 @@ def load_splits(
 
 
 def _name_of(source: Any) -> str:
-    """What messages call a source."""
+    """The name of a source in messages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     places = list(source.values()) if isinstance(source, Mapping) else []
@@ -158,7 +158,7 @@ def _name_of(source: Any) -> str:
 
 
 def _problems(given: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the settings of `load_splits`, one sentence each."""
+    """The problems of the settings of `load_splits`, one sentence each."""
     yield from _kind_problems(given)
     validation, test = shares = given["validation"], given["test"]
     if not all(is_number(share) and 0 < share < 1 for share in shares) or validation + test >= 1:
@@ -197,7 +197,7 @@ def _kind_problems(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _path_problems(name: str, place: Place) -> Iterator[str]:
-    """What keeps a text from being a path on any file system."""
+    """The reason why a text can't be a path on any file system."""
     try:
         Path(place).expanduser().stat()
     except ValueError:

@@ -71,7 +71,7 @@ def positions_of(indices: Any, count: int) -> Int[Tensor, " chosen"]:
 
 
 def image_problems(name: str, images: object) -> Iterator[str]:
-    """What keeps `images` from being a batch of pictures, one sentence each."""
+    """The reasons why `images` is not a batch of pictures, one sentence each."""
     if not isinstance(images, Tensor):
         yield f"{name} is a {type(images).__name__}, expected a tensor"
         return
@@ -92,7 +92,7 @@ def image_problems(name: str, images: object) -> Iterator[str]:
 def label_problems(
     name: str, labels: object, count: int | None, classes: int | None = None
 ) -> Iterator[str]:
-    """What keeps `labels` from being the classes of `count` images, one sentence each."""
+    """The reasons why `labels` are not the classes of `count` images, one sentence each."""
     if not isinstance(labels, Tensor):
         yield f"{name} is a {type(labels).__name__}, expected a tensor"
         return
@@ -150,7 +150,7 @@ def _ranked(labels: np.ndarray, seed: int) -> tuple[Places, np.ndarray, np.ndarr
 
 
 def ranks_of(labels: np.ndarray) -> np.ndarray:
-    """How many images of its own class stand before each image."""
+    """The number of images of the same class before each image."""
     by_class = np.argsort(labels, kind="stable")
     counts = np.unique(labels, return_counts=True)[1]
     ranks = np.empty(len(labels), dtype=np.int64)

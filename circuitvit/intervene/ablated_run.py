@@ -43,7 +43,7 @@ from circuitvit.torch_modes import default_modes, ordinary, without_gradients
 
 @dataclass(frozen=True)
 class EdgeMask:
-    """Which edges are kept, as rows over the writers before each reader.
+    """The kept edges, as rows over the writers before each reader.
 
     Attributes:
         attention: for each block [part head writer]; no heads, no rows.
@@ -101,7 +101,7 @@ class EdgeMask:
 
 @dataclass(frozen=True)
 class RemovedNeurons:
-    """Neurons of an MLP that give their ablated post-activation instead of their own.
+    """Neurons of an MLP that are replaced by their ablated post-activation.
 
     Attributes:
         gone: which they are.
@@ -114,7 +114,7 @@ class RemovedNeurons:
 
 @dataclass(frozen=True)
 class AblatedRun:
-    """What an ablated run computed.
+    """The result of an ablated run.
 
     Attributes:
         logits: [image class].

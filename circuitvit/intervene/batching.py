@@ -1,4 +1,4 @@
-"""How many images go through a model at once, and what happens where memory runs out.
+"""Batch sizes, and smaller batches where memory runs out.
 
 Batch sizes follow from the model's shape and the memory that is free; where memory runs out all the
 same, the batch is halved, and so are those after it.
@@ -36,19 +36,19 @@ BatchResult = TypeVar("BatchResult")
 
 
 def images_in_chunk(vit: ViT) -> int:
-    """How many images go through circuits at once: what a reader reads stays in the cache."""
+    """The images in one chunk of circuit runs: a reader's input fits into the cache."""
     most = NUMBERS_AT_ONCE.get(vit.positions.device.type, NUMBERS_AT_ONCE["cuda"])
     return max(1, min(IMAGES_AT_ONCE, most // vit.positions.numel()))
 
 
 def images_at_once(vit: ViT) -> int:
-    """How many images go through a pass that keeps activations for gradients."""
+    """The images in one pass that keeps activations for gradients."""
     size = max(1, vit.config.depth) * vit.positions.numel()
     return min(MOST_IMAGES_AT_ONCE, max(1, STREAM_NUMBERS_AT_ONCE // size))
 
 
 def images_that_fit(vit: ViT, *, of_addresses: float = SHARE_OF_MEMORY) -> int:
-    """How many pairs the incremental engine can hold in the memory that is free now.
+    """The number of pairs that the incremental engine can hold in the free memory.
 
     Args:
         vit: the model.
@@ -61,7 +61,7 @@ def images_that_fit(vit: ViT, *, of_addresses: float = SHARE_OF_MEMORY) -> int:
 
 
 def numbers_an_image(config: ViTConfig) -> int:
-    """How many numbers an incremental run holds for one pair, if every edge is kept."""
+    """The numbers that an incremental run holds for one pair, if every edge is kept."""
     heads = [name for name in writers_of(config) if node_named(name).kind == "head"]
     streams = len(writers_of(config)) + len(readers_of(config)) + 12 * (config.depth + 1)
     hidden = 4 * config.tokens * max(config.mlp_width, default=0)

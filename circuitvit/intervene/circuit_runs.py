@@ -86,7 +86,7 @@ class Runs:
             self._reads, self._writes = {}, {0: self._writes[0]}
 
     def _sums(self) -> list[Float[Tensor, "#image token width"]]:
-        """What each sub-layer reads with no edge kept."""
+        """The input of each sub-layer with no edge kept."""
         total = self._ablated.embed.double()
         total = total.expand(-1, len(self._vit.positions), -1)
         sums = list[Tensor]()
@@ -156,7 +156,7 @@ class Runs:
         return self._narrow(z, "all" if rows == "mean" else rows, rows).unbind(dim=1)
 
     def _streams(self, reads: set[int]) -> dict[int, RunStream]:
-        """What some readers of one sub-layer read."""
+        """The inputs of some readers of one sub-layer."""
         made, rest = dict[int, RunStream](), list[int]()
         for index in sorted(reads):
             if index in self._reads or self._plan.parents[index] is not None:
@@ -171,7 +171,7 @@ class Runs:
         return made
 
     def _stream(self, index: int) -> RunStream:
-        """What one reader reads."""
+        """The input of one reader."""
         if index not in self._reads:
             parent = self._plan.parents[index]
             x = self._summed([index])[index] if parent is None else self._onward(index, parent)
@@ -181,7 +181,7 @@ class Runs:
         return self._reads[index]
 
     def _onward(self, index: int, parent: int) -> RunStream:
-        """What is read, from what an earlier sub-layer read and all that was written since."""
+        """A reader's input, from an earlier sub-layer's input and the writes since."""
         read, start = self._plan.reads[index], self._plan.reads[parent]
         x = self._narrow(self._stream(parent), start.rows, read.rows)
         since = {self._plan.writes[w].place: w for w in read.kept}
@@ -213,7 +213,7 @@ class Runs:
         return self._narrow(constant.expand(len(self._vit.positions), -1), "all", rows)
 
     def _difference(self, index: int, rows: Rows) -> RunStream:
-        """How a write differs from ã in the stream, at some rows; one for each writer is held.
+        """The difference a − ã of a write in the stream, at some rows; one per writer is cached.
 
         Those of all tokens lie behind one another in one table, for `_summed_together`.
         """
@@ -253,7 +253,7 @@ class Runs:
         return True
 
     def _summed(self, reads: Sequence[int]) -> dict[int, RunStream]:
-        """What is read, each as the sum of all ablated values and of a − ã of what is kept."""
+        """Inputs of readers: the sum of all ablated values, plus a − ã of the kept writers."""
         made = dict[int, RunStream]()
         needed: set[Rows] = {self._plan.reads[index].rows for index in reads}
         for rows in needed:
@@ -291,7 +291,7 @@ class Runs:
         return dict(zip(reads, sums.add_(self._base(reads[0])), strict=True))
 
     def _base(self, index: int) -> Float[Tensor, "#image _row width"]:
-        """What is read with no edge kept."""
+        """A reader's input with no edge kept."""
         read = self._plan.reads[index]
         return self._narrow(self._bases[read.layer], "all", read.rows)
 

@@ -1,4 +1,4 @@
-"""What the public doors ask of a model, a circuit, an ablation and its images."""
+"""Checks of the arguments that many public functions share: model, circuit, ablation, images."""
 
 import copy
 from typing import cast, get_args
@@ -31,7 +31,7 @@ def check_vit(vit: object) -> None:
 
 
 def _remedy(model: object) -> str:
-    """How to get at the ViT."""
+    """The remedy: how to get the `ViT`."""
     if hasattr(model, "merge_and_unload"):
         return "Merge its adapters first: model.merge_and_unload() gives the plain model."
     if isinstance(getattr(model, "backbone", None), ViT):

@@ -1,4 +1,4 @@
-"""What is asked of the logits: one value an image, to be minimised."""
+"""Metrics of logits: one value an image, to be minimised."""
 
 from collections.abc import Callable, Sized
 from inspect import signature
@@ -50,7 +50,7 @@ def metric_name(metric: Metric) -> str:
 
 
 def loss_of(metric: Metric, pairs: LabelledPairs, classes: int) -> Loss:
-    """The loss that a metric stands for, checked against the pairs it is to be used with.
+    """The loss function of a metric, checked against the pairs.
 
     * `logit_difference`: −(logit[label] − logit[corrupt_label])
     * `cross_entropy`: −log p[label]

@@ -1,4 +1,4 @@
-"""What has to be computed to run some circuits of one model, each thing once.
+"""Plans the runs of several circuits of one model, so that nothing is computed twice.
 
 What a unit writes follows from what its readers read, and that from the writers that they keep. So
 two circuits that agree upstream of a unit share what it writes. Units that reach no logits are left
@@ -35,7 +35,7 @@ Rows = Literal["all", "class", "mean"]
 
 
 def rows_of_logits(config: ViTConfig, *, pooled: bool) -> Rows:
-    """What `logits` needs of its copy of the stream."""
+    """The tokens that `logits` needs."""
     if pooled and config.pooling == "class":
         return "class"
     if pooled and config.fc_norm:
@@ -44,7 +44,7 @@ def rows_of_logits(config: ViTConfig, *, pooled: bool) -> Rows:
 
 
 def rows_read(reader: Node, written: Rows) -> Rows:
-    """What a reader needs, when `written` is needed of what its unit writes.
+    """The tokens that a reader needs, if `written` are needed of its unit's write.
 
     The mean of what an MLP writes needs all that it reads, and so do keys and values; a query is
     needed at the tokens at which its head writes.
@@ -55,7 +55,7 @@ def rows_read(reader: Node, written: Rows) -> Rows:
 
 
 def rows_together(needs: Iterable[Rows]) -> Rows:
-    """What several readers of one writer need."""
+    """The tokens that several readers of one writer need."""
     different = set(needs)
     return different.pop() if len(different) == 1 else "all"
 
@@ -81,7 +81,7 @@ MANY = 8
 
 
 class PlannedRead(NamedTuple):
-    """What a reader reads.
+    """The planned input of a reader.
 
     Attributes:
         layer: the sub-layer that reads it: 2·block for heads, then the MLP; last come `logits`.
@@ -95,7 +95,7 @@ class PlannedRead(NamedTuple):
 
 
 class PlannedWrite(NamedTuple):
-    """What a writer writes.
+    """The planned write of a writer.
 
     Attributes:
         place: index of the writer.

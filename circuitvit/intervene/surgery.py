@@ -74,7 +74,7 @@ def retain_circuit(vit: ViT, circuit: Circuit) -> ViT:
 
 
 def _with_step(smaller: ViT, act: str, vit: ViT) -> ViT:
-    """The smaller model, which now tells what was done to the other."""
+    """The smaller model, with the step added to its history."""
     (heads, neurons), config = smaller.units_kept(), vit.config
     details = {
         "heads_kept": f"{sum(heads):,} of {sum(config.heads):,}",
@@ -161,7 +161,7 @@ def _drop(weights: dict[str, Tensor], *prefixes: str) -> None:
 def _rest(
     vit: ViT, removed: Mapping[int, Iterable[Any]], counts: Sequence[int], what: str
 ) -> dict[int, list[int]]:
-    """What stays in each named block, after checking every index."""
+    """The kept heads or neurons of each named block, with every index checked."""
     rest: dict[int, list[int]] = {}
     problems = []
     for block, indices in removed.items():

@@ -24,7 +24,7 @@ from circuitvit.models.vit import ViT
 
 @dataclass(frozen=True)
 class PatchingTask:
-    """What edges are patched for; make it with `PatchingTask.checked`.
+    """A patching task; make it with `PatchingTask.checked`.
 
     A model in half precision is replaced by a copy in single precision with the same weights: what
     an edge changes is mostly smaller than the rounding error of half precision.

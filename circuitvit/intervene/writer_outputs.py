@@ -1,4 +1,4 @@
-"""What every writer writes in the untouched model, and what an ablated one writes instead.
+"""The writes of all writers: in the untouched model, and ablated.
 
 Heads are held by their z (head width), which is a head's write before W_O: a ViT-B has 144 heads of
 width 64 in a stream of width 768, so that is a twelfth of the memory. `values` expands them.
@@ -20,7 +20,7 @@ from circuitvit.models.vit import ViT
 
 @dataclass(frozen=True)
 class Writes:
-    """What every writer writes; axes of size 1 are to be broadcast.
+    """The writes of all writers; axes of size 1 are broadcast.
 
     Attributes:
         embed: [image token width].

@@ -1,4 +1,4 @@
-"""What a model can do and what it costs: accuracy, faithfulness, parameters, MACs, latency."""
+"""Measures of models and circuits: accuracy, faithfulness, parameters, MACs, latency."""
 
 from circuitvit.measure.bootstrap import Estimate
 from circuitvit.measure.circuits.across_ablations import AcrossAblations, across_ablations

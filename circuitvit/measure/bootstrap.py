@@ -61,7 +61,7 @@ class KnownEstimate(Estimate):
 
 @dataclass(frozen=True)
 class Spread:
-    """What several draws of something random gave; all None where that is undefined.
+    """The distribution over several random draws; all None where it is undefined.
 
     Attributes:
         median: over the draws.

@@ -32,7 +32,7 @@ def activate(name: str, x: Tensor) -> Tensor:
 
 
 def added(stream: Tensor, write: Tensor) -> Tensor:
-    """stream + write; adds in place, as nobody else holds `write`.
+    """The sum of both; adds in place, as nobody else holds `write`.
 
     Autocast writes in half precision to a stream in single; then the sum needs memory of its own.
     """

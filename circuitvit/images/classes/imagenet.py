@@ -1,4 +1,4 @@
-"""What ImageNet's classes are called: folders bear WordNet ids, models human-readable names.
+"""ImageNet's class names: WordNet ids of folders, human-readable names of models.
 
 The 58 animal classes of Tiny-ImageNet are its classes from n01443537 to n02509815 without trilobite
 (n01768244) and brain coral (n01917289). Names are the first word of ImageNet's own, as in

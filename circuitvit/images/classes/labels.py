@@ -283,7 +283,7 @@ def _at_its_place(wnid: str, wanted: tuple[str, ...]) -> int | None:
 def _problems(
     found: Sequence[tuple[str, Sequence[int]]], wanted: tuple[str, ...], *, count: int
 ) -> str:
-    """What is wrong with a match, and what can be done about this one."""
+    """A problem of a match of class names, and its remedy."""
     problems, advice = list[str](), ["Rename them"]
     unknown = [name for name, places in found if not places]
     if unknown:
@@ -375,7 +375,7 @@ def ordered(labelled: Labelled, order: ClassOrder) -> Labelled:
 
 
 def order_problems(value: Any) -> list[str]:
-    """What is wrong with a class order that was asked for."""
+    """The problems of a requested class order."""
     if value is None or value in get_args(ClassOrder):
         return []
     return [f"class_order is {in_short(value)}, expected one of {get_args(ClassOrder)}"]

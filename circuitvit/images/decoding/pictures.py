@@ -1,4 +1,4 @@
-"""Which files are pictures, and why one can't be read.
+"""Recognises picture files, and says why one can't be read.
 
 A file whose ending Pillow knows counts as a picture. What other files are, their first bytes say:
 pictures come without an ending or with a wrong one, and what is no picture lies beside them.
@@ -70,7 +70,7 @@ def picture_endings() -> frozenset[str]:
 
 
 def file_kind(path: Path) -> tuple[FileKind, str]:
-    """What a file is, and for an unreadable picture why it is that.
+    """The kind of a file, and for an unreadable picture the reason.
 
     Only a file with an ending that says nothing is opened, and of it only the first bytes are read
     unless they look like a picture.

@@ -39,7 +39,7 @@ _MOST_PIXELS = 2**27
 
 @dataclass(frozen=True)
 class Look:
-    """What pixels depend on, before they are normalised.
+    """The settings that pixels depend on before normalisation.
 
     Attributes:
         image_size: side in pixels; None takes pictures as they are.

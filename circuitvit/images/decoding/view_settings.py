@@ -1,4 +1,4 @@
-"""What is asked of images: by a model, or by its preprocessing and settings given by hand."""
+"""Resolves image size, channels and normalisation from model and arguments."""
 
 import math
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ class Asked:
     problems: list[str] = field(default_factory=list)
 
     def look(self, table: Table) -> Look:
-        """What is done to each picture of a table.
+        """The processing of each picture of a table.
 
         Raises:
             CircuitError: there are means or deviations for other channels.
@@ -89,7 +89,7 @@ def asked_for(
     channels: int | None,
     pixel_range: Any = None,
 ) -> Asked:
-    """Settle what a model and settings by hand ask for; what contradicts is in `problems`."""
+    """Resolve the settings of a model and the arguments; contradictions go into `problems`."""
     problems = []
     shape = getattr(model, "config", None)
     if model is not None and not all(hasattr(shape, n) for n in ("image_size", "classes")):

@@ -42,7 +42,7 @@ class Patch:
     def checked(
         cls, fill: str, size: int | float, place: Any, align: Any, *, height: int, width: int
     ) -> "Patch":
-        """Turn what was asked for into pixels.
+        """Convert the requested size and place to pixels.
 
         Raises:
             CircuitError: the patch doesn't fit the images; every problem is named.

@@ -65,7 +65,7 @@ class Judge:
 
     @classmethod
     def of(cls, images: ImageSet, right_for: object) -> "Judge":
-        """A judge of these images; one that is given is asked on, with all that it knows.
+        """A judge of these images; a given one is reused with all that it has classified.
 
         Raises:
             CircuitError: `right_for` can't judge.
@@ -158,7 +158,7 @@ def _checked_mask(mask: Tensor | np.ndarray, count: int) -> np.ndarray:
 
 
 def _name_of(model: object) -> str:
-    """What a recipe says of the model: its fingerprint if it has one."""
+    """The model as a recipe records it: its fingerprint if it has one."""
     digest = getattr(model, "fingerprint", None)
     if callable(digest):
         return f"{type(model).__name__} {digest()}"

@@ -1,4 +1,4 @@
-"""How pairs were made, as plain JSON, and the tensors that are made by it.
+"""The recipe of pairs as plain JSON, and the tensors made from it.
 
 What is drawn is written down as places in the image set, so no model is needed to make the pairs
 again. A recipe has:
@@ -128,7 +128,7 @@ def check_recipe(recipe: object, images: object) -> None:
 
 
 def _problems(recipe: PairRecipe, images: int, classes: int) -> Iterator[str]:
-    """What in a recipe is of another kind than `written` writes, one sentence each."""
+    """The fields of a recipe with a wrong type, one sentence each."""
     clean, corrupt, labels = (recipe[name] for name in ("clean", "corrupt", "corrupt_labels"))
     if not _are_places(clean, images):
         yield f"clean is {in_short(clean)}, expected places below {images}"

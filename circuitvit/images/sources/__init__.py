@@ -1,1 +1,1 @@
-"""Where images come from: folders, archives, parquet files, the hub."""
+"""Sources of images: folders, archives, parquet files, the hub."""

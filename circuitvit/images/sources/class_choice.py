@@ -1,4 +1,4 @@
-"""Which classes there are and in which order: by the source, by what is asked for, by a model.
+"""Chooses the classes and their order, from the source, the arguments and the model.
 
 A source that lists its classes has these. Else they are those of its training images: a class that
 only other images have can't be learned, and is mostly a misspelt folder.
@@ -32,7 +32,7 @@ Parts = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of the classes.
+    """The requested classes and their order.
 
     Attributes:
         source: what messages call the data.
@@ -59,7 +59,7 @@ class Wish:
 
 
 def with_classes(table: Table, own: Parts, wish: Wish) -> tuple[Table, Parts]:
-    """The table with the classes that are asked for and as the model counts them.
+    """The table with the requested classes, in the model's order.
 
     Raises:
         CircuitError: images have no label; classes are unknown, not the model's, or not among the

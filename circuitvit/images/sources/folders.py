@@ -19,7 +19,7 @@ _TOLD = 6
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds.
+    """The contents of a folder of images.
 
     Attributes:
         splits: the images of each split, and the metadata files that describe them, in order.
@@ -37,7 +37,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Walked:
-    """What lies in a folder.
+    """The files and folders in a folder.
 
     Attributes:
         files: all at any depth, hidden ones and those in hidden folders apart, in order.

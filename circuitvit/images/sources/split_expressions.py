@@ -1,4 +1,4 @@
-"""Which images of a source make up which part: its own splits, or slices of them."""
+"""Parses split expressions: a source's own splits, or slices of them."""
 
 import os
 import re

@@ -1,1 +1,1 @@
-"""How well a circuit explains its model: faithfulness, completeness, minimality."""
+"""Measures of a circuit: faithfulness, completeness, minimality."""

@@ -48,7 +48,7 @@ class Knockout:
 
 @dataclass(frozen=True)
 class Completeness(Measurement):
-    """How alike knock-outs hurt a circuit and its model.
+    """The difference that knock-outs make in a circuit and in its model.
 
     Attributes:
         of: whether edges or units were removed.

@@ -173,7 +173,7 @@ class Curve(Measurement):
         return [line for line in self.controls if line.name.startswith(family)]
 
     def _families(self) -> list[str]:
-        """Which random circuits there are: files of before have no connected ones."""
+        """The families of random circuits; older files have no connected ones."""
         return [family for family in (RANDOM, CONNECTED) if self._family(family)]
 
     def random_area(self, name: str, *, connected: bool = False) -> Spread | None:

@@ -41,7 +41,7 @@ of a difference of one sign (1 or √2 standard errors) leave an interval withou
 
 @dataclass(frozen=True)
 class Outcome:
-    """What some circuits did, image by image.
+    """The metric of some circuits, image by image.
 
     Attributes:
         full: m of the full model.

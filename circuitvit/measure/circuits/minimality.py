@@ -32,7 +32,7 @@ MARKDOWN_ROWS = 20
 
 @dataclass(frozen=True)
 class EdgeCost:
-    """What removing one edge from the circuit costs; negative if the circuit is better without.
+    """The cost of removing one edge from the circuit; negative if the circuit is better without it.
 
     Attributes:
         metric: mean of m(C∖e) − m(C), as m is to be minimised.
@@ -45,7 +45,7 @@ class EdgeCost:
 
 @dataclass(frozen=True)
 class Minimality(Measurement):
-    """What each kept edge is worth.
+    """The worth of each kept edge.
 
     Attributes:
         faithfulness: f of the circuit itself.
@@ -113,7 +113,7 @@ def minimality(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Minimality:
-    """What removing each kept edge costs, one at a time.
+    """Measure the cost of removing each kept edge, one at a time.
 
     Args:
         vit: the model.

@@ -1,4 +1,4 @@
-"""What results about circuits have in common: their file, their page, what callers may ask."""
+"""The base of results about circuits: files, pages, default metric and ablation."""
 
 import os
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How well a classifier does on labelled images.
+"""The accuracy of a classifier on labelled images.
 
 Beside accuracy: balance over classes, confidence, calibration. Precision, recall and F1 are
 scikit-learn's. Calibration is that of Guo et al. 2017 (arXiv 1706.04599): how far the highest
@@ -159,7 +159,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Classification:
-    """How a model classifies; shares and confidences are in 0–1.
+    """The classification by a model; shares and confidences are in 0–1.
 
     Means over classes ("macro") weigh the classes that have images alike.
 
@@ -206,7 +206,7 @@ class Classification:
 def classification(
     logits: Float[Tensor, "image class"], labels: Int[Tensor, " image"], *, seed: int = 0
 ) -> Classification:
-    """Everything that one pass over labelled images tells about a classifier.
+    """All figures of a classifier from one pass over labelled images.
 
     Args:
         logits: of every image.

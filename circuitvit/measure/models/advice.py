@@ -27,7 +27,7 @@ def is_between(value: Any, above: float | int, most: float | int) -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model has to keep to be a candidate; None is no limit.
+    """The limits of a candidate; None is no limit.
 
     Attributes:
         max_latency: milliseconds for a batch of the evaluation's `batch`, > 0.
@@ -127,7 +127,7 @@ def candidates(found: ComparedModels, limits: Limits) -> list[str]:
 
 
 def misses(found: ComparedModels, name: str, limits: Limits) -> str:
-    """Which limits a model misses, and by how much."""
+    """The limits that a model misses, and by how much."""
     shown = {
         "max_latency": lambda: (
             f"{found.cost(name):z.4g} ms, max_latency is {limits.max_latency:z.4g}"
@@ -192,7 +192,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to deploy; chosen and scored on the same images, so the scores flatter the choice.
+    """The recommended models; chosen and scored on the same images, which flatters them.
 
     Attributes:
         recommendations: for accuracy first, balanced and latency first.

@@ -292,7 +292,7 @@ def measure_costs(
 
 
 def cost_parts(config: ViTConfig) -> Iterator[CostPart]:
-    """What a ViT of this shape computes, part by part, in forward order."""
+    """The parts of a ViT of this shape, in forward order."""
     yield "embed", ()
     for block in range(config.depth):
         heads, neurons = config.heads[block], config.mlp_width[block]

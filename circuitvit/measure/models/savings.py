@@ -30,7 +30,7 @@ SavingStep = tuple[str, ViTConfig]
 
 @dataclass(frozen=True)
 class Saving:
-    """What one part costs, or what its removal saves.
+    """The cost of one part, or the saving of its removal.
 
     Attributes:
         name: what was removed: `a0.h1` or `m3`; of a model that is given, `a0: 3 of 4 heads`,
@@ -114,7 +114,7 @@ class Savings:
 
 @in_default_modes
 def savings(vit: ViT, kept: ViT | Circuit | Iterable[str], costs: Costs | None = None) -> Savings:
-    """What each removed part of a model saves.
+    """Compute the saving of each removed part of a model.
 
     Args:
         vit: the whole model.
