@@ -1,4 +1,4 @@
-"""Modules at their paths of version 0.1.0; each warns, and goes with the next version.
+"""Modules at their paths of version 0.1.0; each warns, and the next version drops them.
 
 Pickles and scripts of that version name them. Only modules with public names are here.
 """
@@ -96,6 +96,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def find_modules_at_old_paths() -> None:
-    """Let `import` find modules where version 0.1.0 had them; asked after all other finders."""
+    """Let `import` find modules where version 0.1.0 had them, after all other finders."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

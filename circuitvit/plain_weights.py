@@ -64,7 +64,7 @@ class Computed(NamedTuple):
 
 
 def plain_copy(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """A copy in eval mode, its computed weights made permanent; and sentences that tell of it.
+    """A copy in eval mode with computed weights made permanent, and sentences about it.
 
     Raises:
         CircuitError: it can't be copied.

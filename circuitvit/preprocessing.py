@@ -33,7 +33,7 @@ def class_name(name: Any) -> str:
 @no_type_check  # it checks its own input, with words for people
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a picture before a model sees it; the side in pixels is the model's own.
+    """The processing of a picture before a model; the side in pixels is the model's own.
 
     The picture is resized to the side ÷ `crop`, its middle is cut out, pixels are scaled to [0, 1]
     and normalised, (x − mean) / std. The middle is rounded as timm and torchvision round it; where
@@ -133,7 +133,7 @@ def misfits(seen: Preprocessing | None, *, channels: int, classes: int) -> list[
 def fitting(
     seen: object, *, classes: int, channels: int | None = None
 ) -> tuple[Preprocessing | None, list[str]]:
-    """What of a preprocessing can be a model's, and what can't, in a sentence each.
+    """The part of a preprocessing that fits a model, and a sentence for each other part.
 
     Names that aren't one for each class are left out, and the rest stays. Without mean and
     deviation of its channels, where they are asked for, nothing is left.

@@ -64,7 +64,7 @@ _PAGE = Path(__file__).with_name("chart.html")
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour.
+    """One series: everything drawn in one colour.
 
     Attributes:
         name: what the legend says; shown literally, as is `hover`.
@@ -199,7 +199,7 @@ def frame(
     least_width: int = 0,
     least_height: int = 380,
 ) -> dict[str, Any]:
-    """What the layouts of all charts share; texts are shown literally.
+    """The layout shared by all charts; texts are shown literally.
 
     Args:
         title: the heading.
@@ -283,7 +283,7 @@ def _marks(item: Series) -> dict[str, Any]:
 
 
 def _lengths(start: Sequence[float | None], end: Sequence[float | None]) -> list[float | None]:
-    """How far it is from each start to each end; None where one of them is missing."""
+    """The distance from each start to each end; None where one of them is missing."""
     pairs = zip(start, end, strict=True)
     return [None if a is None or b is None else b - a for a, b in pairs]
 

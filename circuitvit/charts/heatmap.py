@@ -68,7 +68,7 @@ def heatmap(
 def _written(
     cells: Sequence[Sequence[float | None]], own: Sequence[str], top: float
 ) -> list[dict[str, Any]]:
-    """What stands in the cells: the values, dark on light and light on dark."""
+    """The cells' texts: the values, dark on light and light on dark."""
     notes = []
     for i, row in enumerate(cells):
         for j, value in enumerate(row):

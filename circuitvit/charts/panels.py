@@ -33,7 +33,7 @@ _SIZES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 @dataclass(frozen=True)
 class Panelled:
-    """What the panels show of one model; shares and confidences are in 0–1.
+    """One model's data for the panels; shares and confidences are in 0–1.
 
     Attributes:
         name: shown literally.
@@ -300,7 +300,7 @@ def _color(place: int) -> str:
 
 
 def _short(name: str, longest: int = LONGEST) -> str:
-    """A name with its middle cut out: the ends tell models of one family apart."""
+    """A name with its middle cut out: the ends distinguish models of one family."""
     if len(name) <= longest:
         return name
     half = (longest - 1) // 2

@@ -207,7 +207,7 @@ class Store:
         CLASS_CIRCUITS.write(self.folder / INDEX, body)
 
     def place(self, name: str) -> str:
-        """Where a circuit's file goes: a folder named after it, as far as file systems allow."""
+        """The folder of a circuit's file, named after it as far as file systems allow."""
         if name not in self.places:
             plain = re.sub(r"[^\w-]+", "-", name.replace("→", "to")).strip("-")[:LONGEST]
             taken = {place.casefold() for place in self.places.values()}
@@ -340,7 +340,7 @@ def class_circuits(
 
 @dataclass(frozen=True)
 class Search:
-    """How each circuit is found; fields as of `class_circuits`."""
+    """The options of each search; fields as of `class_circuits`."""
 
     vit: ViT
     find: Find
@@ -382,7 +382,7 @@ class Search:
             )
 
     def check_resumable(self) -> None:
-        """Refuse a method or a metric of one's own that another run can't know again.
+        """Refuse a custom method or metric that another run can't recognise.
 
         Raises:
             CircuitError: as it says.
@@ -441,7 +441,7 @@ class Search:
         return scores.top(self.edges)
 
     def _own(self, find: Callable[[ViT, Pairs], Circuit], pairs: Pairs) -> Circuit:
-        """What the caller's own method finds, with the pairs that it was found on."""
+        """The circuit of the caller's own method, with the pairs that it was found on."""
         circuit = find(self.vit, pairs)
         check_circuit(self.vit, circuit)
         data, recipe = pairs.fingerprint(), pairs.recipe
@@ -458,7 +458,7 @@ Task = tuple[str | int, str | int | None]
 def _tasks(
     images: ImageSet, classes: Any, *, count: int | None, seed: int, judge: Judge
 ) -> dict[str, Task]:
-    """What is to be done, by name; everything that can't be done is told together."""
+    """The searches to do, by name; all problems are reported together."""
     tasks, problems = dict[str, Task](), list[str]()
     for asked in _each(images, classes):
         try:
@@ -497,7 +497,7 @@ def _each(images: ImageSet, classes: Any) -> Iterator[Any]:
 
 
 def _task(images: ImageSet, asked: Any) -> tuple[str, Task]:
-    """The name and the classes of what is asked for.
+    """The name and the classes of a requested circuit.
 
     Raises:
         CircuitError: it is neither a class nor a pair of classes.

@@ -276,7 +276,7 @@ class _File:
 
 
 def _common(origins: Sequence[Provenance]) -> Provenance:
-    """What several origins agree on; other fields in which they differ are at their defaults."""
+    """The fields that several origins share; fields that differ are at their defaults."""
     plain = Provenance()
     differing = {
         item.name: getattr(plain, item.name)
@@ -318,7 +318,7 @@ def count_at(config: ViTConfig, level: str, qkv: Qkv, positions: str | None = No
 def names_at(
     config: ViTConfig, level: str, qkv: Qkv, positions: str | None = None
 ) -> tuple[str, ...]:
-    """What is scored or tried at a level, in the pinned (reverse topological) order.
+    """The names scored or tried at a level, in the pinned (reverse topological) order.
 
     Neurons come by block from the last, in ascending order. With positions each name comes twice,
     first for the class token and then for the patches.

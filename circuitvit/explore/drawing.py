@@ -50,7 +50,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Reader:
-    """What an edge ends in; it is drawn at the dot of its unit."""
+    """The reader at an edge's end; it is drawn at the dot of its unit."""
 
     name: str
     unit: int
@@ -225,7 +225,7 @@ LEVELS = 8
 
 @dataclass(frozen=True)
 class Stroke:
-    """How a bucket of edges is drawn.
+    """The stroke of a group of edges.
 
     Attributes:
         name: what a legend would say.

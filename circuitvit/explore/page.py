@@ -126,7 +126,7 @@ def _shown(value: object) -> str:
 
 
 def _data(drawing: Drawing, title: str) -> dict[str, Any]:
-    """What page.js reads; edges come trace by trace, as in the figure's own arrays."""
+    """The data of page.js; edges are ordered trace by trace, as in the figure's own arrays."""
     kinds: tuple[Stroke, ...] = strokes(drawing.score, drawing.dangling)
     order = np.concatenate([np.zeros(0, np.int64), *(kind.edges for kind in kinds)])
     figure = json.loads(figure_of(drawing, kinds).to_json() or "{}")

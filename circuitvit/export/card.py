@@ -152,7 +152,7 @@ def _summary(model: ViT | CircuitViT, ablation: str) -> str:
 
 
 def _seen(model: ViT | CircuitViT) -> str:
-    """What `predict` does to pictures, and which classes it tells apart."""
+    """The preprocessing of `predict`, and the classes."""
     seen, side = model.preprocessing, model.config.image_size
     if seen is None:
         return (
@@ -200,7 +200,7 @@ def _shape(model: ViT | CircuitViT, dense: ViT) -> str:
 
 
 def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
-    """How the circuit was found, as far as the circuit knows."""
+    """The circuit's provenance, as far as it is recorded."""
     origin, total = circuit.provenance, edge_count(circuit.config, circuit.qkv)
     source = dense.fingerprint()
     rows = [
@@ -230,7 +230,7 @@ def _origin(dense: ViT, circuit: Circuit, ablation: str) -> str:
 
 
 def _history(model: ViT | CircuitViT) -> list[str]:
-    """What was done to the model, as its `config.json` tells; nothing where that says nothing."""
+    """The model's history from its `config.json`; nothing if there is none."""
     if not model.history:
         return []
     rows = [
@@ -247,7 +247,7 @@ def _history(model: ViT | CircuitViT) -> list[str]:
 
 
 def _how(step: Step) -> str:
-    """What a step was done with; of a recipe, what differs from the defaults."""
+    """The settings of a step; of a recipe, those that differ from the defaults."""
     details = dict(step.details)
     if isinstance(recipe := details.get("recipe"), Mapping):
         usual = Recipe().as_dict()

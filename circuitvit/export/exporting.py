@@ -107,7 +107,7 @@ def _write_pt2(program: ExportedProgram, beside: Path, metadata: dict[str, str])
 
 
 def _metadata(model: Any) -> dict[str, str]:
-    """What a deployment needs beside the weights, as text, most of it as timm names it."""
+    """Metadata for deployment, as text; most names are timm's."""
     config, seen = model.config, getattr(model, "preprocessing", None)
     known: dict[str, Any] = {
         "input_size": [config.channels, config.image_size, config.image_size],
@@ -407,7 +407,7 @@ def _deployment_problems(
 
 
 def _altered(model: SavedModel) -> str:
-    """What was done to the model's parts; nothing if it is plain."""
+    """The changes to the model's parts; empty if it is plain."""
     try:
         model.check_parts()
     except CircuitError as cause:

@@ -99,7 +99,7 @@ def options_of(config: ViTConfig) -> dict[str, Any]:
 
 
 def pretrained_cfg_of(vit: ViT, seen: Preprocessing | None) -> dict[str, Any]:
-    """What timm's tools read of a model: input, normalisation, classes."""
+    """The `pretrained_cfg` for timm's tools: input, normalisation, classes."""
     config = vit.config
     distilled = config.pooling == "class_distillation"
     known: dict[str, Any] = {

@@ -154,7 +154,7 @@ def _spread_tokens(roles: dict[str, Tensor], config: ViTConfig) -> None:
 
 
 def processor_dict(vit: ViT) -> dict[str, Any] | None:
-    """What `preprocessor_config.json` says; None where the model's preprocessing is unknown."""
+    """The content of `preprocessor_config.json`; None if the model's preprocessing is unknown."""
     seen, side = vit.preprocessing, vit.config.image_size
     if seen is None:
         return None

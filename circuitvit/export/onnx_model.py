@@ -73,7 +73,7 @@ class OnnxModel(nn.Module, Classifier):
             ) from cause
 
     def _read(self, told: dict[str, str]) -> None:
-        """Take over what the file tells of itself."""
+        """Read the file's metadata."""
         sides = json.loads(told["input_size"])
         channels, height, width = (_count(side, "input_size") for side in sides)
         self.parameter_count, self.mac_count = (
@@ -124,7 +124,7 @@ class OnnxModel(nn.Module, Classifier):
         return found.log().clamp_min(-100) if self._takes_bytes else found
 
     def run(self, images: Tensor) -> Float[Tensor, "image class"]:
-        """What the file itself gives for images as it takes them, in single precision.
+        """The file's output for images as it takes them, in single precision.
 
         Raises:
             CircuitError: onnxruntime can't run it on them.
@@ -150,7 +150,7 @@ class OnnxModel(nn.Module, Classifier):
         return OnnxModel, (self.path,)
 
     def extra_repr(self) -> str:
-        """What is shown of it."""
+        """A summary for its repr."""
         return f"{str(self.path)!r}, {self.config.classes} classes"
 
 
@@ -205,7 +205,7 @@ def write_int8(source: Path, target: Path, images: Tensor) -> None:
     quantization: Any = import_module("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):
-        """The calibration images, as onnxruntime asks for them."""
+        """The calibration images, as onnxruntime reads them."""
 
         def __init__(self) -> None:
             self.left: Iterator[Tensor] = iter(images.split(AT_ONCE))

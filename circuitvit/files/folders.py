@@ -145,7 +145,7 @@ def _exchanged(beside: Path, target: Path) -> bool:
 
 
 def _give_back(old: Path, target: Path, ours: Collection[str]) -> None:
-    """Move what others wrote into the old folder in that moment to the new one."""
+    """Move files that others wrote into the old folder during the exchange to the new one."""
     for name in list(files_in(old)):
         if name not in ours and not (target / name).exists():
             with suppress(OSError):

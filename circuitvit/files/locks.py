@@ -68,7 +68,7 @@ def held(path: str | os.PathLike[str], work: str, *, wait: bool = False) -> Iter
 
 @contextmanager
 def staging(parent: Path, target: Path) -> Iterator[Path]:
-    """Yield a new hidden folder in `parent` for what will become `target`; it goes afterwards.
+    """Yield a new hidden folder in `parent` for the new state of `target`; remove it afterwards.
 
     When the block succeeds, what killed processes left in `parent` goes, too.
 
@@ -196,6 +196,6 @@ def _release(handle: int) -> None:
 
 
 def _short(target: Path) -> str:
-    """The beginning of a target's name, and digits that tell it from others that begin alike."""
+    """The beginning of a target's name, and digits of a hash of the whole name."""
     begin = target.name.lstrip(".")[:_LONGEST]
     return f"{begin}.{xxhash.xxh32_hexdigest(os.fsencode(target.name))}"

@@ -47,7 +47,7 @@ class RecordKind:
 
     @property
     def noun(self) -> str:
-        """What one is called, without the article."""
+        """The name of the kind, without the article."""
         return self.named.removeprefix("a ").removeprefix("an ")
 
     def marked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def record_kind(body: object) -> RecordKind | None:
 
 
 def recognised(path: str | os.PathLike[str]) -> str | None:
-    """What a file or folder is, with what reads it; None where that can't be told."""
+    """The kind of a file or folder, with the function that reads it; None if unknown."""
     source = Path(path)
     if bad_path(path) is not None:
         return None

@@ -23,7 +23,7 @@ _DIGITS = 39
 
 
 class UnfitError(ValueError):
-    """A value is not of the kind that its place asks for."""
+    """Raised for a value of the wrong type for its field."""
 
 
 def load_record(
@@ -210,7 +210,7 @@ def _dataclass(wanted: Any, value: Any, where: str, surplus: list[str]) -> Any:
 
 @lru_cache(maxsize=256)
 def _annotations(wanted: type) -> dict[str, Any]:
-    """What each field of a dataclass is, by its name."""
+    """The type of each field of a dataclass, by name."""
     hints = get_type_hints(wanted)
     return {field.name: hints[field.name] for field in fields(wanted)}  # pyright: ignore[reportArgumentType]
 

@@ -179,7 +179,7 @@ def _finish_header(path: Path, digest: str) -> None:
 
 
 def recognized(path: str | os.PathLike[str]) -> tuple[Form, str]:
-    """What a file is by its first bytes; and in words, if it is `other` than weights.
+    """The format of a file by its first bytes, and in words if it holds no weights.
 
     Raises:
         OSError: it can't be read.
@@ -204,7 +204,7 @@ def recognized(path: str | os.PathLike[str]) -> tuple[Form, str]:
 
 
 def _zipped(path: Path) -> tuple[Form, str]:
-    """What a zip archive holds; PyTorch's own files are zip archives too."""
+    """The content of a zip archive; PyTorch's own files are zip archives too."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -230,7 +230,7 @@ def _zipped(path: Path) -> tuple[Form, str]:
 
 
 def _text(start: bytes, size: int) -> str | None:
-    """What a file of text is; None for other bytes."""
+    """The kind of a text file; None for other bytes."""
     begin = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if begin.lower().startswith(_HTML):
         return (

@@ -1,4 +1,4 @@
-"""What went wrong with a file, in one line."""
+"""The error of a file, in one line."""
 
 import errno
 import os
@@ -64,7 +64,7 @@ def unwritable(target: str | os.PathLike[str], cause: BaseException) -> CircuitE
 
 
 def bad_path(path: object) -> str | None:
-    """Why something can't be the path of a file, if it can't; no file is looked at."""
+    """The reason why a value can't be a path, or None; the disk is not read."""
     try:
         given: Any = path
         text = os.fsdecode(given)
@@ -109,7 +109,7 @@ def readable_path(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def _is_name_of_bytes(text: str) -> bool:
-    """Whether a text stands for a name that is not in UTF-8, as Python gives such names."""
+    """Whether a text is Python's form of a file name that is not UTF-8."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

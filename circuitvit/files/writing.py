@@ -33,7 +33,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """The same for all that is in a folder."""
+    """Sync everything in a folder."""
     for path in files_in(folder):
         sync(folder / path)
     for parent, _, _ in os.walk(folder):
@@ -99,7 +99,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 def plain_json(value: Any) -> Any:
-    """What reading a value's JSON gives: lists for tuples, texts for the keys of dicts.
+    """A value as its JSON is read again: lists for tuples, texts for the keys of dicts.
 
     Raises:
         CircuitError: a value is none of JSON's; it is named.

@@ -56,7 +56,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Source:
-    """Where some heads in a row take their queries, keys or values from.
+    """The source of queries, keys or values of some consecutive heads.
 
     Attributes:
         projection: which of the block's; None is the call's own table.
@@ -92,17 +92,17 @@ class Call:
     rows: int
 
     def sources(self, part: QkvPart) -> tuple[Source, ...]:
-        """Where the queries, keys or values come from."""
+        """The sources of the queries, keys or values."""
         return {"q": self.q, "k": self.k, "v": self.v}[part]
 
     def in_table(self, part: QkvPart) -> int:
-        """For how many heads they come from the table."""
+        """The number of heads that take them from the table."""
         return sum(s.heads for s in self.sources(part) if s.projection is None)
 
 
 @dataclass(frozen=True)
 class HeadWrites:
-    """What some heads in a row of a call write together, by one product with their W_O.
+    """The common write of some consecutive heads of a call, by one product with their W_O.
 
     Attributes:
         call: which call.
@@ -288,7 +288,7 @@ PARTS: dict[QkvPart, str] = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def explanation(config: ViTConfig, plan: Plan) -> str:
-    """What was removed, folded, made static and shared, block by block, and the MACs of each.
+    """The removed, folded, static and shared parts, block by block, with the MACs of each.
 
     Args:
         config: of the ViT that was compiled.

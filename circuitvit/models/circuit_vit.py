@@ -106,7 +106,7 @@ class CircuitAttention(nn.Module):
         norms: dict[str, nn.Module],
         images: int,
     ) -> Float[Tensor, "image head _row head_width"]:
-        """What the heads mix (z): their values, mixed by their patterns."""
+        """The heads' z: their values, mixed by their patterns."""
 
         def of(part: QkvPart) -> Tensor:
             return self._taken(part, projected, norms.get(part), images)
@@ -119,7 +119,7 @@ class CircuitAttention(nn.Module):
     def _taken(
         self, part: QkvPart, projected: list[Tensor], norm: nn.Module | None, images: int
     ) -> Float[Tensor, "image head _row head_width"]:
-        """The queries, keys or values, from where the plan says."""
+        """The queries, keys or values, from the plan's sources."""
         table = {"q": self.q_table, "k": self.k_table, "v": self.v_table}[part]
         taken: list[Tensor] = []
         for source in self.plan.sources(part):
@@ -136,7 +136,7 @@ class CircuitAttention(nn.Module):
 
 
 class Writing(nn.Module):
-    """What some heads write together."""
+    """The common write of some heads."""
 
     def __init__(self, config: ViTConfig, plan: HeadWrites, head_width: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class CircuitMLP(nn.Module):
         self.table = nn.Parameter(torch.zeros(plan.table, config.width))
 
     def forward(self, run: BatchState) -> CopiedStream:
-        """What it writes; its bias is in the table."""
+        """The write of the MLP; its bias is in the table."""
         hidden = self.fc1(normalized(self.reading(run), self.eps))
         hidden = activate(self.activation, hidden)
         if len(self.table) == 1:
@@ -261,7 +261,7 @@ class CircuitViT(SavedModel):
         return heads, tuple(0 if b.mlp is None else b.mlp.neurons for b in blocks)
 
     def explain(self) -> str:
-        """What was removed, folded, made static and shared in each block, and what it saves."""
+        """The removed, folded, static and shared parts of each block, and the savings."""
         return explanation(self.config, self.plan)
 
     def shape_as_dict(self) -> dict[str, Any]:

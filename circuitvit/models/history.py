@@ -144,7 +144,7 @@ def _left_out(step: Step) -> int:
 
 
 def _short_step(step: Step) -> Step:
-    """A step within the bounds: the largest of its values are told by their sizes."""
+    """A step within the size bounds: its largest values are replaced by their sizes."""
     details = {_short(name): _short(value) for name, value in step.details.items()}
     sizes = {name: sum(1 for _ in _texts(value)) for name, value in details.items()}
     room = VALUES - 3 - len(details)  # act, model, version, names

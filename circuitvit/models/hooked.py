@@ -26,7 +26,7 @@ _READ_BY_HEAD = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in")
 
 
 class OwnHookPoint(HookPoint):
-    """A HookPoint that gives each function a tensor of its own.
+    """A HookPoint that passes each function a copy of the tensor.
 
     What passes through a hook point shares memory with other reads (the copies of the stream that
     heads read are one expanded tensor) and with the cache. Functions may write in place, as
@@ -34,7 +34,7 @@ class OwnHookPoint(HookPoint):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """What passes through; a copy where functions look at it, or where it is kept."""
+        """The tensor; a copy where functions see it, or where it is kept."""
         return x.clone() if self._forward_hooks else x
 
     def add_hook(self, hook: Any, *more: Any, **options: Any) -> LensHandle:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -45,7 +45,7 @@ class OwnHookPoint(HookPoint):
 
 
 class _OnACopy:
-    """A function of a hook, on a copy, which goes on unless the function returns something."""
+    """Call a hook's function on a copy, which is passed on unless the function returns a value."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -324,7 +324,7 @@ class HookedViT(HookedRootModule):
 
 
 def numbers_kept(config: ViTConfig, names: Iterable[str]) -> int:
-    """How many numbers hooks of these names keep of one image, without running anything."""
+    """The numbers that hooks of these names keep for one image, without running anything."""
     return sum(_numbers_at(config, name) for name in names)
 
 
@@ -356,7 +356,7 @@ def _plus(stream: Tensor, constant: Tensor | None) -> Tensor:
 
 
 def _lens_config(config: ViTConfig) -> SimpleNamespace:
-    """What ActivationCache looks up; per-block numbers are those of the largest block."""
+    """The config fields of ActivationCache; per-block numbers are those of the largest block."""
     return SimpleNamespace(
         n_layers=config.depth,
         d_model=config.width,

@@ -133,7 +133,7 @@ def predict(
     pixel_range: tuple[float, float] | None = None,
     workers: int = 0,
 ) -> Prediction | Predictions:
-    """The best classes of pictures; `ViT.predict` tells of the arguments.
+    """The best classes of pictures; the arguments are those of `ViT.predict`.
 
     Args:
         model: a module from images to logits with `config` and `preprocessing`; it is left as it
@@ -291,7 +291,7 @@ def _array(array: np.ndarray) -> np.ndarray | str:
 
 
 def _remedy(array: np.ndarray) -> str:
-    """How an array of another type becomes bytes."""
+    """The conversion of an array of another type to bytes."""
     if array.dtype == np.bool_:
         return "255 * array.astype('uint8') makes it of truth values"
     if np.issubdtype(array.dtype, np.floating):

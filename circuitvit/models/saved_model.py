@@ -66,7 +66,7 @@ def fitting_card(here: str | None, card: str | None, fingerprint: Callable[[], s
 
 
 def _fingerprint_in(card: str) -> str | None:
-    """The fingerprint in the front matter, which stands between two lines `---`."""
+    """The fingerprint in the front matter, which is between two lines `---`."""
     parts = re.split(r"^---\s*$", card, maxsplit=2, flags=re.MULTILINE)
     if len(parts) < 3 or parts[0].strip():
         return None
@@ -96,7 +96,7 @@ class SavedModel(
     library_name="circuitvit",
     tags=["vision-transformer", "image-classification"],
 ):
-    """A module whose shape is plain JSON; a class says what that JSON holds.
+    """A module whose shape is plain JSON; subclasses define the JSON.
 
     Its repr is a summary; `print(model.blocks)` shows torch's tree of modules, and
     `torch.nn.Module.__repr__(model)` that of the whole model.
@@ -147,7 +147,7 @@ class SavedModel(
         raise NotImplementedError
 
     def check_parts(self) -> None:
-        """Refuse a model whose parts are others than its config says, replaced or added to.
+        """Refuse a model with parts that don't match its config: replaced, added or missing.
 
         Raises:
             CircuitError: as it says; every such part is named, with the remedy.
@@ -235,7 +235,7 @@ class SavedModel(
         return self.push_to_hub(**hub, model_card_kwargs={"card": card}) if push_to_hub else None
 
     def fitting_preprocessing(self) -> Preprocessing | None:
-        """What of `preprocessing` can be this model's; it warns of what can't.
+        """The part of `preprocessing` that fits this model; warns of the rest.
 
         Raises:
             CircuitError: it is something else.

@@ -41,7 +41,7 @@ class EmptyLayer:
 
     @property
     def constants(self) -> Tensor | float:
-        """What is added to the stream but belongs to no writer, [#token width]."""
+        """The sum of bias and constant, which belong to no writer; [#token width]."""
         parts = [part for part in (self.bias, self.constant) if part is not None]
         return sum(parts[1:], start=parts[0]) if parts else 0.0
 
@@ -162,7 +162,7 @@ def _mlp_place(block: Block, index: int) -> SubLayer:
 
 
 def folded_projection(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """The linear layer that gives the same of x̂ as `linear` gives of LayerNorm(x).
+    """The linear layer on x̂ that equals `linear` on LayerNorm(x).
 
     LayerNorm(x) = x̂ ∘ γ + β with x̂ = (x − mean) / σ, so W LayerNorm(x) + b = (W ∘ γ) x̂ + (b + W β).
 
@@ -176,7 +176,7 @@ def folded_projection(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Te
 
 
 def constants_before(vit: ViT, place: int) -> Tensor:
-    """What is in the stream before a sub-layer but belongs to no writer, [#token width].
+    """The constants in the stream before a sub-layer, which belong to no writer; [#token width].
 
     Args:
         vit: the model.

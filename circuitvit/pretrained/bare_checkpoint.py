@@ -169,7 +169,7 @@ def _require(weights: Weights, *names: str) -> None:
 
 
 def _heads(path: Path, given: int | None, width: int, q_norm: Tensor | None) -> int:
-    """How many heads: as given, or by the width of a q/k norm."""
+    """The number of heads: as given, or by the width of a q/k norm."""
     fits = [n for n in range(1, width + 1) if width % n == 0]
     usual = [n for n in fits if 8 <= width // n <= 128]
     named = fits if len(fits) <= _MANY else usual or fits

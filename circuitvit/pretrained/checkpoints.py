@@ -141,7 +141,7 @@ _DEEPEST_NESTING = 6
 
 
 class Choosing:
-    """Which of a file's sets of weights is taken, and what is said of it.
+    """The chosen set of a file's weights, and sentences about the choice.
 
     Attributes:
         notes: what was unwrapped.
@@ -157,7 +157,7 @@ class Choosing:
         self.other_prefixes: list[str] = []
 
     def unwrapped(self, content: Any) -> Any:
-        """What is inside the dictionaries that are around the weights."""
+        """The content of the dictionaries around the weights."""
         while isinstance(content, Mapping):
             inner = [n for n in content if isinstance(n, str) and _holds_model(content[n])]
             if _holds_patches(content):
@@ -173,7 +173,7 @@ class Choosing:
         return content
 
     def _one_of(self, names: Sequence[str]) -> str:
-        """The name of the weights to take; the first but for what was asked.
+        """The name of the weights to take: the requested one, or the first.
 
         Raises:
             CircuitError: it can't be told which of several models is meant.
@@ -247,7 +247,7 @@ class Choosing:
     def without_prefix(
         self, tensors: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The model's tensors without what stands before their names, and the other ones."""
+        """The model's tensors without their name prefix, and the other tensors."""
         prefix = self._prefix(list(tensors))
         others = tuple(self.other_prefixes)
         mine = {n: t for n, t in tensors.items() if prefix or not n.startswith(others)}
@@ -451,7 +451,7 @@ def _tensors(path: Path, whole: Any, content: Any) -> tuple[dict[str, Tensor], l
 
 
 def _places(content: Any, place: str, depth: int) -> Iterator[tuple[str, int]]:
-    """Where in nested dictionaries and lists tensors are, and how many."""
+    """The places of tensors in nested dictionaries and lists, with their numbers."""
     if isinstance(content, Mapping):
         items = [(f"{place}[{key!r}]", value) for key, value in content.items()]
     elif isinstance(content, list | tuple):

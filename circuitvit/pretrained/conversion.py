@@ -164,7 +164,7 @@ class _Assembly:
             self.new[f"{at}qkv.bias"] = self.old.pop(f"{at}qkv.bias")
 
     def heads(self) -> None:
-        """The classifier; two that are averaged are halved and stand side by side."""
+        """The classifier; two averaged ones are halved and concatenated."""
         self.move("head")
         if "head_distillation.weight" not in self.old:
             return
@@ -242,7 +242,7 @@ SMALLEST = 0.1
 
 @dataclass(frozen=True)
 class Examination:
-    """A model that was loaded, and what it took; `load_vit` gives its `vit`.
+    """A loaded model and its conversion's notes; `load_vit` returns its `vit`.
 
     Attributes:
         source: what was loaded, in a few words.

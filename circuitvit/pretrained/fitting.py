@@ -39,7 +39,7 @@ def fitted(found: Opened, checkpoint: Checkpoint) -> Opened:
 
 
 def filled_with(found: Opened, weights: Weights) -> Opened:
-    """What was opened, its module now with these weights.
+    """The opened model with these weights in its module.
 
     Raises:
         CircuitError: keys are missing, or shapes differ: every one is named.
@@ -117,13 +117,13 @@ def replaced_in(names: Iterable[str]) -> str:
 
 
 def of_another_model(module: nn.Module, surplus: Iterable[str]) -> list[str]:
-    """Those surplus keys that tell of a model that computes otherwise than the module."""
+    """The surplus keys of a model that computes differently from the module."""
     roles = renamed(surplus, _layout_of(module)[0] or timm.RENAMES)
     return [name for name, role in roles.items() if _OF_A_MODEL.match(role)]
 
 
 def _layout_of(module: nn.Module) -> tuple[Renames, str]:
-    """What the layouts of a library's files have in common, and the keys that aren't needed.
+    """The renames of a library's file layouts, and the keys that aren't needed.
 
     timm has one layout: where its names differ (`norm`, `fc_norm`), models compute otherwise.
     """

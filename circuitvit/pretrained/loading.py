@@ -98,7 +98,7 @@ def examine(
     preprocessing: Preprocessing | None = None,
     weights: str | None = None,
 ) -> Examination:
-    """Load a model as `load_vit` does, and tell what was folded and what was not used.
+    """Load a model as `load_vit` does, and report what was folded and what was not used.
 
     Args:
         source: as in `load_vit`, like the other arguments.
@@ -119,7 +119,7 @@ def examine(
 def _examined(
     found: Opened, image_size: int | None, refitted: bool, preprocessing: Preprocessing | None
 ) -> Examination:
-    """What was opened, as a `ViT` of ours."""
+    """The opened model as a `ViT`."""
     if isinstance(found.model, ViT):
         result = _of_ours(found.model, image_size)
     else:
@@ -184,7 +184,7 @@ def _without_names(seen: Preprocessing | None) -> tuple[Preprocessing | None, tu
 
 
 def _of_ours(vit: ViT, image_size: int | None) -> Examination:
-    """A model of ours, which is not the caller's, its positions resampled if asked for."""
+    """A copy of a `ViT`, its positions resampled if requested."""
     vit.check_weights()
     new, folded = vit.eval(), ()
     if image_size is not None:

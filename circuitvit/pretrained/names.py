@@ -108,7 +108,7 @@ def _timm(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
 
 
 def _imagenet(module: nn.Module, tag: str | None) -> Preprocessing | None:
-    """What a module of timm says of its images, with ImageNet's class names.
+    """The preprocessing of a timm module, with ImageNet's class names.
 
     timm's weights don't have any. Only for its own pretrained weights that were last trained on
     ImageNet-1k, as their tag says; each class is called by the first of its WordNet lemmas, as
@@ -194,7 +194,7 @@ def _torchvision(text: str, name: str, checkpoint: Checkpoint | None) -> Opened:
 
 
 def preprocessing_of_weights(weights: Any) -> Preprocessing:
-    """What torchvision does to the images of these weights, and its classes."""
+    """The preprocessing and classes of torchvision for these weights."""
     does = weights.transforms()
     return Preprocessing(
         mean=tuple(does.mean),

@@ -37,7 +37,7 @@ _LAYERS = ("torch.nn.modules.linear.", "torch.nn.modules.conv.", "torch.nn.modul
 
 
 def content_of(path: Path) -> tuple[Any, Mapping[str, str]]:
-    """What a file holds, and the metadata of a safetensors file.
+    """The content of a file, and the metadata of a safetensors file.
 
     Raises:
         CircuitError: it is missing, of another kind, broken, or holds more than is read.
@@ -117,7 +117,7 @@ def _few(names: list[str]) -> str:
 
 
 def _harmless() -> list[Any]:
-    """Types that hold plain values, with the names under which files know them."""
+    """Types of plain values, with their names in files."""
     plain = [
         argparse.Namespace, types.SimpleNamespace, uuid.UUID, decimal.Decimal, fractions.Fraction,
         datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone,

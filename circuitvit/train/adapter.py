@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(values)
 
     def forward(self, write: Float[Tensor, "*image width"]) -> Float[Tensor, "*image width"]:
-        """What is added to the write of the attention or MLP."""
+        """The adapter's addition to the write of an attention or MLP."""
         return self.up(F.gelu(self.down(write)))
 
 

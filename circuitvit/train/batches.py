@@ -257,7 +257,7 @@ def _each(
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """How one global batch is mixed: each image with a partner, and likewise their labels.
+    """The mixing of one global batch: each image with a partner, and their labels likewise.
 
     Attributes:
         partner: for each image of the global batch, the place of its partner in it.

@@ -1,4 +1,4 @@
-"""What a training records of its epochs: mean gradients, TensorBoard's curves, the best epoch.
+"""Records of a training's epochs: mean gradients, TensorBoard's curves, the best epoch.
 
 No weight depends on any of it, but that `patience` ends the training.
 """

@@ -1,4 +1,4 @@
-"""Which parameters are trained, AdamW for them, and the moving average of the weights."""
+"""The trained parameters, AdamW for them, and the moving average of the weights."""
 
 import copy
 from collections.abc import Mapping

@@ -188,7 +188,7 @@ def run_of(
     recipe: Recipe,
     teacher: Teacher | None,
 ) -> dict[str, Any]:
-    """What identifies a training, as JSON values: data, initial weights, recipe, teacher."""
+    """The identity of a training, as JSON values: data, initial weights, recipe, teacher."""
     run = {
         "training images": training.fingerprint(),
         "validation images": validation.fingerprint(),

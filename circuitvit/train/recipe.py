@@ -174,7 +174,7 @@ class Recipe:
 
 
 class Purpose(IntEnum):
-    """What a seed is for. Each purpose has its own random stream, so a new one changes no other."""
+    """The purpose of a seed. Each has its own random stream, so a new one changes no other."""
 
     CROP_AND_RANDAUGMENT = 1
     NOISE_AND_ERASE = 2

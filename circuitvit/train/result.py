@@ -1,4 +1,4 @@
-"""What a training returns: the models with their histories, and how the training went."""
+"""The result of a training: the models with their histories, and its course."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Trained = TypeVar("Trained", bound=AnyViT | AdaptedViT)
 
 @dataclass(frozen=True, eq=False)
 class Training(Generic[Trained]):
-    """What a training returns.
+    """The result of a training.
 
     Attributes:
         vit: the model after the last epoch, or the average of its weights where the recipe has an
@@ -50,7 +50,7 @@ class Training(Generic[Trained]):
         return vit.adapter if isinstance(vit, AdaptedViT) else None
 
     def gradient_flow(self) -> AnyFigure:
-        """How much gradient reached each layer in each epoch, on a logarithmic scale.
+        """The mean gradient of each layer in each epoch, on a logarithmic scale.
 
         Raises:
             CircuitError: the checkpoint that was resumed is older than these records.

@@ -43,7 +43,7 @@ from circuitvit.torch_modes import in_default_modes
 
 @torch.no_grad()
 def exact_scores(task: PatchingTask, level: Level, qkv: Qkv) -> dict[str, float]:
-    """The exact score of everything at a level; of edges, as ACDC asks when all of them stay."""
+    """The exact score of everything at a level; of edges, as ACDC measures if all of them stay."""
     names = names_at(task.vit.config, level, qkv)
     if level == "edge":
         everything = Decisions(tau=-torch.inf, tie=0.0)

@@ -39,7 +39,7 @@ _LEVIT = 256 / 224
 
 @dataclass(frozen=True)
 class Processor:
-    """What was found beside a model.
+    """The image processor found beside a model.
 
     Attributes:
         seen: what it does to pictures; None where there is none, or it can't be understood.
@@ -53,7 +53,7 @@ class Processor:
 
 
 def processor_of(source: str) -> Processor:
-    """What the image processor in a folder, or in the hub's cache, does; empty if there is none."""
+    """The image processor in a folder, or in the hub's cache; empty if there is none."""
     path = None
     try:
         for name in (NESTED, FILE):
@@ -72,7 +72,7 @@ def processor_of(source: str) -> Processor:
 
 
 def _understood(path: Path, values: Any) -> Processor:
-    """What of a processor's fields is understood; the others are named.
+    """The fields of a processor that are understood; the others are named.
 
     Raises:
         CircuitError: mean or deviation, or all of it, isn't understood.
@@ -272,7 +272,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _factor(values: Mapping[str, Any]) -> float:
-    """What bytes are multiplied by."""
+    """The factor that bytes are multiplied by."""
     return values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
 
 

@@ -51,7 +51,7 @@ class LibraryReading:
 
 @runtime_checkable
 class Library(Protocol):
-    """What a library's module here offers."""
+    """The interface of a library's module in this room."""
 
     RENAMES: Renames
 
@@ -68,7 +68,7 @@ class Library(Protocol):
         ...
 
     def preprocessing_of(self, source: Any) -> Preprocessing | None:
-        """What the model itself says about its images."""
+        """The model's own preprocessing."""
         ...
 
 
@@ -199,7 +199,7 @@ def path_to_linear(module: object) -> str | None:
 
 
 def distinct(names: Iterable[Any]) -> tuple[str, ...]:
-    """Class names, told apart by their number where two are the same, such as ImageNet's cranes."""
+    """Class names, with their number where two are the same, such as ImageNet's cranes."""
     names = [str(name) for name in names]
     count = Counter(names)
     taken = {name for name in names if count[name] == 1}

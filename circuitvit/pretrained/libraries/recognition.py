@@ -42,7 +42,7 @@ def library_of(module: nn.Module) -> Any:
 
 
 def _model_in(module: nn.Module) -> str | None:
-    """Which model that can be read a wrapper holds, and how to give it."""
+    """The readable model inside a wrapper, and how to pass it."""
     libraries = cast("tuple[ModuleType, ...]", LIBRARIES)
     for path, inner in module.named_modules():
         if any(library.knows(inner) for library in libraries):

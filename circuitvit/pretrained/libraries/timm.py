@@ -196,7 +196,7 @@ def _pooling(source: Any) -> Pooling:
 
 
 def preprocessing_of(source: Any) -> Preprocessing | None:
-    """What `module.pretrained_cfg` says; None for a module that has none."""
+    """The preprocessing of `module.pretrained_cfg`; None for a module that has none."""
     return preprocessing_from(config_of(source))
 
 
@@ -211,7 +211,7 @@ def config_of(source: Any) -> Mapping[str, Any]:
 
 
 def preprocessing_from(known: Mapping[str, Any]) -> Preprocessing | None:
-    """What timm does to the images of such a `pretrained_cfg`; None if it is empty.
+    """The preprocessing by timm for a `pretrained_cfg`; None if it is empty.
 
     Where it is silent, timm's own defaults count, as in `timm.data.resolve_data_config`.
     """
@@ -244,7 +244,7 @@ def _labels(known: Mapping[str, Any]) -> Any:
 
 
 def odd_fields(known: Mapping[str, Any]) -> list[str]:
-    """What a `pretrained_cfg` says of images that a `Preprocessing` can't say."""
+    """The fields of a `pretrained_cfg` that a `Preprocessing` can't represent."""
     crop, mode = known.get("crop_pct") or _CROP, known.get("crop_mode") or "center"
     interpolation = known.get("interpolation") or "bicubic"
     found = {
@@ -275,14 +275,14 @@ _MEAN, _STD, _CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875
 
 
 def mlp_ratio(neurons: int, width: int) -> float:
-    """What timm multiplies by the width, and rounds down to the neurons."""
+    """The `mlp_ratio` of timm: times the width and rounded down, it is the number of neurons."""
     ratio = neurons / width
     return ratio if int(width * ratio) == neurons else (neurons + 0.5) / width
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a wrapper says.
+    """The preprocessing and notes of a wrapper.
 
     Attributes:
         preprocessing: of its images; None where even timm knows nothing of the architecture.

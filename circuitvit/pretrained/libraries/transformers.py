@@ -252,7 +252,7 @@ def home_of(source: Any) -> str:
 
 
 def class_names(config: Any) -> tuple[str, ...] | None:
-    """What `id2label` calls the classes; None where it only counts them."""
+    """The class names of `id2label`; None if it only counts them."""
     labels = getattr(config, "id2label", None)
     if not isinstance(labels, Mapping) or not labels:
         return None

@@ -107,7 +107,7 @@ def has_reader(kept: KeptEdges, place: int) -> bool:
 
 @dataclass(frozen=True)
 class Speedups:
-    """What the engine may do to be fast; none of it changes a decision.
+    """The engine's speed-ups; none of them changes a decision.
 
     Attributes:
         pooled: run units only at the tokens that somebody needs.
@@ -217,7 +217,7 @@ class State:
         return self.units.in_stream(node_named(name), write - ablated)
 
     def base(self, reader: Node, needs: Rows) -> Tensor:
-        """What a reader reads with no edge kept."""
+        """A reader's input with no edge kept."""
         key = f"a{reader.block}" if reader.kind == "head" else reader.name
         return self.narrow(self._bases[key], "all", needs)
 
@@ -232,7 +232,7 @@ class State:
         return self._before[reader.unit]
 
     def read(self, reader: Node, needs: Rows) -> StreamRows:
-        """What a reader reads now, summed afresh over the writers that it keeps."""
+        """A reader's current input, summed afresh over the writers that it keeps."""
         if self.keeps_all(reader) and (reader.kind == "logits" or reader.unit in self.writes):
             stream = self.prefixes()[self.before(reader)]
             return self.base(reader, needs) + self.narrow(stream, "all", needs)
@@ -243,7 +243,7 @@ class State:
         return total.to(embedded.dtype).expand_as(embedded)
 
     def read_anew(self, reader: Node, needs: Rows, trial: Trial) -> StreamRows:
-        """What a reader reads in a trial, summed afresh over the writers that it keeps."""
+        """A reader's input in a trial, summed afresh over the writers that it keeps."""
         moments, writes = trial.moments, trial.writes
         shape = (moments, *self.embedded(needs).shape)
         total = self.base(reader, needs).double().expand(shape).clone()
@@ -259,7 +259,7 @@ class State:
         return total.flatten(0, 1).to(self.vit.positions.dtype)
 
     def embedded(self, needs: Rows) -> StreamRows:
-        """What `embed` writes, at some rows: the shape and dtype of a stream."""
+        """The write of `embed`, at some rows: the shape and dtype of a stream."""
         return self.narrow(self.writes["embed"], "all", needs)
 
     def prefixes(self) -> Float[Tensor, "_writer image token width"]:

@@ -88,7 +88,7 @@ class Root:
             self._lengths = None if settled else state.lengths(first)
 
     def numbers(self) -> int:
-        """How many numbers a removal makes: products where they are looked up, else a stream."""
+        """The numbers that a removal makes: products where they are looked up, else a stream."""
         unit = self.readers[0].unit
         if self._products is None or self._lengths is None or self._state.rows[unit] == "all":
             return self.rest.numel()
@@ -103,7 +103,7 @@ class Root:
             self._lengths = None
 
     def without(self, first: int, moments: int, keeps: Collection[int]) -> Tensor | Projected:
-        """What is read without some writers in a row, the last one's images first.
+        """The input without some consecutive writers, the last one's images first.
 
         Args:
             first: index in the order of the first writer that goes.

@@ -66,7 +66,7 @@ class Followers:
         return reader in self._reads
 
     def read(self, name: str, trial: Trial) -> Measured | Projected | None:
-        """What a follower reads in a trial, multiplied by its weights; summed, if it is tiny.
+        """A follower's input in a trial, times its weights; summed afresh if it is tiny.
 
         None if nothing that it reads has changed in this trial.
         """

@@ -244,7 +244,7 @@ class UnitForward:
         return made
 
     def run_mlp(self, block: int, rows: Rows, read: Measured | Projected) -> Tensor:
-        """What an MLP writes, at the rows that are needed."""
+        """The write of an MLP, at the rows that are needed."""
         neurons = self.neurons_of(block)
         hidden = neurons.hidden(read)
         has = "all" if rows == "mean" else rows
@@ -258,7 +258,7 @@ class UnitForward:
         moments: int = 1,
         made: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> dict[str, dict[str, Tensor]]:
-        """What an MLP, or heads of a block with the same parts changed, make of their reads.
+        """Run an MLP, or heads of a block with the same changed parts, on new inputs.
 
         Args:
             nodes: the MLP, or the heads.
@@ -311,7 +311,7 @@ def readers_of_unit(unit: Node) -> tuple[Node, ...]:
 
 
 def _together(reads: Sequence[Measured | Projected]) -> Measured | Projected:
-    """Those of several heads, with the heads in front; all of one kind."""
+    """Inputs of several heads, with the heads in front; all of one kind."""
     lengths = _stacked([read.squares for read in reads])
     measured = [read.x for read in reads if isinstance(read, Measured)]
     if measured:
