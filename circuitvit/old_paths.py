@@ -5,9 +5,7 @@ Pickles and scripts of that version name them. Only modules with public names ar
 
 import sys
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
 from types import ModuleType
 from warnings import warn
 
@@ -65,7 +63,7 @@ class _Room(ModuleType):
             super().__setattr__(name, value)
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder:
     """Finds a module of an old path: the module at its new one, under both names."""
 
     def find_spec(
@@ -73,7 +71,7 @@ class _Finder(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
         known = package == "circuitvit" and name in PATHS
-        return spec_from_loader(fullname, self) if known else None
+        return ModuleSpec(fullname, self) if known else None  # pyright: ignore[reportArgumentType]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Python's default: a new module."""
