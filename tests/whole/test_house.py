@@ -112,8 +112,7 @@ def test_no_name_stands_for_two_things():
 
 
 def test_tests_mirror_the_rooms():
-    rooms = {path.name for path in (HOUSE / "circuitvit").iterdir() if path.is_dir()}
-    rooms -= {"__pycache__"}
+    rooms = {path.parent.name for path in (HOUSE / "circuitvit").glob("*/__init__.py")}
     extra = {"attack", "demo", "experiments", "ground", "whole"}
     found = {path.parent.name for path in TESTS if path.name.startswith("test_")}
     assert rooms <= found <= rooms | extra
